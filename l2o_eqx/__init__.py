@@ -1,0 +1,77 @@
+"""Learned optimizers in JAX and Equinox: meta-train them, compare them, use them in any optax loop.
+
+Names are imported when they are first used, so that `import l2o_eqx` alone does not start JAX.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+__version__ = importlib.metadata.version("l2o-eqx")
+
+if TYPE_CHECKING:
+    from . import data as data
+    from . import objectives as objectives
+    from . import optimizers as optimizers
+    from . import plots as plots
+    from . import preprocessors as preprocessors
+    from . import strategies as strategies
+    from . import transforms as transforms
+    from . import weightings as weightings
+    from ._compare import BASELINES as BASELINES
+    from ._compare import LEARNING_RATES as LEARNING_RATES
+    from ._compare import Comparison as Comparison
+    from ._compare import compare as compare
+    from ._evaluate import Trajectories as Trajectories
+    from ._evaluate import count_coordinates as count_coordinates
+    from ._evaluate import evaluate as evaluate
+    from ._meta_gradient import MetaGradient as MetaGradient
+    from ._meta_gradient import meta_gradient as meta_gradient
+    from ._meta_gradient import recorded_meta_gradient as recorded_meta_gradient
+    from ._meta_train import MetaSolution as MetaSolution
+    from ._meta_train import MetaState as MetaState
+    from ._meta_train import Progress as Progress
+    from ._meta_train import count_meta_parameters as count_meta_parameters
+    from ._meta_train import default_meta_optimizer as default_meta_optimizer
+    from ._meta_train import init_meta_state as init_meta_state
+    from ._meta_train import meta_step as meta_step
+    from ._meta_train import meta_train as meta_train
+    from ._meta_train import select_restart as select_restart
+    from ._serialise import FileFormatError as FileFormatError
+    from ._serialise import load as load
+    from ._serialise import load_metadata as load_metadata
+    from ._serialise import save as save
+    from ._unroll import Unroll as Unroll
+    from ._unroll import unroll as unroll
+    from .optimizers import as_optax as as_optax
+
+_NAMESPACES = (
+    "data objectives optimizers plots preprocessors strategies transforms weightings".split()
+)
+_NAMES = {
+    name: module
+    for module, names in {
+        "_compare": "BASELINES LEARNING_RATES Comparison compare",
+        "_evaluate": "Trajectories count_coordinates evaluate",
+        "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
+        "_meta_train": "MetaSolution MetaState Progress count_meta_parameters default_meta_optimizer "
+        "init_meta_state meta_step meta_train select_restart",
+        "_serialise": "FileFormatError load load_metadata save",
+        "_unroll": "Unroll unroll",
+        "optimizers": "as_optax",
+    }.items()
+    for name in names.split()
+}
+__all__ = ["__version__", *_NAMESPACES, *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,116 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from ._checks import check_sizes
+from ._devices import sharded_over_devices
+from ._inner import batched_init, init_params, run_steps
+from .objectives import AbstractObjectiveFamily, sample_objectives
+from .optimizers import AbstractOptimizer, as_optimizer
+
+# Coordinates that one batch of objectives may hold together: enough for wide operations, few enough for
+# the optimizer's state to stay in the cache.
+_CHUNK_COORDINATES = 2048
+
+
+class Trajectories(eqx.Module):
+    """The losses of an optimizer on many objectives.
+
+    `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front.
+    """
+
+    losses: Float[Array, "*restarts objectives steps"]
+
+    @property
+    def final_losses(self) -> Float[Array, "*restarts objectives"]:
+        """The losses at the last step."""
+        return self.losses[..., -1]
+
+
+def evaluate(
+    optimizer: AbstractOptimizer | optax.GradientTransformation,
+    family: AbstractObjectiveFamily,
+    *,
+    num_steps: int,
+    num_objectives: int = 64,
+    restarts: int | None = None,
+    key: PRNGKeyArray,
+) -> Trajectories:
+    """Runs an optimizer, learned or from optax, on objectives drawn from a family.
+
+    The same key gives the same objectives, starting points and minibatches to every optimizer.
+
+    **Arguments:**
+
+    - `optimizer`: what to run.
+    - `family`: what to run it on.
+    - `num_steps`: inner steps on each objective.
+    - `num_objectives`: how many are drawn.
+    - `restarts`: if given, `optimizer` is a batch of that many, as `meta_train` returns it.
+    - `key`: picks them.
+
+    **Returns:** `Trajectories`.
+
+    **Raises:** `ValueError` for sizes below 1.
+    """
+    check_sizes(
+        "evaluate",
+        num_steps=num_steps,
+        num_objectives=num_objectives,
+        restarts=1 if restarts is None else restarts,
+    )
+    keys = jr.split(key, num_objectives)
+    return Trajectories(_evaluate(as_optimizer(optimizer), family, keys, num_steps, restarts))
+
+
+def losses_on(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    keys: Key[Array, " objectives"],
+    *,
+    num_steps: int,
+) -> Float[Array, "objectives steps"]:
+    """The losses on one objective per key, on however many devices there are. Meant for use under jit."""
+    num_objectives = keys.shape[0]
+
+    def run_chunk(keys):
+        okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
+        objectives = sample_objectives(family, okeys)
+        params = init_params(objectives, ikeys)
+        state = batched_init(optimizer, params)
+        *_, record = run_steps(
+            optimizer, objectives, params, state, num_steps, start=0, keys=lkeys
+        )
+        return record.losses.T
+
+    def run_shard(keys):
+        size = _chunk_size(family, keys.shape[0])
+        chunks = lax.map(run_chunk, keys.reshape(-1, size))
+        return chunks.reshape(-1, num_steps)
+
+    return sharded_over_devices(run_shard, num_objectives)(keys)
+
+
+def count_coordinates(family: AbstractObjectiveFamily) -> int:
+    """How many coordinates the objectives of a family have; nothing is computed for it."""
+    params = eqx.filter_eval_shape(lambda key: family.sample(key).init(key), jr.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _chunk_size(family, num_objectives):
+    wanted = max(1, _CHUNK_COORDINATES // max(1, count_coordinates(family)))
+    return max(n for n in range(1, min(wanted, num_objectives) + 1) if num_objectives % n == 0)
+
+
+@eqx.filter_jit
+def _evaluate(optimizer, family, keys, num_steps, restarts):
+    if restarts is None:
+        return losses_on(optimizer, family, keys, num_steps=num_steps)
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+    return lax.map(
+        lambda a: losses_on(eqx.combine(a, static), family, keys, num_steps=num_steps), arrays
+    )

@@ -1,0 +1,109 @@
+"""One inner optimization step for a batch of objectives: the only place where gradients are taken.
+
+Everything in this module carries an axis for the objectives in front of every leaf of params and
+gradients. One objective is a batch of one.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from ._types import Params, State, StepNumber
+from .objectives import AbstractObjective, ObjectiveBatch
+from .optimizers import AbstractOptimizer
+
+
+class Record(eqx.Module):
+    """What a number of inner steps leave behind, the steps on the leading axis."""
+
+    losses: Float[Array, "steps objectives"]
+    grads: PyTree[Float[Array, "..."]]
+
+
+def as_batch(objective: AbstractObjective) -> ObjectiveBatch:
+    """A batch of one; nothing is copied."""
+    own, shared = eqx.partition(objective, False)
+    return ObjectiveBatch(own, shared)
+
+
+def add_axis(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def drop_axis(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def batched_init(optimizer: AbstractOptimizer, params: Params) -> State:
+    """`optimizer.init` for params with an objectives axis."""
+    # To a coordinatewise optimizer a batch of objectives is just more coordinates, which makes one wide
+    # matrix product out of many narrow ones.
+    if optimizer.coordinatewise:
+        return optimizer.init(params)
+    return jax.vmap(optimizer.init)(params)
+
+
+def batched_update(
+    optimizer: AbstractOptimizer, grads: Params, state: State, params: Params
+) -> tuple[Params, State]:
+    """`optimizer.update` for params with an objectives axis and a state from `batched_init`."""
+    if optimizer.coordinatewise:
+        return optimizer.update(grads, state, params)
+    return jax.vmap(optimizer.update)(grads, state, params)
+
+
+def to_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
+    """The state of one objective as that of a batch of one."""
+    return state if optimizer.coordinatewise else add_axis(state)
+
+
+def from_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
+    """The inverse of `to_batched_state`."""
+    return state if optimizer.coordinatewise else drop_axis(state)
+
+
+def init_params(objectives: ObjectiveBatch, keys: Key[Array, " objectives"]) -> Params:
+    """A starting point for every objective."""
+    return jax.vmap(lambda own, key: objectives.select(own).init(key))(objectives.own, keys)
+
+
+def run_steps(
+    optimizer: AbstractOptimizer,
+    objectives: ObjectiveBatch,
+    params: Params,
+    state: State,
+    num_steps: int,
+    *,
+    start: StepNumber,
+    keys: Key[Array, " objectives"],
+    shown: Callable[[PyTree], PyTree] = lambda x: x,
+) -> tuple[Params, State, Record]:
+    """`num_steps` inner steps from step number `start` on.
+
+    **Arguments:**
+
+    - `keys`: one per objective for the whole super epoch.
+    - `shown`: applied to what the optimizer sees of the objective; `lax.stop_gradient` makes the
+        derivative of the result the first-order one.
+
+    **Returns:** params and state after the last step, and the record.
+    """
+
+    def value_and_grad(own, params, step, key):
+        return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
+
+    def one_step(carry, step):
+        params, state = carry
+        losses, grads = jax.vmap(value_and_grad, in_axes=(0, 0, None, 0))(
+            objectives.own, params, step, keys
+        )
+        updates, state = batched_update(optimizer, shown(grads), state, shown(params))
+        return (eqx.apply_updates(params, updates), state), Record(losses, grads)
+
+    steps = start + jnp.arange(num_steps)
+    (params, state), record = lax.scan(one_step, (params, state), steps)
+    return params, state, record

@@ -1,0 +1,310 @@
+r"""The meta-gradient: how a window's meta-loss changes with the optimizer's meta-parameters.
+
+With the first-order convention ∂∇_t/∂φ = 0 (thesis eq. 3.8) whatever the optimizer is shown is a
+constant, and θ_t = θ_1 + Σ_{τ<t} u_τ, where u_τ is the update of step τ. So for a meta-loss
+L(f(θ_1), …, f(θ_T)) with w_t = ∂L/∂f(θ_t)
+
+    dL/dφ = Σ_t w_t ∇f(θ_t)ᵀ Σ_{τ<t} ∂u_τ/∂φ = Σ_τ λ_τᵀ ∂u_τ/∂φ,    λ_τ = Σ_{t>τ} w_t ∇f(θ_t).
+
+Hence two phases. *Record*: run the window, keep the gradients. *Replay*: λ is a suffix sum of the
+recorded gradients, and what remains is backpropagation through the optimizer alone along a known
+sequence of inputs. The objective is never differentiated twice, nor through the optimizer. Where the
+coordinates are independent, the replay runs block by block over them, so that memory is O(T·N) for the
+record plus O(T·block) for the activations of one block instead of O(T·N) times the size of a network.
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+
+from ._inner import (
+    add_axis,
+    as_batch,
+    batched_update,
+    drop_axis,
+    from_batched_state,
+    run_steps,
+    to_batched_state,
+)
+from ._types import Params, Scalar, State, StepNumber
+from .objectives import AbstractObjective, ObjectiveBatch
+from .optimizers import AbstractOptimizer
+from .weightings import AbstractWeighting
+
+Order = Literal["first", "second"]
+
+# Coordinates per block of the replay. Measured on two cores (benchmarks/meta_gradient.py): smaller blocks
+# pay for more loop iterations, larger ones fall out of the cache.
+_BLOCK_SIZE = 2048
+
+
+class MetaGradient(eqx.Module):
+    """The result of `meta_gradient`.
+
+    `losses` are f(θ_t) at the window's steps, `meta_loss` their weighted sum, `grads` has the structure of
+    the optimizer (its other leaves are `None`), `params` and `state` stand at the end of the window.
+    """
+
+    losses: Float[Array, " window"]
+    meta_loss: Scalar
+    grads: PyTree
+    params: Params
+    state: State
+
+
+class BatchMetaGradient(eqx.Module):
+    """The same for a batch of objectives: `grads` and `meta_loss` are means over them."""
+
+    losses: Float[Array, "window objectives"]
+    meta_loss: Scalar
+    grads: PyTree
+    params: Params
+    state: State
+
+
+def meta_gradient(
+    optimizer: AbstractOptimizer,
+    objective: AbstractObjective,
+    params: Params,
+    state: State,
+    *,
+    window: int,
+    start: StepNumber = 0,
+    num_steps: int | None = None,
+    weighting: AbstractWeighting,
+    key: PRNGKeyArray,
+    order: Order = "first",
+) -> MetaGradient:
+    """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
+
+    Params and state at the start of the window are constants. The updates u_1 … u_{T−1} are trained; the
+    last one, u_T, moves no loss of the window (eq. 3.5 as written).
+
+    **Arguments:**
+
+    - `optimizer`, `objective`: what runs on what.
+    - `params`, `state`: where the window begins.
+    - `window`: T, the number of inner steps.
+    - `start`: number of the window's first step in its super epoch.
+    - `num_steps`: length of the super epoch, for weightings that ask; by default it ends with the window.
+    - `weighting`: turns the window's losses into the meta-loss.
+    - `key`: with a step's number it picks each minibatch; the same for the whole super epoch.
+    - `order`: `"first"` drops the second derivatives of the objective, as the paper and the thesis do;
+        `"second"` differentiates through everything, in memory that grows with all activations.
+
+    **Returns:** a `MetaGradient`.
+
+    **Raises:** `ValueError` for an empty window or an unknown order.
+
+    Reference: thesis eq. 3.5 to 3.8.
+    """
+    num_steps = _check_window(window, start, num_steps)
+    if order not in ("first", "second"):
+        raise ValueError(f"`meta_gradient(order={order!r})`: the orders are 'first' and 'second'.")
+    # Numbers as arrays, so that another window of the same super epoch is the same program.
+    start, num_steps = jnp.asarray(start), jnp.asarray(num_steps)
+    return _meta_gradient(
+        optimizer, objective, params, state, window, start, num_steps, weighting, key, order
+    )
+
+
+def recorded_meta_gradient(
+    optimizer: AbstractOptimizer,
+    grads: PyTree[Float[Array, "window ..."]],
+    losses: Float[Array, " window"],
+    params: Params,
+    state: State,
+    *,
+    start: StepNumber = 0,
+    num_steps: int | None = None,
+    weighting: AbstractWeighting,
+) -> PyTree:
+    """The first-order meta-gradient from a record of gradients and losses, wherever they come from.
+
+    The objective may live outside JAX: whoever can hand over ∇f(θ_t) and f(θ_t) along a window can train
+    an optimizer.
+
+    **Arguments:**
+
+    - `optimizer`: with the meta-parameters to differentiate by.
+    - `grads`: ∇f at each step of the window: a tree like `params` with the steps on a leading axis.
+    - `losses`: f at each step.
+    - `params`, `state`: the point and the optimizer's state at the start of the window.
+    - `start`, `num_steps`, `weighting`: as in `meta_gradient`.
+
+    **Returns:** the meta-gradient, with the structure of the optimizer.
+    """
+    window = losses.shape[0]
+    num_steps = _check_window(window, start, num_steps)
+    weights = jax.grad(lambda x: weighting(x, start, num_steps))(losses)
+    record = jax.tree.map(lambda g: g[:, None], grads)
+    return replay(
+        optimizer,
+        add_axis(params),
+        to_batched_state(optimizer, state),
+        record,
+        suffix_sums(record, weights[:, None]),
+    )
+
+
+def batch_meta_gradient(
+    optimizer: AbstractOptimizer,
+    objectives: ObjectiveBatch,
+    params: Params,
+    state: State,
+    *,
+    window: int,
+    start: StepNumber,
+    num_steps: StepNumber,
+    weighting: AbstractWeighting,
+    keys: Key[Array, " objectives"],
+    order: Order = "first",
+) -> BatchMetaGradient:
+    """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""
+
+    def mean_meta_loss(losses):
+        return jnp.mean(jax.vmap(lambda x: weighting(x, start, num_steps), in_axes=1)(losses))
+
+    def run(optimizer):
+        return run_steps(optimizer, objectives, params, state, window, start=start, keys=keys)
+
+    if order == "second":
+
+        @eqx.filter_value_and_grad(has_aux=True)
+        def through_everything(optimizer):
+            *end, record = run(optimizer)
+            return mean_meta_loss(record.losses), (*end, record)
+
+        (meta_loss, (*end, record)), grads = through_everything(optimizer)
+    else:
+        *end, record = run(optimizer)
+        meta_loss, weights = jax.value_and_grad(mean_meta_loss)(record.losses)
+        grads = replay(
+            optimizer, params, state, record.grads, suffix_sums(record.grads, weights)
+        )
+    return BatchMetaGradient(record.losses, meta_loss, grads, *end)
+
+
+def suffix_sums(
+    grads: PyTree[Float[Array, "window objectives ..."]],
+    weights: Float[Array, "window objectives"],
+) -> PyTree[Float[Array, "window objectives ..."]]:
+    """λ_τ = Σ_{t>τ} w_t ∇f(θ_t): what the meta-loss gains per unit of the update of step τ."""
+
+    def suffix_sum(g):
+        weighted = g * weights.reshape(weights.shape + (1,) * (g.ndim - 2)).astype(g.dtype)
+        later = jnp.concatenate([weighted[1:], jnp.zeros_like(weighted[:1])])
+        return lax.cumsum(later, axis=0, reverse=True)
+
+    return jax.tree.map(suffix_sum, grads)
+
+
+def replay(
+    optimizer: AbstractOptimizer,
+    params: Params,
+    state: State,
+    grads: PyTree[Float[Array, "window objectives ..."]],
+    cotangents: PyTree[Float[Array, "window objectives ..."]],
+) -> PyTree:
+    """Σ_τ λ_τᵀ ∂u_τ/∂φ along recorded gradients: the second phase.
+
+    **Arguments:**
+
+    - `params`, `state`: at the start of the window, with an objectives axis.
+    - `grads`: what the optimizer was shown.
+    - `cotangents`: λ.
+
+    **Returns:** the sum over steps and objectives, with the structure of the optimizer.
+    """
+    if not optimizer.coordinatewise:
+        return _replay_block(optimizer, params, state, grads, cotangents)
+
+    coordinates = (_flatten(params, 0), state, _flatten(grads, 1), _flatten(cotangents, 1))
+    num_coordinates = coordinates[0].shape[0]
+    if num_coordinates <= _BLOCK_SIZE:
+        return _replay_block(optimizer, *coordinates)
+
+    blocks = jax.tree.map(lambda x: _split_blocks(x, num_coordinates), coordinates)
+
+    def add_block(total, block):
+        return eqx.apply_updates(total, _replay_block(optimizer, *block)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
+    return lax.scan(add_block, zeros, blocks)[0]
+
+
+def _replay_block(optimizer, params, state, grads, cotangents):
+    @eqx.filter_grad
+    def total(optimizer):
+        def one_step(carry, inputs):
+            params, state = carry
+            grads, cotangents = inputs
+            updates, state = batched_update(optimizer, grads, state, params)
+            gain = sum(map(_dot, jax.tree.leaves(updates), jax.tree.leaves(cotangents)))
+            # Params are shown as constants, and need not be recorded: they follow from the updates.
+            params = eqx.apply_updates(params, lax.stop_gradient(updates))
+            return (params, state), gain
+
+        if not optimizer.coordinatewise:
+            one_step = jax.checkpoint(one_step)
+        _, gains = lax.scan(one_step, (params, state), (grads, cotangents))
+        return jnp.sum(gains)
+
+    return total(optimizer)
+
+
+def _dot(updates, cotangents):
+    dtype = jnp.result_type(float)
+    return jnp.sum(updates.astype(dtype) * cotangents.astype(dtype))
+
+
+def _flatten(tree, num_leading):
+    leaves = jax.tree.leaves(tree)
+    dtype = max((x.dtype for x in leaves), key=lambda d: d.itemsize)
+    rows = [x.reshape(*x.shape[:num_leading], -1).astype(dtype) for x in leaves]
+    return jnp.concatenate(rows, axis=-1)
+
+
+def _split_blocks(x, num_coordinates):
+    # The zeros that fill the last block have λ = 0 and add nothing.
+    num_blocks = -(-num_coordinates // _BLOCK_SIZE)
+    padding = num_blocks * _BLOCK_SIZE - num_coordinates
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, _BLOCK_SIZE), -2, 0)
+
+
+def _check_window(window, start, num_steps):
+    if window < 1:
+        raise ValueError(f"`meta_gradient(window=...)` needs at least one step. Got window={window}.")
+    if num_steps is None:
+        num_steps = start + window
+    return num_steps
+
+
+@eqx.filter_jit
+def _meta_gradient(
+    optimizer, objective, params, state, window, start, num_steps, weighting, key, order
+):
+    result = batch_meta_gradient(
+        optimizer,
+        as_batch(objective),
+        add_axis(params),
+        to_batched_state(optimizer, state),
+        window=window,
+        start=start,
+        num_steps=num_steps,
+        weighting=weighting,
+        keys=key[None],
+        order=order,
+    )
+    return MetaGradient(
+        result.losses[:, 0],
+        result.meta_loss,
+        result.grads,
+        drop_axis(result.params),
+        from_batched_state(optimizer, result.state),
+    )

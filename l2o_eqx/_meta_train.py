@@ -1,0 +1,262 @@
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ._checks import check_sizes
+from ._devices import sharded_over_devices
+from .objectives import AbstractObjectiveFamily, sample_objectives
+from .optimizers import AbstractOptimizer
+from .strategies import AbstractUpdateStrategy, EveryWindow
+from .transforms import unit_norm
+from .weightings import AbstractWeighting, Constant
+
+
+class MetaState(eqx.Module):
+    """Where a meta-training stands: all that is needed to go on.
+
+    With `restarts` every array but `super_epoch` has their axis in front.
+    """
+
+    optimizer: AbstractOptimizer
+    meta_optimizer_state: PyTree
+    super_epoch: Int[Array, ""]
+
+
+class Progress(eqx.Module):
+    """What a callback of `meta_train` sees after each super epoch.
+
+    **Fields:**
+
+    - `super_epoch`: number of super epochs done; `super_epochs`: of how many.
+    - `metrics`: host numbers, arrays over restarts if there are any: `meta_loss`, the mean over the super
+        epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
+        `grad_norm`, the mean norm of the meta-gradient; `skipped_updates`, how many meta-updates were left
+        out so far because their gradient was not finite.
+    - `state`: to save, or to resume from.
+    """
+
+    super_epoch: int
+    super_epochs: int
+    metrics: dict[str, Any]
+    state: MetaState
+
+
+# A callback that returns a true value ends the training after this super epoch.
+Callback = Callable[[Progress], Any]
+
+
+class MetaSolution(eqx.Module):
+    """The result of `meta_train`.
+
+    **Fields:**
+
+    - `optimizer`: the trained optimizer; with `restarts`, a batch of them: see `restart`.
+    - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
+    - `metrics`: those of `Progress`, one row per super epoch.
+    - `state`: pass it to `meta_train` to go on.
+    """
+
+    optimizer: AbstractOptimizer
+    result: Literal["completed", "stopped"]
+    metrics: dict[str, np.ndarray]
+    state: MetaState
+
+
+def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimizer:
+    """One optimizer out of a batch of restarts."""
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, optimizer)
+
+
+def count_meta_parameters(optimizer: AbstractOptimizer) -> int:
+    """How many floating-point numbers of an optimizer meta-training changes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)))
+
+
+@functools.cache
+def default_meta_optimizer(learning_rate: float = 1e-3) -> optax.GradientTransformation:
+    """Unit norm, then Adam, as in the thesis (with Keras's ε = 1e-7).
+
+    A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
+    learning rate return the same object, which lets trainings share one compiled program.
+    """
+    chain = optax.chain(unit_norm(), optax.adam(learning_rate, eps=1e-7))
+    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
+
+
+def meta_train(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    strategy: AbstractUpdateStrategy | None = None,
+    *,
+    weighting: AbstractWeighting | None = None,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    num_steps: int = 320,
+    super_epochs: int = 100,
+    num_objectives: int = 1,
+    restarts: int | None = None,
+    key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
+    state: MetaState | None = None,
+) -> MetaSolution:
+    """Trains an optimizer to minimize the objectives of a family.
+
+    Each super epoch draws new objectives and starting points and runs one whole inner optimization of
+    `num_steps`, compiled as one program, with the meta-updates of the strategy inside. Callbacks are
+    ordinary Python, called between super epochs.
+
+    **Arguments:**
+
+    - `optimizer`: what to train; every floating-point array in it is a meta-parameter.
+    - `family`: what to train it on.
+    - `strategy`: by default `EveryWindow(16)`.
+    - `weighting`: by default `Constant()`.
+    - `meta_optimizer`: any optax transformation; by default `default_meta_optimizer()`.
+    - `num_steps`: length of a super epoch.
+    - `super_epochs`: how many; with `state`, how many in all.
+    - `num_objectives`: inner optimizations side by side, whose meta-gradients are averaged.
+    - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`, each
+        trained independently, on its own draws, in the same program.
+    - `key`: the same key gives the same result.
+    - `callbacks`: called with a `Progress` after each super epoch.
+    - `state`: of an earlier solution with the same settings, to go on where it ended.
+
+    **Returns:** a `MetaSolution`.
+
+    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, or an optimizer
+    without meta-parameters.
+
+    Reference: thesis sec. 3.3 and 5.5.
+    """
+    strategy = EveryWindow() if strategy is None else strategy
+    weighting = Constant() if weighting is None else weighting
+    meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    check_sizes(
+        "meta_train",
+        num_steps=num_steps,
+        num_objectives=num_objectives,
+        restarts=1 if restarts is None else restarts,
+    )
+    strategy.num_updates(num_steps)
+    if state is None:
+        state = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+
+    rows = []
+    result = "completed"
+    while int(state.super_epoch) < super_epochs:
+        state, metrics = meta_step(
+            state,
+            family,
+            strategy,
+            weighting=weighting,
+            meta_optimizer=meta_optimizer,
+            num_steps=num_steps,
+            num_objectives=num_objectives,
+            restarts=restarts,
+            key=key,
+        )
+        rows.append(jax.tree.map(_to_host, metrics))
+        progress = Progress(int(state.super_epoch), super_epochs, rows[-1], state)
+        if any([callback(progress) for callback in callbacks]):
+            result = "stopped"
+            break
+    metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    return MetaSolution(state.optimizer, result, metrics, state)
+
+
+def init_meta_state(
+    optimizer: AbstractOptimizer,
+    meta_optimizer: optax.GradientTransformation,
+    *,
+    restarts: int | None = None,
+) -> MetaState:
+    """The state of a meta-training before its first super epoch; arguments as in `meta_train`.
+
+    **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
+    """
+    meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
+    leaves = jax.tree.leaves(meta_params)
+    if not leaves:
+        raise ValueError(
+            f"`meta_train({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
+            "floating-point arrays. Compare it with `compare`, or give a learned optimizer."
+        )
+    if restarts is None:
+        return MetaState(optimizer, meta_optimizer.init(meta_params), jnp.asarray(0))
+    if any(leaf.ndim < 1 or leaf.shape[0] != restarts for leaf in leaves):
+        raise ValueError(
+            f"`meta_train(restarts={restarts})` needs a batch of {restarts} optimizers, made by "
+            "`eqx.filter_vmap(make_optimizer)(keys)`: every array must have the restarts on its leading "
+            f"axis. Got the shapes {sorted({leaf.shape for leaf in leaves})}."
+        )
+    return MetaState(optimizer, jax.vmap(meta_optimizer.init)(meta_params), jnp.asarray(0))
+
+
+@eqx.filter_jit
+def meta_step(
+    state: MetaState,
+    family: AbstractObjectiveFamily,
+    strategy: AbstractUpdateStrategy,
+    *,
+    weighting: AbstractWeighting,
+    meta_optimizer: optax.GradientTransformation,
+    num_steps: int,
+    num_objectives: int,
+    restarts: int | None,
+    key: PRNGKeyArray,
+) -> tuple[MetaState, dict[str, Array]]:
+    """One super epoch as one compiled program: the body of `meta_train`, to drive the loop by hand.
+
+    **Arguments:** as in `meta_train`; `key` is that of the whole training.
+
+    **Returns:** the next state, and the metrics of `Progress` as device arrays.
+    """
+
+    def meta_update(optimizer, meta_state, grads):
+        meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
+        updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
+        return eqx.apply_updates(optimizer, updates), meta_state
+
+    def train(arrays, meta_state, key):
+        okey, ikey, lkey = jr.split(key, 3)
+        result = strategy.super_epoch(
+            eqx.combine(arrays, static),
+            meta_state,
+            sample_objectives(family, jr.split(okey, num_objectives)),
+            meta_update=meta_update,
+            weighting=weighting,
+            num_steps=num_steps,
+            init_keys=jr.split(ikey, num_objectives),
+            loss_keys=jr.split(lkey, num_objectives),
+        )
+        skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
+        metrics = {
+            "meta_loss": jnp.mean(result.meta_losses),
+            "mean_loss": jnp.mean(result.losses),
+            "final_loss": jnp.mean(result.losses[-1]),
+            "grad_norm": jnp.mean(result.grad_norms),
+            "skipped_updates": sum((count for _, count in skipped), jnp.asarray(0)),
+        }
+        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
+
+    arrays, static = eqx.partition(state.optimizer, eqx.is_array)
+    key = jr.fold_in(key, state.super_epoch)
+    if restarts is None:
+        arrays, meta_state, metrics = train(arrays, state.meta_optimizer_state, key)
+    else:
+        arrays, meta_state, metrics = sharded_over_devices(jax.vmap(train), restarts)(
+            arrays, state.meta_optimizer_state, jr.split(key, restarts)
+        )
+    optimizer = eqx.combine(arrays, static)
+    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics
+
+
+def _to_host(x):
+    return np.asarray(x).item() if x.ndim == 0 else np.asarray(x)

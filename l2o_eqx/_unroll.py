@@ -1,0 +1,71 @@
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._inner import (
+    add_axis,
+    as_batch,
+    drop_axis,
+    from_batched_state,
+    run_steps,
+    to_batched_state,
+)
+from ._types import Params, State, StepNumber
+from .objectives import AbstractObjective
+from .optimizers import AbstractOptimizer
+
+
+class Unroll(eqx.Module):
+    """The result of `unroll`: the losses before each step, and where the steps ended."""
+
+    losses: Float[Array, " steps"]
+    params: Params
+    state: State
+
+
+def unroll(
+    optimizer: AbstractOptimizer,
+    objective: AbstractObjective,
+    params: Params,
+    state: State,
+    num_steps: int,
+    *,
+    start: StepNumber = 0,
+    key: PRNGKeyArray,
+) -> Unroll:
+    """Lets an optimizer take `num_steps` steps on one objective.
+
+    Differentiable through everything, the objective's gradients included. Compiled on its first call for
+    given shapes; `start` may change without compiling again.
+
+    **Arguments:**
+
+    - `optimizer`: learned or wrapped by `FromOptax`.
+    - `objective`: e.g. `Quadratic().sample(key)`.
+    - `params`, `state`: from `objective.init(key)` and `optimizer.init(params)`, or the end of an earlier
+        unroll.
+    - `num_steps`: how many inner steps.
+    - `start`: number of the first step in its super epoch.
+    - `key`: with the step's number it picks each minibatch; keep it for the whole super epoch.
+
+    **Returns:** an `Unroll`; `losses[t]` is f(θ_t), before step t's update.
+
+    **Raises:** `ValueError` for fewer than one step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"`unroll(num_steps=...)` needs at least one step. Got {num_steps}.")
+    return _unroll(optimizer, objective, params, state, num_steps, jnp.asarray(start), key)
+
+
+@eqx.filter_jit
+def _unroll(optimizer, objective, params, state, num_steps, start, key):
+    params, state, record = run_steps(
+        optimizer,
+        as_batch(objective),
+        add_axis(params),
+        to_batched_state(optimizer, state),
+        num_steps,
+        start=start,
+        keys=key[None],
+    )
+    return Unroll(record.losses[:, 0], drop_axis(params), from_batched_state(optimizer, state))

@@ -1,0 +1,45 @@
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, PRNGKeyArray
+
+from .._types import Params, Scalar, StepNumber
+
+
+class AbstractObjective(eqx.Module):
+    """One function f to minimize, with its own data.
+
+    To write your own, implement `init` and `loss`; everything that is an array (data, targets) goes
+    into fields.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Draws the starting point of an inner optimization."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
+        """The value f(params) that inner step number `step` sees.
+
+        **Arguments:**
+
+        - `params`: the point, as returned by `init`.
+        - `step`: the number of the inner step, counted from 0 in the super epoch.
+        - `key`: one key for the whole super epoch; together with `step` it picks the minibatch, so the
+            same pair always gives the same function.
+        """
+
+
+class AbstractObjectiveFamily(eqx.Module):
+    """A distribution that objectives are drawn from: the expectation E_f of the thesis, eq. 3.5.
+
+    All objectives of a family have params of the same shapes, so that a batch of them is one program.
+    """
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKeyArray) -> AbstractObjective:
+        """Draws one objective; the same key always gives the same one.
+
+        Arrays that all objectives share (a data set) should be handed on as they are, not computed
+        anew: `sample_objectives` recognizes them and never copies them per objective.
+        """

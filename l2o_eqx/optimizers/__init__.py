@@ -1,0 +1,7 @@
+"""Optimizers: learned ones, and optax's as one of them."""
+
+from ._base import AbstractOptimizer as AbstractOptimizer
+from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
+from ._from_optax import FromOptax as FromOptax
+from ._from_optax import as_optax as as_optax
+from ._from_optax import as_optimizer as as_optimizer

@@ -1,0 +1,41 @@
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+
+from .._types import Params, State
+
+
+class AbstractOptimizer(eqx.Module):
+    """Something that proposes updates from gradients. Its floating-point arrays are its meta-parameters.
+
+    To write your own, implement `init` and `update`. If every coordinate is treated alike and apart (the
+    update of an entry depends on that entry's gradients alone), also set
+
+        coordinatewise: ClassVar[bool] = True
+
+    and let every array of the state carry the coordinates, raveled, on its last axis. Any part of the
+    coordinates, handed over as one flat array with its part of the state, must then give that part of the
+    updates; in return the meta-gradient runs block by block over coordinates, in little memory, and a
+    batch of objectives is simply more coordinates.
+    """
+
+    coordinatewise: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> State:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        """One inner step.
+
+        **Arguments:**
+
+        - `grads`: ∇f at `params`.
+        - `state`: from `init` or the previous call.
+        - `params`: the point itself; most optimizers ignore it.
+
+        **Returns:** the updates, which are added to the params, and the next state, of the same
+        structure, shapes and dtypes as before.
+        """

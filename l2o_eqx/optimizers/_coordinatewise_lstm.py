@@ -1,0 +1,101 @@
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._types import Features, Params, State
+from ..preprocessors import AbstractPreprocessor, Identity
+from ._base import AbstractOptimizer
+from ._lstm import make_cells, run_cells, zero_states
+
+
+class CoordinatewiseLSTM(AbstractOptimizer):
+    """One small LSTM, the same for all coordinates; each coordinate has a state of its own.
+
+    The update is θ_{t+1} = θ_t + α·Σ h_t, the sum of the last layer's hidden state times the learning
+    rate, so that no coordinate moves further than α times the width in one step.
+
+    **Arguments:**
+
+    - `hidden_sizes`: widths of the stacked LSTM layers.
+    - `preprocessor`: what the network sees of the gradient; `Identity()` by default.
+    - `learning_rate`: α; not a meta-parameter. The thesis takes 0.001 for quadratics, 0.01 for networks.
+    - `linear_readout`: replaces the sum by a trained linear layer. It has no bias: with one, every
+        coordinate would drift alike, which the thesis found to make learning impossible (sec. 5, fn. 4).
+    - `key`: draws the initial weights.
+
+    **Raises:** `ValueError` for no layers, or sizes below 1.
+
+    Reference: thesis eq. 3.6, 3.7; Andrychowicz et al. 2016, sec. 2.1 (arXiv:1606.04474).
+    """
+
+    coordinatewise: ClassVar[bool] = True
+
+    cells: tuple[eqx.nn.LSTMCell, ...]
+    readout: eqx.nn.Linear | None
+    preprocessor: AbstractPreprocessor
+    learning_rate: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_sizes: tuple[int, ...] = (20, 20),
+        preprocessor: AbstractPreprocessor | None = None,
+        learning_rate: float = 1e-3,
+        *,
+        linear_readout: bool = False,
+        key: PRNGKeyArray,
+    ):
+        if not hidden_sizes or min(hidden_sizes) < 1:
+            raise ValueError(
+                "`CoordinatewiseLSTM(hidden_sizes=...)` needs at least one layer of at least one unit. "
+                f"Got hidden_sizes={hidden_sizes}."
+            )
+        ckey, rkey = jr.split(key)
+        self.preprocessor = Identity() if preprocessor is None else preprocessor
+        self.cells = make_cells(self.preprocessor.num_features, hidden_sizes, key=ckey)
+        self.readout = (
+            eqx.nn.Linear(hidden_sizes[-1], 1, use_bias=False, key=rkey) if linear_readout else None
+        )
+        self.learning_rate = learning_rate
+
+    def init(self, params: Params) -> State:
+        num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
+        return zero_states(self.cells, num_coordinates), self.preprocessor.init(params)
+
+    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        del params
+        lstm_state, preprocessor_state = state
+        features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
+        dtype = self.cells[0].weight_hh.dtype
+        hidden, lstm_state = run_cells(self.cells, flatten_features(features, dtype), lstm_state)
+        if self.readout is None:
+            output = jnp.sum(hidden, axis=0)
+        else:
+            output = (self.readout.weight @ hidden)[0]
+        return unflatten_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
+
+
+def flatten_features(
+    features: Features, dtype: jnp.dtype
+) -> Float[Array, "features coordinates"]:
+    """All coordinates of a tree side by side, features in front: contiguous along the coordinates."""
+    rows = [leaf.reshape(-1, leaf.shape[-1]).astype(dtype) for leaf in jax.tree.leaves(features)]
+    return jnp.concatenate(rows).T
+
+
+def unflatten_like(flat: Float[Array, " coordinates"], tree: Params) -> Params:
+    """The inverse of raveling `tree` leaf by leaf; every leaf keeps its own shape and dtype."""
+    leaves, treedef = jax.tree.flatten(tree)
+    ends = [0]
+    for leaf in leaves:
+        ends.append(ends[-1] + leaf.size)
+    parts = [
+        flat[start:end].reshape(leaf.shape).astype(leaf.dtype)
+        for leaf, start, end in zip(leaves, ends[:-1], ends[1:], strict=True)
+    ]
+    return jax.tree.unflatten(treedef, parts)
+
+

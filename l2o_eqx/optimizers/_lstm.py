@@ -1,0 +1,71 @@
+"""LSTM layers over many coordinates at once, features first and coordinates last.
+
+With the coordinates on the last axis the four gates are contiguous slices and every element-wise
+operation runs along memory; on a CPU this is a third faster than coordinates first.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+# Hidden and cell state of one layer.
+LSTMState = tuple[Float[Array, "hidden coordinates"], Float[Array, "hidden coordinates"]]
+
+
+def make_cells(
+    num_inputs: int, hidden_sizes: tuple[int, ...], *, key: PRNGKeyArray
+) -> tuple[eqx.nn.LSTMCell, ...]:
+    """Stacked cells with Keras's initial weights, which the thesis's code uses.
+
+    Glorot-uniform input weights, orthogonal recurrent weights, zero biases but for 1 at the forget gate.
+    """
+    keys = jr.split(key, len(hidden_sizes))
+    inputs = (num_inputs, *hidden_sizes[:-1])
+    return tuple(map(_make_cell, inputs, hidden_sizes, keys))
+
+
+def _make_cell(num_inputs: int, hidden_size: int, key: PRNGKeyArray) -> eqx.nn.LSTMCell:
+    ikey, hkey = jr.split(key)
+    cell = eqx.nn.LSTMCell(num_inputs, hidden_size, key=key)
+    weight_ih = jax.nn.initializers.glorot_uniform()(ikey, (num_inputs, 4 * hidden_size)).T
+    weight_hh = jax.nn.initializers.orthogonal()(hkey, (hidden_size, 4 * hidden_size)).T
+    # Gate order i, f, g, o.
+    bias = jnp.zeros(4 * hidden_size).at[hidden_size : 2 * hidden_size].set(1.0)
+    return eqx.tree_at(
+        lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, (weight_ih, weight_hh, bias)
+    )
+
+
+def zero_states(cells: tuple[eqx.nn.LSTMCell, ...], num_coordinates: int) -> tuple[LSTMState, ...]:
+    """The state of every layer before the first step."""
+
+    def zeros(cell):
+        return jnp.zeros((cell.hidden_size, num_coordinates), cell.weight_hh.dtype)
+
+    return tuple((zeros(cell), zeros(cell)) for cell in cells)
+
+
+def run_cells(
+    cells: tuple[eqx.nn.LSTMCell, ...],
+    inputs: Float[Array, "features coordinates"],
+    states: tuple[LSTMState, ...],
+) -> tuple[Float[Array, "hidden coordinates"], tuple[LSTMState, ...]]:
+    """One step of all layers. Returns the last hidden state and the next states."""
+    hidden = inputs
+    next_states = []
+    for cell, state in zip(cells, states, strict=True):
+        hidden, memory = _run_cell(cell, hidden, state)
+        next_states.append((hidden, memory))
+    return hidden, tuple(next_states)
+
+
+def _run_cell(cell: eqx.nn.LSTMCell, inputs, state):
+    hidden, memory = state
+    gates = cell.weight_ih @ inputs + cell.weight_hh @ hidden
+    if cell.bias is not None:
+        gates = gates + cell.bias[:, None]
+    i, f, g, o = jnp.split(gates, 4)
+    memory = jax.nn.sigmoid(f) * memory + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(memory), memory

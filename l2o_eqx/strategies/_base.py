@@ -1,0 +1,63 @@
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+from jaxtyping import Array, Float, Key, PyTree
+
+from ..objectives import ObjectiveBatch
+from ..optimizers import AbstractOptimizer
+from ..weightings import AbstractWeighting
+
+# (optimizer, meta-optimizer's state, meta-gradient) -> the next optimizer and state.
+MetaUpdate = Callable[[AbstractOptimizer, PyTree, PyTree], tuple[AbstractOptimizer, PyTree]]
+
+
+class SuperEpoch(eqx.Module):
+    """What a strategy hands back after one super epoch.
+
+    `losses` are those of the inner steps, in order. `meta_losses` and `grad_norms` have one entry per
+    meta-update: the meta-loss, and the Euclidean norm of the meta-gradient before the meta-optimizer
+    touched it.
+    """
+
+    optimizer: AbstractOptimizer
+    meta_state: PyTree
+    losses: Float[Array, "steps objectives"]
+    meta_losses: Float[Array, " updates"]
+    grad_norms: Float[Array, " updates"]
+
+
+class AbstractUpdateStrategy(eqx.Module):
+    """Which windows of losses train the optimizer during a super epoch, and how often."""
+
+    @abc.abstractmethod
+    def num_updates(self, num_steps: int) -> int:
+        """How many meta-updates a super epoch of `num_steps` makes.
+
+        **Raises:** `ValueError` if the strategy cannot train on a super epoch of this length.
+        """
+
+    @abc.abstractmethod
+    def super_epoch(
+        self,
+        optimizer: AbstractOptimizer,
+        meta_state: PyTree,
+        objectives: ObjectiveBatch,
+        *,
+        meta_update: MetaUpdate,
+        weighting: AbstractWeighting,
+        num_steps: int,
+        init_keys: Key[Array, " objectives"],
+        loss_keys: Key[Array, " objectives"],
+    ) -> SuperEpoch:
+        """Runs one inner optimization per objective and trains the optimizer along the way.
+
+        **Arguments:**
+
+        - `optimizer`, `meta_state`: where the meta-training stands.
+        - `objectives`: one inner optimization each.
+        - `meta_update`: applies a meta-gradient.
+        - `weighting`: turns a window's losses into the meta-loss.
+        - `num_steps`: length of the super epoch.
+        - `init_keys`, `loss_keys`: for the starting points and for the minibatches.
+        """

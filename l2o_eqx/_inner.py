@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ._types import Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, PerLayer
 
 
 class Record(eqx.Module):
@@ -44,6 +44,8 @@ def batched_init(optimizer: AbstractOptimizer, params: Params) -> State:
     # matrix product out of many narrow ones.
     if optimizer.coordinatewise:
         return optimizer.init(params)
+    if isinstance(optimizer, PerLayer):
+        return optimizer.init_with(batched_init, params, like=of_one(params))
     return jax.vmap(optimizer.init)(params)
 
 
@@ -53,17 +55,32 @@ def batched_update(
     """`optimizer.update` for params with an objectives axis and a state from `batched_init`."""
     if optimizer.coordinatewise:
         return optimizer.update(grads, state, params)
+    if isinstance(optimizer, PerLayer):
+        return optimizer.update_with(batched_update, grads, state, params, like=of_one(params))
     return jax.vmap(optimizer.update)(grads, state, params)
 
 
 def to_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
     """The state of one objective as that of a batch of one."""
-    return state if optimizer.coordinatewise else add_axis(state)
+    return _map_state(optimizer, state, add_axis)
 
 
 def from_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
     """The inverse of `to_batched_state`."""
-    return state if optimizer.coordinatewise else drop_axis(state)
+    return _map_state(optimizer, state, drop_axis)
+
+
+def _map_state(optimizer, state, function):
+    if optimizer.coordinatewise:
+        return state
+    if isinstance(optimizer, PerLayer):
+        return {name: _map_state(optimizer.optimizers[name], s, function) for name, s in state.items()}
+    return function(state)
+
+
+def of_one(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of one objective's part of a tree with an objectives axis."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
 
 
 def init_params(objectives: ObjectiveBatch, keys: Key[Array, " objectives"]) -> Params:
@@ -102,8 +119,8 @@ def run_steps(
             objectives.own, params, step, keys
         )
         updates, state = batched_update(optimizer, shown(grads), state, shown(params))
-        return (eqx.apply_updates(params, updates), state), Record(losses, grads)
+        return (eqx.apply_updates(params, updates), state), (losses, grads)
 
     steps = start + jnp.arange(num_steps)
-    (params, state), record = lax.scan(one_step, (params, state), steps)
-    return params, state, record
+    (params, state), (losses, grads) = lax.scan(one_step, (params, state), steps)
+    return params, state, Record(losses, grads)

@@ -27,19 +27,20 @@ from ._inner import (
     batched_update,
     drop_axis,
     from_batched_state,
+    of_one,
     run_steps,
     to_batched_state,
 )
 from ._types import Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, PerLayer
 from .weightings import AbstractWeighting
 
 Order = Literal["first", "second"]
 
 # Coordinates per block of the replay. Measured on two cores (benchmarks/meta_gradient.py): smaller blocks
 # pay for more loop iterations, larger ones fall out of the cache.
-_BLOCK_SIZE = 2048
+BLOCK_SIZE = 2048
 
 
 class MetaGradient(eqx.Module):
@@ -209,6 +210,8 @@ def replay(
     state: State,
     grads: PyTree[Float[Array, "window objectives ..."]],
     cotangents: PyTree[Float[Array, "window objectives ..."]],
+    *,
+    block_size: int = BLOCK_SIZE,
 ) -> PyTree:
     """Σ_τ λ_τᵀ ∂u_τ/∂φ along recorded gradients: the second phase.
 
@@ -217,24 +220,40 @@ def replay(
     - `params`, `state`: at the start of the window, with an objectives axis.
     - `grads`: what the optimizer was shown.
     - `cotangents`: λ.
+    - `block_size`: coordinates per block, for optimizers whose coordinates are independent.
 
     **Returns:** the sum over steps and objectives, with the structure of the optimizer.
     """
+    if isinstance(optimizer, PerLayer):
+        return _replay_groups(optimizer, params, state, grads, cotangents, block_size)
     if not optimizer.coordinatewise:
         return _replay_block(optimizer, params, state, grads, cotangents)
 
     coordinates = (_flatten(params, 0), state, _flatten(grads, 1), _flatten(cotangents, 1))
     num_coordinates = coordinates[0].shape[0]
-    if num_coordinates <= _BLOCK_SIZE:
+    if num_coordinates <= block_size:
         return _replay_block(optimizer, *coordinates)
 
-    blocks = jax.tree.map(lambda x: _split_blocks(x, num_coordinates), coordinates)
+    blocks = jax.tree.map(lambda x: _split_blocks(x, block_size), coordinates)
 
     def add_block(total, block):
         return eqx.apply_updates(total, _replay_block(optimizer, *block)), None
 
     zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     return lax.scan(add_block, zeros, blocks)[0]
+
+
+def _replay_groups(optimizer, params, state, grads, cotangents, block_size):
+    like = of_one(params)
+    groups = [optimizer.split(tree, like) for tree in (params, grads, cotangents)]
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
+    result = dict(zeros.optimizers)
+    for name in groups[0]:
+        params, grads, cotangents = (group[name] for group in groups)
+        result[name] = replay(
+            optimizer.optimizers[name], params, state[name], grads, cotangents, block_size=block_size
+        )
+    return eqx.tree_at(lambda o: o.optimizers, zeros, result)
 
 
 def _replay_block(optimizer, params, state, grads, cotangents):
@@ -269,12 +288,12 @@ def _flatten(tree, num_leading):
     return jnp.concatenate(rows, axis=-1)
 
 
-def _split_blocks(x, num_coordinates):
+def _split_blocks(x, block_size):
     # The zeros that fill the last block have λ = 0 and add nothing.
-    num_blocks = -(-num_coordinates // _BLOCK_SIZE)
-    padding = num_blocks * _BLOCK_SIZE - num_coordinates
+    num_blocks = -(-x.shape[-1] // block_size)
+    padding = num_blocks * block_size - x.shape[-1]
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, _BLOCK_SIZE), -2, 0)
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, block_size), -2, 0)
 
 
 def _check_window(window, start, num_steps):

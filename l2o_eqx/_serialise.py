@@ -99,14 +99,16 @@ def load(path: StrPath, *, like: PyTree = None, classes: Sequence[type] = ()) ->
     - `like`: a tree, e.g. from `eqx.filter_eval_shape`, whose arrays are replaced by those of the
         same name in the file; all else is kept. For files saved with `structure=False`, and for
         classes that have changed since.
-    - `classes`: your own module or named tuple classes that the file may use, besides those of
-        `l2o_eqx`, `equinox` and `optax`.
+    - `classes`: your own module or named tuple classes that the file may use, found by module and
+        name. Those of `l2o_eqx`, `equinox` and `optax` are known.
 
     **Returns:** the tree.
 
     **Raises:** `FileNotFoundError`; `FileFormatError` for damaged, foreign and too new files;
     `ValueError` for classes that are not allowed or have other fields, and for a wrong `like`.
     """
+    known = {f"{c.__module__}:{c.__qualname__}": c for c in classes}
+    known |= {_import_name(c): c for c in classes}
     header, arrays = _read(path)
     try:
         if like is not None:
@@ -114,7 +116,7 @@ def load(path: StrPath, *, like: PyTree = None, classes: Sequence[type] = ()) ->
         if "structure" not in header:
             raise ValueError("only the arrays were saved; use `load(path, like=...)`")
         arrays = {name: _restore(x, name, header["kinds"][name]) for name, x in arrays.items()}
-        return _build(header["structure"], arrays, {_import_name(c): c for c in classes})
+        return _build(header["structure"], arrays, known)
     except (LookupError, TypeError, AttributeError, RecursionError) as e:
         raise FileFormatError(f"{path}: the description of the tree is wrong: {e!r}.") from e
     except ValueError as e:
@@ -141,8 +143,6 @@ def _encode(x: Any, path: tuple[str, ...], arrays: dict, kinds: dict, static: bo
     if _is_array(x):
         # `load(like=...)` must not ask for arrays that are no leaves. No other name begins so.
         return {"array": _add(x, "~static." * static + _name(path), arrays, kinds)}
-    if isinstance(x, np.dtype) and x.name in DTYPES.split() and x.isnative:
-        return {"dtype": x.name}
     frozen: list[str] = []
     if isinstance(x, eqx.Module):
         items = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
@@ -153,6 +153,8 @@ def _encode(x: Any, path: tuple[str, ...], arrays: dict, kinds: dict, static: bo
         items = {str(i): v for i, v in enumerate(x)}
     elif type(x) is dict and all(type(k) is str for k in x):
         items = x
+    elif isinstance(x, np.dtype) and x.name in DTYPES.split() and x.isnative:
+        return {"dtype": x.name}
     else:
         with contextlib.suppress(ValueError):
             if _import(name := _import_name(x), function=True) is x:
@@ -183,11 +185,13 @@ def _build(node: Any, arrays: dict[str, Any], classes: dict[str, type]) -> Any:
         make = {"array": arrays.__getitem__, "dtype": jnp.dtype}
         return _import(value, function=True) if tag == "function" else make[tag](value)
     name, nodes = value
-    cls = classes.get(name) or _import(name, function=False)
-    is_module = isinstance(cls, type) and issubclass(cls, eqx.Module)
-    if not (is_module or _is_namedtuple(cls)):
+    cls: Any = classes.get(name) or _import(name, function=False)
+    if _is_namedtuple(cls):
+        fields = cls._fields
+    elif isinstance(cls, type) and issubclass(cls, eqx.Module):
+        fields = [f.name for f in dataclasses.fields(cls)]
+    else:
         raise ValueError(f"`{name}` is neither an Equinox module nor a named tuple")
-    fields = [f.name for f in dataclasses.fields(cls)] if is_module else cls._fields
     missing, unexpected = sorted({*fields} - {*nodes}), sorted({*nodes} - {*fields})
     if missing or unexpected:
         raise ValueError(
@@ -195,7 +199,7 @@ def _build(node: Any, arrays: dict[str, Any], classes: dict[str, type]) -> Any:
             f"fields {unexpected}; if the arrays are the same, use `load(path, like=...)`"
         )
     values = {k: _build(nodes[k], arrays, classes) for k in fields}
-    if not is_module:
+    if issubclass(cls, tuple):
         return tuple.__new__(cls, values.values())
     module = object.__new__(cls)  # As Equinox unflattens: no `__init__`, no `__check_init__`.
     for k, v in values.items():
@@ -220,7 +224,7 @@ def _fill(like: PyTree, arrays: dict[str, Any], kinds: dict[str, str]) -> PyTree
     return treedef.unflatten(new.values())
 
 
-def _add(x: Any, name: str, arrays: dict[str, np.ndarray], kinds: dict[str, str]) -> str:
+def _add(x: Any, name: str, arrays: dict[str, np.ndarray], kinds: dict[str, Any]) -> str:
     kind = _kind(x)
     if kind == "jax" and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x, kind = jax.random.key_data(x), jax.random.key_impl(x)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,12 @@ def forge(path) -> Callable:
         return path
 
     return write
+
+
+def define(name: str, *, module: str = __name__, **fields: Any) -> Any:
+    """A module class with these fields, as one version of a package might define it."""
+    body = {"__annotations__": fields, "__module__": module}
+    return types.new_class(name, (eqx.Module,), exec_body=lambda space: space.update(body))
 
 
 def rewrite(path: Path, change: Callable[[dict], None]) -> None:
@@ -302,19 +309,22 @@ def test_closures_of_optax_are_refused(path):
 
 def test_public_name_of_a_private_module(path, monkeypatch):
     # As `l2o_eqx.optimizers:PerLayer`, defined in `l2o_eqx.optimizers._per_layer`.
-    package, private = type(sys)("toolbox"), type(sys)("toolbox._parts")
-    body = {"__module__": "toolbox._parts", "__annotations__": {"x": Any}}
-    package.Part = private.Part = type(eqx.Module)("Part", (eqx.Module,), body)
+    package: Any = types.ModuleType("toolbox")
+    private: Any = types.ModuleType("toolbox._parts")
+    package.Part = private.Part = define("Part", module="toolbox._parts", x=Any)
     monkeypatch.setitem(sys.modules, "toolbox", package)
     monkeypatch.setitem(sys.modules, "toolbox._parts", private)
     save(path, package.Part(1))
     with pytest.raises(ValueError, match=r"`toolbox:Part`.*classes=\[Part\]"):
         load(path)
     assert load(path, classes=[package.Part]).x == 1
+    part = package.Part
     del package.Part
-    save(path, private.Part(1))
+    save(path, part(2))
+    package.Part = part  # exported only later: the file's private name still does
     with pytest.raises(ValueError, match="`toolbox._parts:Part`"):
         load(path)
+    assert load(path, classes=[part]).x == 2
 
 
 # What is refused when reading
@@ -442,11 +452,8 @@ def test_only_modules_and_named_tuples_are_rebuilt(path):
 
 
 def test_changed_class(path):
-    def define(**fields):
-        body = {"__annotations__": fields, "__module__": __name__, "__qualname__": "Net"}
-        return type(eqx.Module)("Net", (eqx.Module,), body)
-
-    old, swapped, other = define(u=Any, v=Any), define(v=Any, u=Any), define(v=Any, w=Any)
+    old = define("Net", u=Any, v=Any)
+    swapped, other = define("Net", v=Any, u=Any), define("Net", v=Any, w=Any)
     save(path, old(jnp.zeros(()), jnp.ones(())))
     loaded = load(path, classes=[swapped])
     assert type(loaded) is swapped and (loaded.u, loaded.v) == (0, 1)

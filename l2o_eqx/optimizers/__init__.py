@@ -5,3 +5,8 @@ from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optax as as_optax
 from ._from_optax import as_optimizer as as_optimizer
+from ._hierarchical import Hierarchical as Hierarchical
+from ._per_layer import PerLayer as PerLayer
+from ._per_layer import by_layer as by_layer
+from ._per_layer import by_leaf as by_leaf
+from ._per_layer import by_rank as by_rank

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-# Hidden and cell state of one layer.
-LSTMState = tuple[Float[Array, "hidden coordinates"], Float[Array, "hidden coordinates"]]
+# Hidden and cell state of one layer, each as wide as the layer.
+LSTMState = tuple[Float[Array, "_ coordinates"], Float[Array, "_ coordinates"]]
 
 
 def make_cells(
@@ -51,7 +51,7 @@ def run_cells(
     cells: tuple[eqx.nn.LSTMCell, ...],
     inputs: Float[Array, "features coordinates"],
     states: tuple[LSTMState, ...],
-) -> tuple[Float[Array, "hidden coordinates"], tuple[LSTMState, ...]]:
+) -> tuple[Float[Array, "_ coordinates"], tuple[LSTMState, ...]]:
     """One step of all layers. Returns the last hidden state and the next states."""
     hidden = inputs
     next_states = []

@@ -1,0 +1,75 @@
+"""The commands. A command's module is imported when it is called, so that `--help` answers at once."""
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+# A command `name` is the function of that name in the module `_name`.
+COMMANDS = {
+    "train": "Train an optimizer, compare it with tuned hand-made ones, and keep everything in a folder.",
+    "evaluate": "Compare a trained optimizer again: on other draws, longer, or on another objective.",
+    "plot": "Draw the figures of a run and of its evaluations again, from the CSV and JSON files.",
+}
+
+
+class _Commands(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise UsageError(f"there is no command {name!r}; {suggestion(name, COMMANDS)}")
+        if name in COMMANDS:
+            self.commands[name] = _load(name)
+        return super().resolve_command(ctx, args)
+
+    # Typer draws a box of several lines around a mistake; scripts and logs are better served by one line.
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except typer.TyperException as error:
+            message = " ".join(error.format_message().split())
+            print(f"l2o: {message}", file=sys.stderr)
+            code = error.exit_code
+        except typer.Abort:
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _load(name: str) -> Any:
+    command = getattr(importlib.import_module(f"._{name}", __package__), name)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name)(command)
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import importlib.metadata
+
+        typer.echo(f"l2o-eqx {importlib.metadata.version('l2o-eqx')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Learned optimizers: train them, compare them, look at them."""
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _name, _summary in COMMANDS.items():
+    app.command(_name, help=_summary)(lambda: None)

@@ -1,0 +1,195 @@
+"""The library's objects out of a configuration: the only place where kinds become classes.
+
+Importing this module starts JAX, so that commands import it when they run.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.random as jr
+import optax
+from jaxtyping import PRNGKeyArray
+
+import l2o_eqx as l2o
+from l2o_eqx import data, objectives, optimizers, preprocessors, strategies, transforms, weightings
+
+from . import _config as config
+from ._errors import UsageError, label
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a configuration describes, ready for the verbs.
+
+    **Arguments:**
+
+    - `config`: as given, but with everything resolved that was left to the library or to the machine.
+    - `data`: what is known of the data set; `None` if there is none.
+    """
+
+    config: config.RunConfig
+    data: dict[str, Any] | None
+    family: objectives.AbstractObjectiveFamily
+    strategy: strategies.AbstractUpdateStrategy
+    weighting: weightings.AbstractWeighting
+    meta_optimizer: optax.GradientTransformation
+    make_optimizer: Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]
+
+
+def build(given: config.RunConfig) -> Parts:
+    """Builds all parts and checks that they fit; data sets are loaded here.
+
+    **Arguments:**
+
+    - `given`: a checked configuration.
+
+    **Raises:** `UsageError` for values that only the library can judge.
+    """
+    objective, family, used = make_family(given.objective)
+    strategy = make_strategy(given.strategy)
+    with blaming("strategy", "window"):
+        strategy.num_updates(given.meta.num_steps)
+    rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
+    evaluation = given.evaluation.model_copy(update={"learning_rates": rates})
+    resolved = given.model_copy(update={"objective": objective, "evaluation": evaluation})
+    return Parts(
+        resolved,
+        used,
+        family,
+        strategy,
+        make_weighting(given.weighting),
+        make_meta_optimizer(given.meta),
+        lambda key: make_optimizer(given.optimizer, key),
+    )
+
+
+@contextlib.contextmanager
+def blaming(*path: str) -> Iterator[None]:
+    """Turns the library's `ValueError` into one about a setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{label(path)}: {error}") from None
+
+
+def make_family(
+    objective: Any,
+) -> tuple[Any, objectives.AbstractObjectiveFamily, dict[str, Any] | None]:
+    """The family, with the table as it was resolved and a description of the data.
+
+    **Arguments:**
+
+    - `objective`: the table `objective`.
+    """
+    match objective:
+        case config.Quadratic():
+            family = objectives.Quadratic(objective.dim, objective.squared, objective.theta_std)
+            return objective, family, None
+        case config.Mnist():
+            return _make_mnist(objective)
+        case _:
+            raise NotImplementedError(objective)
+
+
+def make_optimizer(table: Any, key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
+    """An untrained optimizer.
+
+    **Arguments:**
+
+    - `table`: the table `optimizer`.
+    - `key`: draws its initial weights.
+    """
+    match table:
+        case config.CoordinatewiseLSTM():
+            return optimizers.CoordinatewiseLSTM(
+                table.hidden_sizes,
+                make_preprocessor(table.preprocessor),
+                table.learning_rate,
+                linear_readout=table.linear_readout,
+                key=key,
+            )
+        case _:
+            raise NotImplementedError(table)
+
+
+def make_preprocessor(table: Any) -> preprocessors.AbstractPreprocessor:
+    """The preprocessor of the table `optimizer.preprocessor`."""
+    match table:
+        case config.Identity():
+            return preprocessors.Identity()
+        case config.LogSign():
+            return preprocessors.LogSign(table.p)
+        case config.TwoFeature():
+            return preprocessors.TwoFeature(table.p)
+        case config.AdamLike():
+            return preprocessors.AdamLike(table.b1, table.b2, table.eps)
+        case _:
+            raise NotImplementedError(table)
+
+
+def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
+    """The update strategy of the table `strategy`."""
+    match table:
+        case config.EveryWindow():
+            return strategies.EveryWindow(table.window, table.order)
+        case config.OncePerSuperEpoch():
+            return strategies.OncePerSuperEpoch(table.order)
+        case _:
+            raise NotImplementedError(table)
+
+
+def make_weighting(table: Any) -> weightings.AbstractWeighting:
+    """The weighting of the table `weighting`."""
+    match table:
+        case config.Constant():
+            return weightings.Constant()
+        case config.Linear():
+            return weightings.Linear(table.beta, table.counting, table.first)
+        case config.Exponential():
+            return weightings.Exponential(table.gamma, table.counting, table.first)
+        case config.FinalOnly():
+            return weightings.FinalOnly(table.counting)
+        case _:
+            raise NotImplementedError(table)
+
+
+def make_meta_optimizer(meta: config.Meta) -> optax.GradientTransformation:
+    """Adam after the normalization of the table `meta`; leaves out what is not finite."""
+    if meta.normalization == "tensor":
+        return l2o.default_meta_optimizer(meta.learning_rate)
+    adam = optax.adam(meta.learning_rate, eps=1e-7)
+    chain = adam
+    if meta.normalization == "global":
+        chain = optax.chain(transforms.unit_norm("global"), adam)
+    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
+
+
+def _make_mnist(
+    table: config.Mnist,
+) -> tuple[config.Mnist, objectives.AbstractObjectiveFamily, dict[str, Any]]:
+    with blaming("objective", "data" if table.data_dir is None else "data_dir"):
+        digits = data.load_mnist(table.data, table.data_dir)
+    if table.data_sha256 not in (None, digits.sha256):
+        raise UsageError(
+            f"{label(('objective', 'data_sha256'))}: {digits.describe()} have the sha256 "
+            f"{digits.sha256}, not {table.data_sha256}"
+        )
+    with blaming("objective", "batch_size"):
+        family = objectives.MNIST(
+            table.hidden_sizes,
+            table.activation,
+            table.batch_size,
+            num_examples=table.num_examples,
+            digits=digits,
+        )
+    found = "embedded" if "embedded" in digits.source else "tfds"
+    folder = (table.data_dir or os.environ.get("TFDS_DATA_DIR")) if found == "tfds" else None
+    resolved = table.model_copy(
+        update={"data": found, "data_dir": folder, "data_sha256": digits.sha256}
+    )
+    used = f"{digits.describe()}, of which {family.num_examples:,} are used"
+    description = {"description": used, "source": digits.source, "sha256": digits.sha256}
+    return resolved, family, description

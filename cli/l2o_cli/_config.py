@@ -1,0 +1,208 @@
+"""The configuration of a run, typed once: options, TOML and checks all follow from these models."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Order = Literal["first", "second"]
+Counting = Literal["window", "super_epoch"]
+LearningRates = Annotated[
+    tuple[PositiveFloat, ...],
+    Field(min_length=1),
+    AfterValidator(lambda rates: tuple(sorted(set(rates)))),
+]
+
+
+class OptionName:
+    """Names a field's option where the field's own name would be taken twice or say too little."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class Table(BaseModel):
+    """A table of the TOML file. A field `kind` tells apart the tables that may stand in one place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Quadratic(Table):
+    kind: Literal["quadratic"] = "quadratic"
+    dim: Positive = Field(16, description="Number of coordinates.")
+    squared: bool = Field(True, description="Square the norm, as eq. 5.1 does.")
+    theta_std: float = Field(1.0, ge=0, description="Standard deviation of the starting point.")
+
+
+class Mnist(Table):
+    kind: Literal["mnist"] = "mnist"
+    hidden_sizes: Annotated[tuple[Positive, ...], OptionName("--network-hidden-sizes")] = Field(
+        (32,), description="Widths of the hidden layers of the network that is optimized."
+    )
+    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = Field(
+        "sigmoid", description="Activation of its hidden layers."
+    )
+    batch_size: Positive = Field(128, description="Digits per minibatch.")
+    num_examples: Positive = Field(48_000, description="Use at most this many training digits.")
+    data: Literal["auto", "embedded", "tfds"] = Field(
+        "auto", description="Which MNIST: 'auto' takes the full set if it is there."
+    )
+    data_dir: str | None = Field(
+        None, description="Folder of the full set; else the variable TFDS_DATA_DIR."
+    )
+    data_sha256: str | None = Field(
+        None, description="Refuse other digits than these; a run's config.toml has its own."
+    )
+
+
+class Identity(Table):
+    kind: Literal["identity"] = "identity"
+
+
+class LogSign(Table):
+    kind: Literal["log-sign"] = "log-sign"
+    p: float = Field(10.0, gt=0, lt=88, description="Entries below exp(-p) pass linearly.")
+
+
+class TwoFeature(Table):
+    kind: Literal["two-feature"] = "two-feature"
+    p: float = Field(10.0, gt=0, lt=88, description="Entries below exp(-p) pass linearly.")
+
+
+class AdamLike(Table):
+    kind: Literal["adam-like"] = "adam-like"
+    b1: Decay = Field(0.9, description="Decay rate of the running mean.")
+    b2: Decay = Field(0.999, description="Decay rate of the running mean square.")
+    eps: PositiveFloat = Field(1e-8, description="Added to the root of the mean square.")
+
+
+Preprocessor = Annotated[
+    Identity | LogSign | TwoFeature | AdamLike,
+    Field(discriminator="kind", description="What the network sees of a gradient."),
+]
+
+
+class CoordinatewiseLSTM(Table):
+    kind: Literal["coordinatewise-lstm"] = "coordinatewise-lstm"
+    hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
+    learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
+    linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
+    preprocessor: Preprocessor
+
+
+class EveryWindow(Table):
+    kind: Literal["every-window"] = "every-window"
+    window: int = Field(ge=2, description="Inner steps that one meta-gradient sees.")
+    order: Order = Field("first", description="Order of the meta-gradient.")
+
+
+class OncePerSuperEpoch(Table):
+    kind: Literal["once-per-super-epoch"] = "once-per-super-epoch"
+    order: Order = Field("first", description="Order of the meta-gradient.")
+
+
+class Constant(Table):
+    kind: Literal["constant"] = "constant"
+
+
+class Linear(Table):
+    kind: Literal["linear"] = "linear"
+    beta: float = Field(1.0, ge=0, description="Weights are beta*t + 1.")
+    counting: Counting = Field("window", description="Where t begins, or which last step counts.")
+    first: int = Field(1, description="First value of t.")
+
+
+class Exponential(Table):
+    kind: Literal["exponential"] = "exponential"
+    gamma: PositiveFloat = Field(1.1, description="Weights are gamma**t.")
+    counting: Counting = Field("window", description="Where t begins, or which last step counts.")
+    first: int = Field(1, description="First value of t.")
+
+
+class FinalOnly(Table):
+    kind: Literal["final-only"] = "final-only"
+    counting: Counting = Field("window", description="Where t begins, or which last step counts.")
+
+
+class Meta(Table):
+    learning_rate: Annotated[PositiveFloat, OptionName("--meta-learning-rate")] = Field(
+        1e-3, description="Adam's, for the meta-parameters."
+    )
+    normalization: Literal["tensor", "global", "none"] = Field(
+        "tensor", description="Scale meta-gradients to norm one, per tensor or all together."
+    )
+    num_steps: Positive = Field(description="Inner steps of a super epoch.")
+    super_epochs: Positive = Field(description="Inner optimizations one after the other.")
+    num_objectives: Positive = Field(description="Inner optimizations side by side.")
+    restarts: Positive = Field(1, description="Independent trainings from other initial weights.")
+
+
+class Evaluation(Table):
+    num_objectives: Annotated[Positive, OptionName("--eval-objectives")] = Field(
+        64, description="Unseen objectives that all optimizers are compared on."
+    )
+    num_tuning_objectives: Annotated[Positive, OptionName("--tuning-objectives")] = Field(
+        description="Further ones, to tune the hand-made optimizers on."
+    )
+    num_steps: Annotated[Positive | None, OptionName("--eval-steps")] = Field(
+        None, description="Inner steps of the comparison; as in training if not given."
+    )
+    learning_rates: LearningRates | None = Field(
+        None, description="Tried for every hand-made optimizer; 25 from 1e-5 to 10 if not given."
+    )
+
+
+class RunConfig(Table):
+    """Everything that decides what a training computes."""
+
+    format: Literal[1] = Field(1, description="Version of this file's layout.")
+    seed: int = Field(0, ge=0, le=2**31 - 2, description="Same seed, same numbers.")
+    objective: Annotated[
+        Quadratic | Mnist, Field(discriminator="kind", description="What is minimized.")
+    ]
+    optimizer: Annotated[CoordinatewiseLSTM, Field(description="What is trained.")]
+    strategy: Annotated[
+        EveryWindow | OncePerSuperEpoch,
+        Field(discriminator="kind", description="When it is trained, and on which losses."),
+    ]
+    weighting: Annotated[
+        Constant | Linear | Exponential | FinalOnly,
+        Field(discriminator="kind", description="How losses make the meta-loss."),
+    ]
+    meta: Meta
+    evaluation: Evaluation
+
+
+DEFAULT_OBJECTIVE = "quadratic"
+
+# What the fields without a default get, per objective: the lowest layer. A line counts if the chosen kind
+# has that field.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quadratic": {
+        "optimizer.kind": "coordinatewise-lstm",
+        "optimizer.learning_rate": 0.001,
+        "optimizer.preprocessor.kind": "identity",
+        "strategy.kind": "every-window",
+        "strategy.window": 16,
+        "weighting.kind": "constant",
+        "meta.num_steps": 320,
+        "meta.super_epochs": 50,
+        "meta.num_objectives": 64,
+        "evaluation.num_tuning_objectives": 16,
+    },
+    "mnist": {
+        "optimizer.kind": "coordinatewise-lstm",
+        "optimizer.learning_rate": 0.01,
+        "optimizer.preprocessor.kind": "log-sign",
+        "strategy.kind": "every-window",
+        "strategy.window": 16,
+        "weighting.kind": "constant",
+        "meta.num_steps": 375,
+        "meta.super_epochs": 10,
+        "meta.num_objectives": 1,
+        "evaluation.num_tuning_objectives": 4,
+    },
+}

@@ -1,0 +1,59 @@
+"""`l2o evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._options import with_settings
+from ._resolve import read_assignments
+
+PANEL = "Output"
+SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": "--objectives"}
+
+
+@with_settings(
+    lambda leaf: leaf.path[0] in ("objective", "evaluation", "seed"),
+    SECOND_NAMES,
+    show_defaults=False,
+)
+def evaluate(
+    source: Annotated[
+        Path, typer.Argument(help="Run folder, or file of a trained optimizer.", metavar="RUN_OR_FILE")
+    ],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"),
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Compare with hand-made optimizers."),
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to make; RUN/evaluations/<time>-<objective> if not given, none for a file.",
+            metavar="FOLDER",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=PANEL),
+    ] = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Compare a trained optimizer again: on other draws, longer, or on another objective.
+
+    Whatever is not given is as in the training, but for the seed, which is the next one.
+    """
+    layers = [*read_assignments(assignments or []), settings]
+
+    from ._evaluation import evaluate as run
+    from ._output import Output
+
+    run(source, layers, out, Output(quiet, as_json), with_baselines=baselines)

@@ -1,0 +1,146 @@
+"""What `l2o evaluate` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+import l2o_eqx as l2o
+
+from ._build import Parts, build
+from ._comparison import (
+    LEARNED,
+    facts_of,
+    numbers,
+    run_comparison,
+    show_comparison,
+    title_of,
+    write_comparison,
+)
+from ._config import RunConfig
+from ._errors import UsageError
+from ._folder import check_free, make_folder
+from ._interrupt import interrupted, run_interruptibly
+from ._output import Output
+from ._resolve import Layer, merge, resolve
+from ._training import OPTIMIZER_FILE, describe_device
+
+
+def evaluate(
+    source: Path,
+    layers: Sequence[Layer],
+    out: Path | None,
+    output: Output,
+    *,
+    with_baselines: bool,
+) -> None:
+    """Compares the optimizers of a run, or one from a file.
+
+    **Arguments:**
+
+    - `source`: the folder or the file.
+    - `layers`: settings over those of the training.
+    - `out`: a folder to make for the results. If `None`, it is made in the run's folder; for a file,
+        nothing is written.
+    - `output`: what the user sees.
+    - `with_baselines`: whether to compare with hand-made optimizers.
+
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    """
+    files = _files(source)
+    check_free(out)
+    optimizers, metadata = _load(files)
+    config = _resolve(metadata, layers, files[0])
+    parts = build(config)
+    _check_fits(optimizers[0], parts)
+    restarts = len(optimizers) if len(optimizers) > 1 else None
+    optimizer = _stack(optimizers) if restarts else optimizers[0]
+    facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
+    title = title_of(facts)
+    output.say(_intention(source, facts))
+
+    def work() -> l2o.Comparison:
+        return run_comparison(
+            optimizer,
+            parts,
+            output,
+            restarts=restarts,
+            baselines=l2o.BASELINES if with_baselines else {},
+            key=jr.split(jr.key(config.seed), 3)[2],  # as the training's own comparison
+        )
+
+    try:
+        comparison = run_interruptibly(work)
+    except KeyboardInterrupt:
+        output.say("Interrupted; nothing was written.")
+        interrupted()
+    folder = None
+    if out or source.is_dir():
+        folder = make_folder(out, source / "evaluations", config.objective.kind)
+        write_comparison(folder, comparison, title=title, facts=facts)
+    show_comparison(comparison, output, title)
+    if folder:
+        output.say(f"Curves and numbers are in {folder}.")
+    where = {"folder": str(folder)} if folder else {"folder": None}
+    output.result({**where, **facts, **numbers(comparison)})
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f"RUN_OR_FILE: there is neither a folder nor a file {source}")
+    single = source / OPTIMIZER_FILE
+    files = [single] if single.is_file() else sorted(source.glob("optimizers/restart-*.safetensors"))
+    if not files:
+        raise UsageError(f"RUN_OR_FILE: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor optimizers/")
+    return files
+
+
+def _load(files: Sequence[Path]) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        return [l2o.load(file) for file in files], l2o.load_metadata(files[0])
+    except (OSError, ValueError) as error:
+        raise UsageError(f"RUN_OR_FILE: {error}") from None
+
+
+def _resolve(metadata: dict[str, Any], layers: Sequence[Layer], file: Path) -> RunConfig:
+    trained = metadata.get("config")
+    if not isinstance(trained, dict):
+        raise UsageError(f"RUN_OR_FILE: {file} was not written by `l2o train`: it has no settings")
+    trained = dict(trained)
+    asked: Layer = {}
+    for layer in layers:
+        asked = merge(asked, layer)
+    kind = asked.get("objective", {}).get("kind", trained["objective"]["kind"])
+    if kind != trained["objective"]["kind"]:
+        # What was fit for one objective may take hours on another one, whose presets know better.
+        trained.pop("evaluation", None)
+    return resolve([trained, {"seed": trained.get("seed", 0) + 1}, asked])
+
+
+def _check_fits(optimizer: Any, parts: Parts) -> None:
+    objective = parts.family.sample(jr.key(0))
+    try:
+        jax.eval_shape(lambda key: optimizer.init(objective.init(key)), jr.key(0))
+    except ValueError as error:
+        raise UsageError(f"this optimizer does not fit the objective: {error}") from None
+
+
+def _stack(optimizers: Sequence[Any]) -> Any:
+    def stack(*leaves: Any) -> Any:
+        return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else leaves[0]
+
+    return jax.tree.map(stack, *optimizers)
+
+
+def _intention(source: Path, facts: dict[str, Any]) -> str:
+    data = f"; {facts['data']['description']}" if facts["data"] else ""
+    return (
+        f"Comparing {LEARNED} ({facts['optimizer']}, from {source}) on {facts['objective']}: "
+        f"{facts['num_objectives']} objectives x {facts['num_steps']} steps, seed {facts['seed']}{data}; "
+        f"on {describe_device()}"
+    )

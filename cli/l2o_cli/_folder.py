@@ -1,0 +1,131 @@
+"""A run's folder: made once, never overwritten, and no reader sees half of a file."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ._errors import UsageError
+from ._output import dumps
+
+PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+
+def make_folder(out: Path | None, parent: Path, name: str) -> Path:
+    """Makes the folder of a run or an evaluation.
+
+    **Arguments:**
+
+    - `out`: what the user asked for; it must not exist.
+    - `parent`, `name`: otherwise, `<parent>/<time>-<name>`, with a number if there is one already.
+
+    **Raises:** `UsageError` if it exists or cannot be made.
+    """
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    numbered = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
+    candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)
+    try:
+        for folder in candidates:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+    except OSError as error:
+        raise UsageError(f"option '--out': {folder} cannot be made: {error.strerror}") from None
+    raise exists(out)
+
+
+def check_free(out: Path | None) -> None:
+    """Refuses a folder that exists, before any work is done for it.
+
+    **Raises:** `UsageError`.
+    """
+    if out is not None and os.path.lexists(out):
+        raise exists(out)
+
+
+def exists(out: Path | None) -> UsageError:
+    """What to say about a folder that is there already."""
+    return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path of the same suffix to write to, which then takes the place of `path`."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Record:
+    """`run.json`: how the run came about and how it ended.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `facts`: to write at once.
+    """
+
+    def __init__(self, path: Path, **facts: Any):
+        self.path = path
+        self.facts = {"format": 1, **facts, "started": now(), "ended": None, "result": "running"}
+        self._write()
+
+    def finish(self, result: str, **facts: Any) -> None:
+        """Writes how it ended: `result` is `"completed"`, `"stopped"` or `"failed"`."""
+        self.facts |= {**facts, "ended": now(), "result": result}
+        self._write()
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Records an error of ours, or a Ctrl-C, before it goes on its way."""
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            self.finish("stopped")
+            raise
+        except Exception as error:
+            self.finish("failed", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+            raise
+
+    def _write(self) -> None:
+        write_text(self.path, dumps(self.facts, indent=2) + "\n")
+
+
+def environment(describe_device: Callable[[], str]) -> dict[str, Any]:
+    """The versions and the machine that a result may depend on.
+
+    **Arguments:**
+
+    - `describe_device`: says what JAX computes on.
+    """
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": describe_device(),
+        "command": ["l2o", *sys.argv[1:]],
+    }
+
+
+def now() -> str:
+    """The local time with its offset from UTC, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,84 @@
+"""Ctrl-C while compiled code runs."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
+
+
+class _Abandoned:
+    """Whether a thread was left behind in compiled code, so that Python cannot end in good order."""
+
+    any = False
+
+
+def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | None = None) -> T:
+    """Runs `work` in a thread of its own, as compiled code would hold up the signal for minutes.
+
+    **Arguments:**
+
+    - `work`: what to run.
+    - `on_first`: called at the first Ctrl-C instead of giving up; the second one gives up.
+
+    **Returns:** what `work` returns.
+
+    **Raises:** what `work` raises; `KeyboardInterrupt` when giving up, with `work` still running.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    signals: list[int] = []
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    previous = signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+    try:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        _wait(thread, signals, on_first)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def _wait(
+    thread: threading.Thread, signals: list[int], on_first: Callable[[], None] | None
+) -> None:
+    patience = 0 if on_first is None else 1
+    asked = False
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        if len(signals) > patience:
+            _Abandoned.any = True
+            raise KeyboardInterrupt
+        if signals and on_first is not None and not asked:
+            asked = True
+            on_first()
+
+
+def interrupted() -> NoReturn:
+    """Ends the command as shells expect after Ctrl-C."""
+    raise typer.Exit(130)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; at once if a thread was left behind in compiled code."""
+    if _Abandoned.any:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""`l2o plot`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ._errors import UsageError
+
+Format = Literal["png", "svg", "pdf"]
+
+
+def plot(
+    run: Annotated[Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")],
+    file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = "png",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the figures; beside their data if not given.", metavar="FOLDER"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Draw the figures of a run and of its evaluations again, from the CSV and JSON files."""
+    if not run.is_dir():
+        raise UsageError(f"RUN: there is no folder {run}")
+    folders = [run, *sorted(run.glob("evaluations/*/"))]
+    sources = [f / name for f in folders for name in ("curves.csv", "metrics.jsonl")]
+    sources = [source for source in sources if source.is_file()]
+    if not sources:
+        raise UsageError(f"RUN: {run} holds nothing to draw, neither curves.csv nor metrics.jsonl")
+    for source in sources:
+        figure = _redraw(source, (out or run) / source.parent.relative_to(run), file_format)
+        if figure and not quiet:
+            typer.echo(figure)
+
+
+def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
+    from l2o_eqx import plots
+
+    from ._folder import replacing
+
+    name = "curves" if source.suffix == ".csv" else "training"
+    path = folder / f"{name}.{file_format}"
+    try:
+        content = plots.read_curves(source) if name == "curves" else plots.read_metrics(source)
+        if not content:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            if name == "curves":
+                plots.plot_curves(content, temporary, title=_title(source.parent))
+            else:
+                plots.plot_training(content, temporary)
+    except (ValueError, KeyError, OSError) as error:
+        raise UsageError(f"{source} cannot be drawn: {error}") from None
+    return path
+
+
+def _title(folder: Path) -> str | None:
+    import json
+
+    try:
+        return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["title"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

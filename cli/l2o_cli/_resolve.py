@@ -1,0 +1,140 @@
+"""From presets, a file, `--set` and named options to one checked configuration, and back to TOML."""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from ._config import DEFAULT_OBJECTIVE, PRESETS, RunConfig
+from ._errors import UsageError, describe, first_of
+from ._fields import members_at
+
+Layer = dict[str, Any]
+
+
+def resolve(layers: Iterable[Layer]) -> RunConfig:
+    """One configuration out of several layers, later ones over earlier ones, all over the presets.
+
+    **Arguments:**
+
+    - `layers`: nested tables, each with some of the settings.
+
+    **Raises:** `UsageError` for what the models do not allow.
+    """
+    data: Layer = {}
+    for layer in layers:
+        data = merge(data, layer)
+    data = _with_presets(data)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        errors: list[Any] = error.errors(include_url=False)
+        raise UsageError(describe(first_of(errors), data)) from None
+
+
+def merge(below: Layer, above: Layer) -> Layer:
+    """`above` over `below`, table by table; a table whose `kind` changes is replaced, not mixed.
+
+    **Arguments:**
+
+    - `below`, `above`: nested tables.
+    """
+    kind = above.get("kind")
+    if kind is not None and kind != below.get("kind", kind):
+        return above
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        merged[name] = merge(old, value) if both else value
+    return merged
+
+
+def read_toml(path: Path) -> Layer:
+    """The layer that a `--config` file holds.
+
+    **Raises:** `UsageError` if it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"option '--config': {path} cannot be read: {_reason(error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"option '--config': {path} is not TOML: {error}") from None
+
+
+def read_assignments(texts: Iterable[str]) -> list[Layer]:
+    """The layers that `--set a.b=v` options hold; an unquoted word counts as a string.
+
+    **Arguments:**
+
+    - `texts`: such as `"meta.num_steps=100"`.
+
+    **Raises:** `UsageError` for anything else.
+    """
+    return [_read_assignment(text) for text in texts]
+
+
+def _read_assignment(text: str) -> Layer:
+    name, equals, value = text.partition("=")
+    for written in (value, json.dumps(value)):
+        try:
+            layer = tomllib.loads(f"{name} = {written}")
+        except tomllib.TOMLDecodeError:
+            continue
+        if equals and value.strip():
+            return layer
+    raise UsageError(f"option '--set': got {text!r}, must look like 'meta.num_steps=100'")
+
+
+def nested(path: tuple[str, ...], value: Any) -> Layer:
+    """The layer with one value."""
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def to_toml(config: RunConfig) -> str:
+    """The file that `--config` reads back as the same configuration.
+
+    **Arguments:**
+
+    - `config`: fields that are `None` are left out, as TOML has no null.
+    """
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _with_presets(data: Layer) -> Layer:
+    objective = data.get("objective", {})
+    kind = objective.get("kind") if isinstance(objective, dict) else None
+    kind = DEFAULT_OBJECTIVE if kind is None else kind
+    data = merge(nested(("objective", "kind"), kind), data)
+    # An unknown objective gets some presets, so that it is the one thing to complain about.
+    known = kind if isinstance(kind, str) and kind in PRESETS else DEFAULT_OBJECTIVE
+    for name, value in PRESETS[known].items():
+        path = tuple(name.split("."))
+        if _applies(path, data):
+            data = merge(nested(path, value), data)
+    return data
+
+
+def _applies(path: tuple[str, ...], data: Layer) -> bool:
+    # Whether the kinds chosen so far have this field.
+    table: Any = data
+    for depth, name in enumerate(path):
+        tables = members_at(path[:depth])
+        kind = table.get("kind", "") if isinstance(table, dict) else None
+        if path[depth:] == ("kind",):
+            return isinstance(table, dict)
+        if kind not in tables or name not in tables[kind].model_fields:
+            return False
+        table = table.get(name, {})
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,102 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._types import Params, State
+from ..preprocessors import AbstractPreprocessor, TwoFeature
+from ._base import AbstractOptimizer
+from ._coordinatewise_lstm import flatten_features, unflatten_like
+from ._lstm import make_cells, run_cells, zero_states
+
+
+class Hierarchical(AbstractOptimizer):
+    """Three levels of LSTMs: one per coordinate, one per tensor, one for all; weights shared in a level.
+
+    Each step goes up and its result comes down in the next: a coordinate's network sees its gradient and
+    its tensor's last hidden state; a tensor's sees the mean hidden state of its coordinates and the last
+    global one; the global one sees the mean over tensors. So coordinates can tell each other how the
+    optimization goes, at little cost. The update is the learning rate times the sum of a coordinate's
+    hidden state.
+
+    **Arguments:**
+
+    - `coordinate_size`, `tensor_size`, `global_size`: widths of the three networks.
+    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default.
+    - `learning_rate`: as in `CoordinatewiseLSTM`.
+    - `key`: draws the initial weights.
+
+    **Raises:** `ValueError` for sizes below 1.
+
+    Reference: Wichrowska et al. 2017, "Learned optimizers that scale and generalize", sec. 3.1
+    (arXiv:1703.04813), with LSTMs for its GRUs and without its hand-made features.
+    """
+
+    coordinate_cell: eqx.nn.LSTMCell
+    tensor_cell: eqx.nn.LSTMCell
+    global_cell: eqx.nn.LSTMCell
+    preprocessor: AbstractPreprocessor
+    learning_rate: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        coordinate_size: int = 20,
+        tensor_size: int = 20,
+        global_size: int = 20,
+        preprocessor: AbstractPreprocessor | None = None,
+        learning_rate: float = 1e-3,
+        *,
+        key: PRNGKeyArray,
+    ):
+        if min(coordinate_size, tensor_size, global_size) < 1:
+            raise ValueError(
+                "`Hierarchical(...)` needs at least one unit per level. Got "
+                f"coordinate_size={coordinate_size}, tensor_size={tensor_size}, "
+                f"global_size={global_size}."
+            )
+        ckey, tkey, gkey = jr.split(key, 3)
+        self.preprocessor = TwoFeature() if preprocessor is None else preprocessor
+        num_inputs = self.preprocessor.num_features + tensor_size
+        (self.coordinate_cell,) = make_cells(num_inputs, (coordinate_size,), key=ckey)
+        (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)
+        (self.global_cell,) = make_cells(tensor_size, (global_size,), key=gkey)
+        self.learning_rate = learning_rate
+
+    def init(self, params: Params) -> State:
+        sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+        cells = (self.coordinate_cell, self.tensor_cell, self.global_cell)
+        counts = (sum(sizes), len(sizes), 1)
+        levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
+        return levels, self.preprocessor.init(params)
+
+    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        del params
+        (coordinate_state, tensor_state, global_state), preprocessor_state = state
+        features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
+        sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])
+        tensor_of = np.repeat(np.arange(len(sizes)), sizes)
+
+        own = flatten_features(features, self.coordinate_cell.weight_hh.dtype)
+        inputs = jnp.concatenate([own, tensor_state[0][:, tensor_of]])
+        hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
+
+        means = _mean_by_tensor(hidden, tensor_of, sizes)
+        from_above = jnp.broadcast_to(global_state[0], (global_state[0].shape[0], len(sizes)))
+        inputs = jnp.concatenate([means, from_above])
+        tensors, (tensor_state,) = run_cells((self.tensor_cell,), inputs, (tensor_state,))
+
+        inputs = jnp.mean(tensors, axis=1, keepdims=True)
+        _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
+
+        updates = unflatten_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        levels = (coordinate_state, tensor_state, global_state)
+        return updates, (levels, preprocessor_state)
+
+
+def _mean_by_tensor(
+    hidden: Float[Array, "hidden coordinates"], tensor_of: np.ndarray, sizes: np.ndarray
+) -> Float[Array, "hidden tensors"]:
+    sums = jax.ops.segment_sum(hidden.T, tensor_of, len(sizes), indices_are_sorted=True).T
+    return sums / jnp.asarray(np.maximum(sizes, 1), hidden.dtype)[None]

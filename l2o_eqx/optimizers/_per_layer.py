@@ -1,0 +1,144 @@
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._types import Params, State
+from ._base import AbstractOptimizer
+
+# The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
+Label = Callable[[tuple[Any, ...], Any], str]
+
+
+def by_layer(path: tuple[Any, ...], leaf: Any) -> str:
+    """One group per layer: the leaf's path without its last part, so that weight and bias share one."""
+    del leaf
+    return jtu.keystr(path[:-1], simple=True, separator=".") or "params"
+
+
+def by_leaf(path: tuple[Any, ...], leaf: Any) -> str:
+    """One group per array."""
+    del leaf
+    return jtu.keystr(path, simple=True, separator=".") or "params"
+
+
+def by_rank(path: tuple[Any, ...], leaf: Any) -> str:
+    """One group per number of axes: biases apart from matrices, matrices apart from kernels."""
+    del path
+    return f"rank{len(leaf.shape)}"
+
+
+class PerLayer(AbstractOptimizer):
+    """Several optimizers, each for its own group of params; with one group it is that optimizer.
+
+    `PerLayer.make` builds one block per group of a tree of params. To give groups different learning
+    rates, preprocessors or kinds of optimizer, hand over the mapping yourself.
+
+    **Arguments:**
+
+    - `optimizers`: by label.
+    - `label`: `(path, leaf) -> label` of each leaf; `by_layer`, `by_leaf`, `by_rank`, or your own.
+
+    **Raises:** `ValueError` for no optimizers, and on use if a leaf's label has none.
+
+    Reference: thesis sec. 5.4.2.
+    """
+
+    optimizers: dict[str, AbstractOptimizer]
+    label: Label = eqx.field(static=True)
+
+    def __init__(self, optimizers: Mapping[str, AbstractOptimizer], label: Label = by_layer):
+        if not optimizers:
+            raise ValueError("`PerLayer(optimizers=...)` needs at least one optimizer. Got none.")
+        self.optimizers = dict(optimizers)
+        self.label = label
+
+    @classmethod
+    def make(
+        cls,
+        make_optimizer: Callable[[PRNGKeyArray], AbstractOptimizer],
+        params: PyTree,
+        *,
+        label: Label = by_layer,
+        key: PRNGKeyArray,
+    ) -> "PerLayer":
+        """One optimizer per group of `params`, each with its own initial weights.
+
+        **Arguments:**
+
+        - `make_optimizer`: `key -> optimizer`.
+        - `params`: arrays, or their shapes from `jax.eval_shape`.
+        - `label`: as above.
+        - `key`: split among the groups.
+        """
+        labels = sorted(set(jax.tree.leaves(labels_of(params, label))))
+        keys = jr.split(key, len(labels))
+        return cls({name: make_optimizer(k) for name, k in zip(labels, keys, strict=True)}, label)
+
+    def init(self, params: Params) -> State:
+        return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)
+
+    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        return self.update_with(
+            lambda optimizer, *arguments: optimizer.update(*arguments),
+            grads,
+            state,
+            params,
+            like=params,
+        )
+
+    def init_with(
+        self, init: Callable[[AbstractOptimizer, PyTree], State], params: PyTree, *, like: PyTree
+    ) -> State:
+        """`init(optimizer, group)` for every group, by label; `like` as in `split`."""
+        groups = self.split(params, like)
+        return {name: init(self.optimizers[name], group) for name, group in groups.items()}
+
+    def update_with(
+        self,
+        update: Callable[..., tuple[PyTree, State]],
+        grads: PyTree,
+        state: State,
+        params: PyTree,
+        *,
+        like: PyTree,
+    ) -> tuple[PyTree, State]:
+        """`update(optimizer, grads, state, params)` for every group, put together again."""
+        param_groups = self.split(params, like)
+        updates, next_state = {}, {}
+        for name, group in self.split(grads, like).items():
+            updates[name], next_state[name] = update(
+                self.optimizers[name], group, state[name], param_groups[name]
+            )
+        return eqx.combine(*updates.values()), next_state
+
+    def split(self, tree: PyTree, like: PyTree) -> dict[str, PyTree]:
+        """`tree` by group, with `None` for the leaves of other groups.
+
+        **Arguments:**
+
+        - `tree`: arrays in the structure of the params.
+        - `like`: the params (or their shapes) that the labels are made from.
+        """
+        labels = labels_of(like, self.label)
+        used = sorted(set(jax.tree.leaves(labels)))
+        missing = [name for name in used if name not in self.optimizers]
+        if missing:
+            raise ValueError(
+                f"`PerLayer`: the params have the groups {used}, but there is no optimizer for {missing}. "
+                f"There are optimizers for {sorted(self.optimizers)}."
+            )
+
+        def group(name):
+            return jax.tree.map(lambda x, label: x if label == name else None, tree, labels)
+
+        return {name: group(name) for name in used}
+
+
+def labels_of(params: PyTree, label: Label) -> PyTree[str]:
+    """The label of every leaf."""
+    return jtu.tree_map_with_path(label, params)

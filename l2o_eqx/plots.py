@@ -1,0 +1,211 @@
+"""Figures of comparisons and of trainings. Matplotlib is imported when the first one is drawn."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colors of Okabe and Ito, which color-blind people can tell apart; the learned optimizer has the first.
+_EMPHASIZED = ("#D55E00", "#000000", "#7F3C8D")
+_OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_FLOOR = 1e-12
+
+
+def plot_curves(
+    curves: Mapping[str, Any],
+    path: str | Path | None = None,
+    *,
+    title: str | None = None,
+    ylabel: str = "loss",
+    emphasize: Iterable[str] = ("learned",),
+) -> "Figure":
+    """Draws losses over inner steps: the median as a line, the quartiles as a band, on a log scale.
+
+    **Arguments:**
+
+    - `curves`: of `Comparison.curves`: by name, the quartiles (q25, median, q75) at every step.
+    - `path`: where to write the figure, if anywhere; the suffix picks the format.
+    - `title`, `ylabel`: the texts.
+    - `emphasize`: the names to draw boldly, in front of the others.
+
+    **Returns:** the figure.
+
+    **Raises:** `ValueError` if there are no curves.
+    """
+    if not curves:
+        raise ValueError("`plot_curves(curves)` needs at least one curve. Got none.")
+    figure, axes = _figure(7.5, 4.8)
+    arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
+    best_first = sorted(arrays, key=lambda name: _final(arrays[name]))
+    styles = _styles(list(arrays), set(emphasize))
+    low, high = _limits(arrays.values())
+    for name in best_first:
+        _draw_curve(axes, name, arrays[name], styles[name], top=10 * high)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_xlim(0, max(1, *(q.shape[1] - 1 for q in arrays.values())))
+    axes.set_xlabel("inner step")
+    axes.set_ylabel(ylabel)
+    if title:
+        axes.set_title(title, fontsize=11, loc="left")
+    axes.legend(
+        title="median at the end", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10
+    )
+    return _written(figure, path)
+
+
+def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) -> "Figure":
+    """Draws how a meta-training went: losses above, the norm of the meta-gradient below.
+
+    **Arguments:**
+
+    - `metrics`: of `MetaSolution.metrics`, or from `read_metrics`: one row per super epoch, and a column
+        per restart if there are several; these are drawn thin, their median bold.
+    - `path`: where to write the figure, if anywhere.
+
+    **Returns:** the figure.
+    """
+    figure, axes = _figure(7.5, 6.0, rows=2)
+    losses, norms = axes
+    _draw_metric(losses, metrics["mean_loss"], _OTHERS[0], "mean over the steps")
+    _draw_metric(losses, metrics["final_loss"], _EMPHASIZED[0], "last step")
+    losses.set_ylabel("loss in training")
+    losses.legend(frameon=False, loc="upper right")
+    _draw_metric(norms, metrics["grad_norm"], "#333333", None)
+    norms.set_ylabel("norm of meta-gradient")
+    norms.set_xlabel("super epoch")
+    norms.xaxis.get_major_locator().set_params(integer=True)
+    for one in axes:
+        _log_if_positive(one)
+    return _written(figure, path)
+
+
+def read_curves(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads what `Comparison.write_curves` wrote.
+
+    **Arguments:**
+
+    - `path`: the CSV file.
+
+    **Returns:** the curves by name, as `plot_curves` takes them.
+
+    **Raises:** `ValueError` if the file is another one.
+    """
+    rows: dict[str, list[list[float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["optimizer", "step", "q25", "median", "q75"]:
+            raise ValueError(f"{path} is no file of curves: its columns are {reader.fieldnames}.")
+        for row in reader:
+            values = [float(row[column]) for column in ("q25", "median", "q75")]
+            rows.setdefault(row["optimizer"], []).append(values)
+    return {name: np.array(values).T for name, values in rows.items()}
+
+
+def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the `metrics.jsonl` of a run; a last line that was cut off is left out.
+
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Returns:** the metrics by name, as `plot_training` takes them.
+    """
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.endswith("\n")]
+    names = [name for name in rows[0] if name != "restarts"] if rows else []
+    # Null stands for what is not finite.
+    values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
+    return {name: np.array(column, float) for name, column in values.items()}
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple["Figure", Any]:
+    # Not pyplot, which keeps figures alive and wants a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True)
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _written(figure: "Figure", path: str | Path | None) -> "Figure":
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]:
+    bold = [name for name in names if name in emphasized]
+    plain = [name for name in names if name not in emphasized]
+    styles: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(bold):
+        color = _EMPHASIZED[i % len(_EMPHASIZED)]
+        styles[name] = {"color": color, "linewidth": 2.6, "linestyle": "-", "zorder": 5}
+    for i, name in enumerate(plain):
+        color, dashes = _OTHERS[i % len(_OTHERS)], _DASHES[i % len(_DASHES)]
+        styles[name] = {"color": color, "linewidth": 1.5, "linestyle": dashes, "zorder": 3}
+    return styles
+
+
+def _draw_curve(
+    axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], top: float
+) -> None:
+    # What diverged leaves the picture upwards; zero and below leave it downwards.
+    shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), _FLOOR / 10, top)
+    steps = np.arange(quartiles.shape[1])
+    axes.fill_between(
+        steps, shown[0], shown[2], color=style["color"], alpha=0.12, linewidth=0, zorder=style["zorder"] - 2
+    )
+    final = _final(quartiles)
+    value = f"{final:.3g}" if np.isfinite(final) else "diverged"
+    axes.plot(steps, shown[1], label=f"{name}  {value}", **style)
+
+
+def _final(quartiles: np.ndarray) -> float:
+    final = float(quartiles[1, -1])
+    return final if np.isfinite(final) else np.inf
+
+
+def _limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
+    # Up to the highest starting point, so that one that diverges does not squash the rest.
+    curves = [np.where(np.isfinite(q) & (q > 0), q, np.nan) for q in curves]
+    starts = np.concatenate([q[:, 0] for q in curves])
+    medians = np.concatenate([q[1] for q in curves])
+    lows = np.concatenate([q[0] for q in curves])
+    if np.all(np.isnan(medians)):
+        return _FLOOR, 1.0
+    high = np.nanmax(starts) if np.any(np.isfinite(starts)) else np.nanmax(medians)
+    # The lower quartile may dive on a few steps; it may take a factor of ten below the medians.
+    low = max(np.nanmin(lows), np.nanmin(medians) / 10) if np.any(np.isfinite(lows)) else high / 10
+    low, high = max(float(low), _FLOOR), max(float(high), 10 * _FLOOR)
+    return min(low, high / 3) / 1.5, high * 2
+
+
+def _draw_metric(axes: "Axes", values: Any, color: str, label: str | None) -> None:
+    values = np.asarray(values, float)
+    values = np.where(np.isfinite(values), values, np.nan)
+    epochs = 1 + np.arange(len(values))
+    marker = "o" if len(values) < 30 else None
+    middle = values
+    if values.ndim > 1:
+        axes.plot(epochs, values, color=color, linewidth=0.6, alpha=0.35)
+        middle = np.median(values, axis=1)
+    axes.plot(epochs, middle, color=color, linewidth=2, label=label, marker=marker, markersize=3.5)
+
+
+def _log_if_positive(axes: "Axes") -> None:
+    drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
+    if np.any(drawn > 0):
+        axes.set_yscale("log")

@@ -1,0 +1,147 @@
+"""One list of every implementation: adding a class here gives it all conformance tests."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+
+from l2o_eqx import objectives, optimizers, preprocessors, strategies, weightings
+from l2o_eqx.optimizers import AbstractOptimizer
+
+
+class ScaledGradient(AbstractOptimizer):
+    """A learned step size that also looks at the params: what a user's own optimizer may look like."""
+
+    rate: jax.Array
+    decay: jax.Array
+
+    def init(self, params):
+        return jnp.zeros(())
+
+    def update(self, grads, state, params):
+        def one(g, p):
+            return -(self.rate * g + self.decay * p) / (1 + state)
+
+        return jax.tree.map(one, grads, params), state + 0.1
+
+
+class LookingLSTM(AbstractOptimizer):
+    """A coordinatewise optimizer that looks at the params, which the engine must hand over in blocks."""
+
+    coordinatewise: ClassVar[bool] = True
+
+    lstm: optimizers.CoordinatewiseLSTM
+    decay: jax.Array
+
+    def init(self, params):
+        return self.lstm.init(params)
+
+    def update(self, grads, state, params):
+        updates, state = self.lstm.update(grads, state, params)
+        return jax.tree.map(lambda u, p: u - self.decay * p, updates, params), state
+
+
+def _per_layer(key):
+    params = FAMILIES["from_model"]().sample(key).init(key)
+
+    def make(key):
+        return optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
+
+    # One optimizer for every label that any of the families below has.
+    labels = {"params", "layers.0", "layers.1", ""}
+    keys = dict(zip(sorted(labels), jr.split(key, len(labels)), strict=True))
+    del params
+    return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
+
+
+PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
+    "identity": preprocessors.Identity,
+    "log_sign": preprocessors.LogSign,
+    "two_feature": preprocessors.TwoFeature,
+    "adam_like": preprocessors.AdamLike,
+}
+
+# Learned optimizers: key -> optimizer. Small, and with steps large enough for derivatives to show.
+LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
+    **{
+        f"lstm_{name}": lambda key, make=make: optimizers.CoordinatewiseLSTM(
+            (3, 4), make(), learning_rate=0.1, key=key
+        )
+        for name, make in PREPROCESSORS.items()
+    },
+    "lstm_linear_readout": lambda key: optimizers.CoordinatewiseLSTM(
+        (4,), learning_rate=0.1, linear_readout=True, key=key
+    ),
+    "per_layer": _per_layer,
+    "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
+    "user_scaled_gradient": lambda key: ScaledGradient(jnp.asarray(1e-2), jnp.asarray(1e-3)),
+    "user_looking_lstm": lambda key: LookingLSTM(
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), jnp.asarray(1e-2)
+    ),
+}
+
+OPTIMIZERS: dict[str, Callable[[Any], AbstractOptimizer]] = {
+    **LEARNED,
+    "from_optax": lambda key: optimizers.FromOptax(optax.adam(1e-2)),
+}
+
+
+def _from_model():
+    images = jr.normal(jr.key(5), (40, 6))
+    labels = jr.randint(jr.key(6), (40,), 0, 3)
+
+    def loss(model, batch):
+        x, y = batch
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y))
+
+    def make(key):
+        return objectives.MLP((6, 4, 3), jnp.tanh, key=key)
+
+    return objectives.FromModel(make, loss, (images, labels), 8)
+
+
+FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
+    "quadratic": lambda: objectives.Quadratic(5),
+    "quadratic_norm": lambda: objectives.Quadratic(5, squared=False, theta_std=0.05),
+    "from_model": _from_model,
+    "mnist": lambda: objectives.MNIST((2,), batch_size=4, num_examples=50, data="embedded"),
+}
+
+WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
+    "constant": weightings.Constant,
+    "linear": weightings.Linear,
+    "linear_super_epoch": lambda: weightings.Linear(0.5, "super_epoch", first=0),
+    "exponential": weightings.Exponential,
+    "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
+    "final_only": weightings.FinalOnly,
+    "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
+}
+
+STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
+    "every_window": lambda: strategies.EveryWindow(3),
+    "every_window_second": lambda: strategies.EveryWindow(3, "second"),
+    "once_per_super_epoch": strategies.OncePerSuperEpoch,
+}
+
+
+def to_float64(tree):
+    """Every float32 array as float64; needs x64 mode."""
+
+    def convert(x):
+        return x.astype(jnp.float64) if eqx.is_inexact_array(x) else x
+
+    return jax.tree.map(convert, tree)
+
+
+def assert_trees_close(actual, expected, *, rtol=1e-5, atol=1e-7):
+    """Same structure, shapes and dtypes, and values that agree."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype, (a.shape, a.dtype, e.shape, e.dtype)
+        scale = max(1e-30, float(np.max(np.abs(e), initial=0.0)))
+        np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=rtol, atol=atol * scale)

@@ -1,0 +1,280 @@
+"""The two-phase meta-gradient against plain automatic differentiation of its definition."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, to_float64
+from jax import lax
+
+import l2o_eqx
+from l2o_eqx._inner import as_batch, batched_init, run_steps
+from l2o_eqx._meta_gradient import replay, suffix_sums
+from l2o_eqx.objectives import MNIST, Quadratic
+from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
+from l2o_eqx.weightings import Constant, Linear
+
+
+def plain(optimizer, objective, params, state, *, window, start, num_steps, weighting, key, order):
+    """The definition: automatic differentiation of a loop, without any part of the engine."""
+    constant = lax.stop_gradient if order == "first" else lambda x: x
+
+    def meta_loss(optimizer):
+        def one_step(carry, t):
+            theta, h = carry
+            loss, grads = jax.value_and_grad(objective.loss)(theta, t, key)
+            updates, h = optimizer.update(constant(grads), h, constant(theta))
+            return (jax.tree.map(jnp.add, theta, updates), h), loss
+
+        _, losses = lax.scan(one_step, (params, state), start + jnp.arange(window))
+        return weighting(losses, start, num_steps)
+
+    return eqx.filter_jit(eqx.filter_value_and_grad(meta_loss))(optimizer)
+
+
+def later_start(optimizer, objective, key, num_steps):
+    """A params and state as they are in the middle of a super epoch."""
+    params = objective.init(key)
+    if num_steps == 0:
+        return params, optimizer.init(params)
+    run = l2o_eqx.unroll(optimizer, objective, params, optimizer.init(params), num_steps, key=key)
+    return run.params, run.state
+
+
+def check(optimizer, objective, params, state, *, order="first", rtol, atol, **kwargs):
+    expected_loss, expected = plain(optimizer, objective, params, state, order=order, **kwargs)
+    result = l2o_eqx.meta_gradient(optimizer, objective, params, state, order=order, **kwargs)
+    assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(result.meta_loss, expected_loss, rtol=rtol)
+    assert any(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(result.grads))
+    return result
+
+
+# Every optimizer and every objective; every optimizer on a network is checked in float64 below.
+PAIRS = [(name, "quadratic") for name in LEARNED]
+PAIRS += [("lstm_log_sign", family) for family in FAMILIES if family != "quadratic"]
+
+
+@pytest.mark.parametrize("name, family", PAIRS)
+def test_first_order_is_plain_autodiff(name, family, getkey):
+    optimizer, objective = LEARNED[name](getkey()), FAMILIES[family]().sample(getkey())
+    params = objective.init(getkey())
+    state = optimizer.init(params)
+    common = {"window": 4, "start": 2, "num_steps": 10, "weighting": Linear(), "key": getkey()}
+    check(optimizer, objective, params, state, rtol=2e-4, atol=2e-5, **common)
+
+
+@pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "hierarchical"])
+def test_window_ends_where_unroll_ends(name, getkey):
+    optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
+    key = getkey()
+    params, state = later_start(optimizer, objective, key, 2)
+    result = l2o_eqx.meta_gradient(
+        optimizer, objective, params, state, window=4, start=2, weighting=Constant(), key=key
+    )
+    run = l2o_eqx.unroll(optimizer, objective, params, state, 4, start=2, key=key)
+    assert_trees_close((result.losses, result.params, result.state), (run.losses, run.params, run.state))
+
+
+def test_second_order_differs_from_first(getkey):
+    optimizer, objective = LEARNED["lstm_identity"](getkey()), Quadratic(3).sample(getkey())
+    params = objective.init(getkey())
+    kwargs = {"window": 4, "weighting": Constant(), "key": getkey()}
+    first, second = (
+        l2o_eqx.meta_gradient(optimizer, objective, params, optimizer.init(params), order=o, **kwargs)
+        for o in ("first", "second")
+    )
+    leaves = zip(jax.tree.leaves(first.grads), jax.tree.leaves(second.grads), strict=True)
+    assert any(not np.allclose(a, b, rtol=1e-2, atol=0) for a, b in leaves)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("start", [0, 3])
+def test_weightings_and_window_positions(weighting, start, getkey):
+    optimizer, objective = LEARNED["user_scaled_gradient"](getkey()), Quadratic(3).sample(getkey())
+    key = getkey()
+    params, state = later_start(optimizer, objective, key, start)
+    kwargs = {"window": 5, "num_steps": start + 5, "weighting": WEIGHTINGS[weighting](), "key": key}
+    check(optimizer, objective, params, state, start=start, rtol=1e-4, atol=1e-5, **kwargs)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_float64_agrees_to_ten_digits(name, order, getkey):
+    with jax.enable_x64(True):
+        optimizer = to_float64(LEARNED[name](getkey()))
+        objective, key = to_float64(FAMILIES["from_model"]().sample(getkey())), getkey()
+        params = to_float64(objective.init(key))
+        state = to_float64(optimizer.init(params))
+        common = {"window": 5, "start": 0, "num_steps": 5, "weighting": Linear(), "key": key}
+        check(optimizer, objective, params, state, order=order, rtol=1e-10, atol=1e-10, **common)
+
+
+def recorded_window(optimizer, objective, params, key, window):
+    """The arguments of `replay` for a batch of one."""
+    params = jax.tree.map(lambda x: x[None], params)
+    state = batched_init(optimizer, params)
+    *_, record = run_steps(
+        optimizer, as_batch(objective), params, state, window, start=0, keys=key[None]
+    )
+    return params, state, record.grads, suffix_sums(record.grads, jnp.ones_like(record.losses))
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 42, 43])
+@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
+def test_blocks_change_nothing(name, block_size, getkey):
+    """43 coordinates: blocks of one, blocks that leave a rest, all but one, exactly one block."""
+    optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
+    arguments = recorded_window(optimizer, objective, objective.init(getkey()), getkey(), 3)
+    whole, blocks = (
+        eqx.filter_jit(replay)(optimizer, *arguments, block_size=size) for size in (44, block_size)
+    )
+    assert_trees_close(blocks, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_follows_the_block(getkey):
+    """Temporaries grow with the block, not with the number of coordinates."""
+    optimizer, objective = CoordinatewiseLSTM(key=getkey()), Quadratic(512).sample(getkey())
+    arguments = recorded_window(optimizer, objective, objective.init(getkey()), getkey(), 16)
+
+    def temporaries(block_size):
+        run = jax.jit(lambda *a: replay(optimizer, *a, block_size=block_size))
+        return run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(64) < temporaries(512) / 3
+
+
+def test_record_from_outside_jax(getkey):
+    """NumPy hands over gradients and losses; the result is that of the objective inside JAX."""
+    optimizer, objective = CoordinatewiseLSTM((3,), key=getkey()), Quadratic(4).sample(getkey())
+    key = getkey()
+    params = objective.init(key)
+    state = optimizer.init(params)
+    matrix, target = np.asarray(objective.matrix), np.asarray(objective.target)
+
+    theta, h, grads, losses = np.asarray(params), state, [], []
+    for _ in range(6):
+        residual = matrix @ theta - target
+        losses.append(np.sum(residual**2))
+        grads.append(2 * matrix.T @ residual)
+        updates, h = optimizer.update(jnp.asarray(grads[-1]), h, jnp.asarray(theta))
+        theta = theta + np.asarray(updates)
+    outside = l2o_eqx.recorded_meta_gradient(
+        optimizer,
+        jnp.asarray(np.stack(grads)),
+        jnp.asarray(np.stack(losses)),
+        params,
+        state,
+        weighting=Linear(),
+    )
+    inside = l2o_eqx.meta_gradient(
+        optimizer, objective, params, state, window=6, weighting=Linear(), key=key
+    )
+    assert_trees_close(outside, inside.grads, rtol=1e-4, atol=1e-5)
+
+
+def test_analytic_one_coordinate():
+    """u_τ = −φ·∇_τ on f(θ) = ½θ², two steps: L = f(θ_1) + f(θ_2), θ_2 = θ_1 − φθ_1.
+
+    First order: dL/dφ = ∇f(θ_2)·∂u_1/∂φ = −(θ_1 − φθ_1)·θ_1; here 3·0.9·(−3) = −8.1.
+    """
+
+    class Half(l2o_eqx.objectives.AbstractObjective):
+        def init(self, key):
+            return jnp.asarray(3.0)
+
+        def loss(self, params, step, key):
+            return params**2 / 2
+
+    class Step(l2o_eqx.optimizers.AbstractOptimizer):
+        rate: jax.Array
+
+        def init(self, params):
+            return None
+
+        def update(self, grads, state, params):
+            return -self.rate * grads, state
+
+    result = l2o_eqx.meta_gradient(
+        Step(jnp.asarray(0.1)),
+        Half(),
+        jnp.asarray(3.0),
+        None,
+        window=2,
+        weighting=Constant(),
+        key=jr.key(0),
+    )
+    np.testing.assert_allclose(result.grads.rate, -8.1, rtol=1e-6)
+    np.testing.assert_allclose(result.losses, [4.5, 3.645], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [[()], [(1,)], [(3, 2), (), (0, 4)]])
+def test_odd_shapes(shapes, getkey):
+    class Bowl(l2o_eqx.objectives.AbstractObjective):
+        def init(self, key):
+            return [jnp.full(shape, 0.5) for shape in shapes]
+
+        def loss(self, params, step, key):
+            return sum((jnp.sum((x - 2.0) ** 2) for x in params), jnp.zeros(()))
+
+    objective, key = Bowl(), getkey()
+    params = objective.init(key)
+    for name in ("lstm_adam_like", "hierarchical"):
+        optimizer = LEARNED[name](getkey())
+        common = {"window": 3, "start": 0, "num_steps": 3, "weighting": Constant(), "key": key}
+        state = optimizer.init(params)
+        check(optimizer, objective, params, state, rtol=1e-4, atol=1e-5, **common)
+
+
+def test_objective_is_differentiated_once_per_step(getkey):
+    """No second derivative, no second pass: the loss is traced once, for its value and gradient."""
+    traces = []
+
+    class Counting(l2o_eqx.objectives.AbstractObjective):
+        def init(self, key):
+            return jnp.ones(2)
+
+        def loss(self, params, step, key):
+            traces.append(step)
+            return jnp.sum(params**2)
+
+    optimizer, objective = CoordinatewiseLSTM((2,), key=getkey()), Counting()
+    params = jnp.ones(2)
+    for start in (0, 4):
+        l2o_eqx.meta_gradient(
+            optimizer,
+            objective,
+            params,
+            optimizer.init(params),
+            window=4,
+            start=start,
+            weighting=Constant(),
+            key=getkey(),
+        )
+    assert len(traces) == 1
+
+
+def test_mnist_batches_follow_step_and_key(getkey):
+    objective = MNIST((2,), batch_size=4, num_examples=50, data="embedded").sample(getkey())
+    params, key = objective.init(getkey()), getkey()
+    losses = [float(objective.loss(params, t, key)) for t in (0, 0, 1, 12)]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+@pytest.mark.parametrize(
+    "change, message", [({"window": 0}, "window=0"), ({"order": "third"}, "'first'.* 'second'")]
+)
+def test_errors_name_the_argument(change, message, getkey):
+    optimizer, objective = CoordinatewiseLSTM((2,), key=getkey()), Quadratic(2).sample(getkey())
+    params = objective.init(getkey())
+    kwargs = {"window": 2, "weighting": Constant(), "key": getkey(), **change}
+    with pytest.raises(Exception, match=message):
+        l2o_eqx.meta_gradient(optimizer, objective, params, optimizer.init(params), **kwargs)
+
+
+def test_from_optax_has_nothing_to_train():
+    import optax
+
+    assert jax.tree.leaves(eqx.filter(FromOptax(optax.sgd(0.1)), eqx.is_inexact_array)) == []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colors of Okabe and Ito, which color-blind people can tell apart; the learned optimizer has the first.
+# The colors of Okabe and Ito, which color-blind people can tell apart.
 _EMPHASIZED = ("#D55E00", "#000000", "#7F3C8D")
 _OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
@@ -57,7 +57,11 @@ def plot_curves(
     if title:
         axes.set_title(title, fontsize=11, loc="left")
     axes.legend(
-        title="median at the end", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10
+        title="median at the end",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        frameon=False,
+        fontsize=10,
     )
     return _written(figure, path)
 
@@ -67,8 +71,8 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
 
     **Arguments:**
 
-    - `metrics`: of `MetaSolution.metrics`, or from `read_metrics`: one row per super epoch, and a column
-        per restart if there are several; these are drawn thin, their median bold.
+    - `metrics`: of `MetaSolution.metrics`, or from `read_metrics`: one row per super epoch, and a
+        column per restart if there are several; these are drawn thin, their median bold.
     - `path`: where to write the figure, if anywhere.
 
     **Returns:** the figure.
@@ -123,7 +127,9 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
         rows = [json.loads(line) for line in file if line.endswith("\n")]
     names = [name for name in rows[0] if name != "restarts"] if rows else []
     # Null stands for what is not finite.
-    values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
+    values = {
+        name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names
+    }
     return {name: np.array(column, float) for name, column in values.items()}
 
 
@@ -166,7 +172,13 @@ def _draw_curve(
     shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), _FLOOR / 10, top)
     steps = np.arange(quartiles.shape[1])
     axes.fill_between(
-        steps, shown[0], shown[2], color=style["color"], alpha=0.12, linewidth=0, zorder=style["zorder"] - 2
+        steps,
+        shown[0],
+        shown[2],
+        color=style["color"],
+        alpha=0.12,
+        linewidth=0,
+        zorder=style["zorder"] - 2,
     )
     final = _final(quartiles)
     value = f"{final:.3g}" if np.isfinite(final) else "diverged"

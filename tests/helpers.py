@@ -47,15 +47,12 @@ class LookingLSTM(AbstractOptimizer):
 
 
 def _per_layer(key):
-    params = FAMILIES["from_model"]().sample(key).init(key)
-
     def make(key):
         return optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
 
     # One optimizer for every label that any of the families below has.
     labels = {"params", "layers.0", "layers.1", ""}
     keys = dict(zip(sorted(labels), jr.split(key, len(labels)), strict=True))
-    del params
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
 

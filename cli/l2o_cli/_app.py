@@ -1,4 +1,4 @@
-"""The commands. A command's module is imported when it is called, so that `--help` answers at once."""
+"""The commands. A command's module is imported when it is called: `--help` answers at once."""
 
 import importlib
 import sys
@@ -9,9 +9,9 @@ from typer.core import TyperGroup
 
 # A command `name` is the function of that name in the module `_name`.
 COMMANDS = {
-    "train": "Train an optimizer, compare it with tuned hand-made ones, and keep everything in a folder.",
-    "evaluate": "Compare a trained optimizer again: on other draws, longer, or on another objective.",
-    "plot": "Draw the figures of a run and of its evaluations again, from the CSV and JSON files.",
+    "train": "Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.",
+    "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
+    "plot": "Draw the figures of a run and of its evaluations again.",
 }
 
 
@@ -19,12 +19,14 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            from ._errors import UsageError, suggestion
+
             raise UsageError(f"there is no command {name!r}; {suggestion(name, COMMANDS)}")
         if name in COMMANDS:
             self.commands[name] = _load(name)
         return super().resolve_command(ctx, args)
 
-    # Typer draws a box of several lines around a mistake; scripts and logs are better served by one line.
+    # Typer draws a box of several lines around a mistake; a line serves scripts and logs better.
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)

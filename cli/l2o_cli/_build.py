@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax.random as jr
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -26,7 +25,7 @@ class Parts:
 
     **Arguments:**
 
-    - `config`: as given, but with everything resolved that was left to the library or to the machine.
+    - `config`: as given, but with all resolved that was left to the library or the machine.
     - `data`: what is known of the data set; `None` if there is none.
     """
 

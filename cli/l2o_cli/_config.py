@@ -25,7 +25,7 @@ class OptionName:
 
 
 class Table(BaseModel):
-    """A table of the TOML file. A field `kind` tells apart the tables that may stand in one place."""
+    """A table of the TOML file. A `kind` tells apart the tables that may stand in one place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,7 +39,7 @@ class Quadratic(Table):
 
 class Mnist(Table):
     kind: Literal["mnist"] = "mnist"
-    hidden_sizes: Annotated[tuple[Positive, ...], OptionName("--network-hidden-sizes")] = Field(
+    hidden_sizes: Annotated[tuple[Positive, ...], OptionName("--network-sizes")] = Field(
         (32,), description="Widths of the hidden layers of the network that is optimized."
     )
     activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = Field(
@@ -178,8 +178,8 @@ class RunConfig(Table):
 
 DEFAULT_OBJECTIVE = "quadratic"
 
-# What the fields without a default get, per objective: the lowest layer. A line counts if the chosen kind
-# has that field.
+# What fields without a default get, per objective: the lowest layer. A line counts if the chosen
+# kind has that field.
 PRESETS: dict[str, dict[str, Any]] = {
     "quadratic": {
         "optimizer.kind": "coordinatewise-lstm",

@@ -92,7 +92,7 @@ def _unknown_setting(path: Path, config: dict[str, Any]) -> str:
 
 
 def _path(loc: tuple[int | str, ...]) -> Path:
-    # Pydantic puts the kind of a union's member, and the index of a tuple's entry, between the names.
+    # Pydantic puts the kind of a union's member, and the index of an entry, between the names.
     path: Path = ()
     for name in loc:
         if isinstance(name, str) and name not in members_at(path):

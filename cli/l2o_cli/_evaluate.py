@@ -19,11 +19,14 @@ SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": 
 )
 def evaluate(
     source: Annotated[
-        Path, typer.Argument(help="Run folder, or file of a trained optimizer.", metavar="RUN_OR_FILE")
+        Path,
+        typer.Argument(help="Run folder, or file of a trained optimizer.", metavar="RUN_OR_FILE"),
     ],
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"),
+        typer.Option(
+            "--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"
+        ),
     ] = None,
     baselines: Annotated[
         bool,
@@ -32,7 +35,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to make; RUN/evaluations/<time>-<objective> if not given, none for a file.",
+            help="Folder to make; RUN/evaluations/<time>-<objective> if not given; a file: none.",
             metavar="FOLDER",
             rich_help_panel=PANEL,
         ),
@@ -47,7 +50,7 @@ def evaluate(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Compare a trained optimizer again: on other draws, longer, or on another objective.
+    """Compare a trained optimizer again: other draws, longer, or another objective.
 
     Whatever is not given is as in the training, but for the seed, which is the next one.
     """

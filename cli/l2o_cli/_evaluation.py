@@ -26,7 +26,7 @@ from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._output import Output
 from ._resolve import Layer, merge, resolve
-from ._training import OPTIMIZER_FILE, describe_device
+from ._training import OPTIMIZER_FILE, RESTART_PATTERN, describe_device
 
 
 def evaluate(
@@ -43,8 +43,8 @@ def evaluate(
 
     - `source`: the folder or the file.
     - `layers`: settings over those of the training.
-    - `out`: a folder to make for the results. If `None`, it is made in the run's folder; for a file,
-        nothing is written.
+    - `out`: a folder to make for the results. If `None`, it is made in the run's folder; for a
+        file, nothing is written.
     - `output`: what the user sees.
     - `with_baselines`: whether to compare with hand-made optimizers.
 
@@ -94,9 +94,12 @@ def _files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise UsageError(f"RUN_OR_FILE: there is neither a folder nor a file {source}")
     single = source / OPTIMIZER_FILE
-    files = [single] if single.is_file() else sorted(source.glob("optimizers/restart-*.safetensors"))
+    files = [single] if single.is_file() else sorted(source.glob(RESTART_PATTERN))
     if not files:
-        raise UsageError(f"RUN_OR_FILE: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor optimizers/")
+        raise UsageError(
+            f"RUN_OR_FILE: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor "
+            f"{RESTART_PATTERN}"
+        )
     return files
 
 
@@ -141,6 +144,6 @@ def _intention(source: Path, facts: dict[str, Any]) -> str:
     data = f"; {facts['data']['description']}" if facts["data"] else ""
     return (
         f"Comparing {LEARNED} ({facts['optimizer']}, from {source}) on {facts['objective']}: "
-        f"{facts['num_objectives']} objectives x {facts['num_steps']} steps, seed {facts['seed']}{data}; "
-        f"on {describe_device()}"
+        f"{facts['num_objectives']} objectives x {facts['num_steps']} steps, seed {facts['seed']}"
+        f"{data}; on {describe_device()}"
     )

@@ -22,7 +22,8 @@ class Leaf:
 
     - `path`: e.g. `("strategy", "window")`.
     - `option`: e.g. `"--window"`.
-    - `owners`: the kinds that have it, by the path of the table, e.g. `{("strategy",): ["every-window"]}`.
+    - `owners`: the kinds that have it, by the path of the table:
+        `{("strategy",): ["every-window"]}`.
     - `info`: pydantic's description of the field (of the first owner, if there are several).
     """
 
@@ -45,10 +46,12 @@ class Leaf:
 
     @property
     def is_flag(self) -> bool:
+        """Whether the option is a switch."""
         return self.info.annotation is bool
 
     @property
     def is_tuple(self) -> bool:
+        """Whether the option takes several values, with commas."""
         parts = (self.info.annotation, *get_args(self.info.annotation))
         return any(get_origin(unannotated(part)) is tuple for part in parts)
 
@@ -72,11 +75,17 @@ def show(value: Any) -> str:
 
 
 def is_literal(info: FieldInfo) -> bool:
+    """Whether a field takes one of some values."""
     return get_origin(info.annotation) is Literal
 
 
 def unannotated(annotation: Any) -> Any:
-    return getattr(annotation, "__origin__", annotation) if hasattr(annotation, "__metadata__") else annotation
+    """The type inside an `Annotated`."""
+    return (
+        getattr(annotation, "__origin__", annotation)
+        if hasattr(annotation, "__metadata__")
+        else annotation
+    )
 
 
 def members(info: FieldInfo) -> dict[str, type[BaseModel]]:

@@ -32,13 +32,15 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     numbered = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
     candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)
-    try:
-        for folder in candidates:
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-    except OSError as error:
-        raise UsageError(f"option '--out': {folder} cannot be made: {error.strerror}") from None
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            message = f"option '--out': {folder} cannot be made: {error.strerror}"
+            raise UsageError(message) from None
     raise exists(out)
 
 

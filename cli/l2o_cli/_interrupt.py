@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.1
 
 
 class _Abandoned:
-    """Whether a thread was left behind in compiled code, so that Python cannot end in good order."""
+    """Whether a thread was left behind in compiled code: Python cannot end in good order then."""
 
     any = False
 

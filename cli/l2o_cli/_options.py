@@ -33,8 +33,7 @@ def with_settings(
     - `names`: second names for some options, by dotted path.
     - `show_defaults`: whether the help tells them.
 
-    The command takes `settings`, a layer for `resolve`, beside its own parameters. Its first one may be
-    positional.
+    The command takes `settings`, a layer for `resolve`, beside its own parameters.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,7 +56,7 @@ def with_settings(
         # Typer reads the signature; keyword-only, so that defaults may come in any order.
         arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         signature = inspect.Signature([*arguments[:1], *made, *arguments[1:]])
-        run.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+        run.__signature__ = signature
         run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run
@@ -67,7 +66,6 @@ def with_settings(
 
 def _parameter(name: str, leaf: Leaf, text: str, second: str | None) -> inspect.Parameter:
     names = [second, leaf.option] if second else [leaf.option]
-    choices = leaf.choices
     # Values stay text, for one place to check them: the models.
     annotation: Any = bool | None if leaf.is_flag else str | None
     if leaf.is_flag:
@@ -75,7 +73,7 @@ def _parameter(name: str, leaf: Leaf, text: str, second: str | None) -> inspect.
     info = typer.Option(
         *names,
         help=text,
-        metavar=None if leaf.is_flag else f"[{'|'.join(choices)}]" if choices else _metavar(leaf),
+        metavar=None if leaf.is_flag else _metavar(leaf),
         rich_help_panel=PANELS.get(leaf.path[0]),
         show_default=False,
     )
@@ -88,11 +86,14 @@ def _help(leaf: Leaf, default: str) -> str:
     # Every optimizer is a kind of its own; naming those that have a field would say little.
     tables = {path: kinds for path, kinds in leaf.owners.items() if path != ("optimizer",)}
     only = "; ".join(f"{path[-1]} {', '.join(kinds)}" for path, kinds in tables.items())
-    parts = [leaf.info.description, only and f"For {only}.", default and f"Default: {default}."]
+    choices = f"One of {', '.join(leaf.choices)}." if leaf.choices else ""
+    parts = [leaf.info.description, choices, only and f"For {only}.", default and f"Default: {default}."]
     return " ".join(part for part in parts if part)
 
 
 def _metavar(leaf: Leaf) -> str:
+    if leaf.choices:
+        return "NAME"
     kind = "float" if "float" in str(leaf.info.annotation) else "int"
     kind = "text" if "str" in str(leaf.info.annotation) else kind
     return f"{kind.upper()},..." if leaf.is_tuple else kind.upper()

@@ -1,4 +1,4 @@
-"""What the user sees: lines, progress and tables on the terminal, or one JSON object for scripts."""
+"""What the user sees: lines, progress and tables, or one JSON object for scripts."""
 
 import json
 import math

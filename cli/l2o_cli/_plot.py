@@ -11,24 +11,31 @@ Format = Literal["png", "svg", "pdf"]
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")
+    ],
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = "png",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures; beside their data if not given.", metavar="FOLDER"),
+        typer.Option(
+            help="Folder for the figures; beside their data if not given.", metavar="FOLDER"
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Draw the figures of a run and of its evaluations again, from the CSV and JSON files."""
+    """Draw the figures of a run and of its evaluations again."""
     if not run.is_dir():
         raise UsageError(f"RUN: there is no folder {run}")
     folders = [run, *sorted(run.glob("evaluations/*/"))]
     sources = [f / name for f in folders for name in ("curves.csv", "metrics.jsonl")]
     sources = [source for source in sources if source.is_file()]
-    if not sources:
+    drawn = [
+        _redraw(source, (out or run) / source.parent.relative_to(run), file_format)
+        for source in sources
+    ]
+    if not any(drawn):
         raise UsageError(f"RUN: {run} holds nothing to draw, neither curves.csv nor metrics.jsonl")
-    for source in sources:
-        figure = _redraw(source, (out or run) / source.parent.relative_to(run), file_format)
+    for figure in drawn:
         if figure and not quiet:
             typer.echo(figure)
 

@@ -1,4 +1,4 @@
-"""From presets, a file, `--set` and named options to one checked configuration, and back to TOML."""
+"""From presets, a file, `--set` and options to one checked configuration, and back to TOML."""
 
 import json
 import tomllib
@@ -49,8 +49,9 @@ def merge(below: Layer, above: Layer) -> Layer:
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        merged[name] = merge(old, value) if both else value
+        if isinstance(value, dict) and isinstance(old, dict):
+            value = merge(old, value)
+        merged[name] = value
     return merged
 
 

@@ -19,7 +19,9 @@ def train(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"),
+        typer.Option(
+            "--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -39,7 +41,7 @@ def train(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Train an optimizer, compare it with tuned hand-made ones, and keep everything in a folder.
+    """Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.
 
     The order of precedence: options, --set, the file of --config, the defaults of the objective.
 

@@ -12,7 +12,14 @@ import l2o_eqx as l2o
 from l2o_eqx import plots
 
 from ._build import Parts, build
-from ._comparison import facts_of, numbers, run_comparison, show_comparison, title_of, write_comparison
+from ._comparison import (
+    facts_of,
+    numbers,
+    run_comparison,
+    show_comparison,
+    title_of,
+    write_comparison,
+)
 from ._config import RunConfig
 from ._folder import Record, check_free, environment, make_folder, replacing, write_text
 from ._interrupt import interrupted, run_interruptibly
@@ -22,6 +29,7 @@ from ._resolve import to_toml
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RESTART_FILE = "optimizers/restart-{:03}.safetensors"
+RESTART_PATTERN = "optimizers/restart-*.safetensors"
 
 
 @dataclasses.dataclass
@@ -70,7 +78,9 @@ def train(given: RunConfig, out: Path | None, output: Output) -> None:
             comparison = run_interruptibly(lambda: _compare(training))
         except KeyboardInterrupt:
             _finish(training, "completed", comparison="interrupted")
-            output.say(f"Interrupted during the comparison. The trained optimizer is in {training.folder}.")
+            output.say(f"Interrupted. The trained optimizer is in {training.folder}.")
+            files = optimizer_files(training.parts.config)
+            output.result({"folder": str(training.folder), "result": "stopped", "files": files})
             interrupted()
         _finish(training, "completed", comparison="completed")
         _report(training, comparison)
@@ -107,8 +117,8 @@ def _intention(parts: Parts, meta_parameters: int, coordinates: int) -> str:
     data = f"; {parts.data['description']}" if parts.data else ""
     return (
         f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
-        f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs x "
-        f"{meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
+        f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs "
+        f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
         f"on {describe_device()}"
     )
 
@@ -166,14 +176,16 @@ def _stop(training: _Training) -> None:
     else:
         epochs = f"{training.latest.super_epoch} of {training.parts.config.meta.super_epochs}"
         training.output.say(
-            f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is in "
-            f"{training.folder / saved[0]}; `l2o evaluate {training.folder}` compares it."
+            f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is "
+            f"in {training.folder / saved[0]}; `l2o evaluate {training.folder}` compares it."
         )
     training.output.result({"folder": str(training.folder), "result": "stopped", "files": saved})
     interrupted()
 
 
-def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
+def _finish(
+    training: _Training, result: Literal["completed", "stopped"], **facts: Any
+) -> list[str]:
     done = 0 if training.latest is None else training.latest.super_epoch
     files = optimizer_files(training.parts.config) if done else []
     training.record.finish(result, super_epochs_done=done, optimizers=files, **facts)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from .._types import StepNumber
 
-_ROUNDS = 6
+_ROUNDS = 8
 
 
 def minibatch_indices(
@@ -37,7 +37,8 @@ def minibatch_indices(
 def _permute(
     positions: UInt32[Array, " n"], round_keys: UInt32[Array, " rounds"], size: int
 ) -> UInt32[Array, " n"]:
-    bits = max(2, (size - 1).bit_length())
+    # Halves of fewer than four bits have too few round functions to make all orders equally likely.
+    bits = max(8, (size - 1).bit_length())
 
     def walk(x):
         return jnp.where(x < size, x, _feistel(x, round_keys, bits))

@@ -1,0 +1,571 @@
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from l2o_cli._app import COMMANDS, app
+from l2o_cli._config import PRESETS, Mnist
+from l2o_cli._fields import leaves
+from l2o_cli._folder import make_folder
+from l2o_cli._interrupt import run_interruptibly
+from l2o_cli._resolve import read_assignments, resolve, to_toml
+from typer.testing import CliRunner
+
+import l2o_eqx as l2o
+
+TINY = [
+    "--dim",
+    "2",
+    "--num-steps",
+    "6",
+    "--window",
+    "3",
+    "--super-epochs",
+    "2",
+    "--num-objectives",
+    "2",
+    "--eval-objectives",
+    "2",
+    "--tuning-objectives",
+    "2",
+    "--hidden-sizes",
+    "3",
+    "--learning-rates",
+    "0.01,0.1",
+]
+TINY_MNIST = [
+    "--objective",
+    "mnist",
+    "--data",
+    "embedded",
+    "--network-sizes",
+    "2",
+    "--batch-size",
+    "4",
+    "--steps",
+    "5",
+    "--objectives",
+    "2",
+    "--tuning-objectives",
+    "1",
+    "--learning-rates",
+    "0.1",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+
+def l2o_cli(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def start(*arguments):
+    command = [sys.executable, "-c", "import l2o_cli; l2o_cli.main()", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, and what it printed. Tests that write into it copy it first."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return folder, l2o_cli("train", *TINY, "--out", folder).output
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+# Help and version.
+
+
+def test_help_imports_nothing_heavy_and_names_all_commands():
+    code = (
+        "import sys, l2o_cli\n"
+        "try: l2o_cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'matplotlib', 'equinox', 'optax', 'l2o_eqx'} & {*sys.modules}\n"
+        "print('HEAVY', sorted(heavy))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert "HEAVY []" in done.stdout, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_begins_as_in_the_list(name):
+    output = " ".join(l2o_cli(name, "--help").output.split())
+    assert COMMANDS[name] in output
+
+
+def test_version():
+    assert l2o_cli("--version").output == f"l2o-eqx {l2o.__version__}\n"
+
+
+# The configuration.
+
+
+def test_every_setting_has_an_option_of_its_own_that_the_help_explains():
+    output = l2o_cli("train", "--help").output
+    options = [leaf.option for leaf in leaves().values() if leaf.name != "format"]
+    assert [option for option, count in Counter(options).items() if count > 1] == []
+    assert [option for option in options if f"{option} " not in output] == []
+    assert all(leaf.info.description for leaf in leaves().values())
+
+
+# A value other than the default for every setting, and the kinds it needs.
+VALUES = {
+    "seed": ("7", 7),
+    "objective.kind": ("mnist", "mnist"),
+    "objective.dim": ("3", 3),
+    "objective.squared": (None, False),
+    "objective.theta_std": ("0.05", 0.05),
+    "objective.hidden_sizes": ("5,6", (5, 6)),
+    "objective.activation": ("relu", "relu"),
+    "objective.batch_size": ("9", 9),
+    "objective.num_examples": ("99", 99),
+    "objective.data": ("embedded", "embedded"),
+    "objective.data_dir": ("here", "here"),
+    "objective.data_sha256": ("abc", "abc"),
+    "optimizer.kind": ("coordinatewise-lstm", "coordinatewise-lstm"),
+    "optimizer.hidden_sizes": ("7", (7,)),
+    "optimizer.learning_rate": ("0.5", 0.5),
+    "optimizer.linear_readout": ("", True),
+    "optimizer.preprocessor.kind": ("two-feature", "two-feature"),
+    "optimizer.preprocessor.p": ("7", 7.0),
+    "optimizer.preprocessor.b1": ("0.8", 0.8),
+    "optimizer.preprocessor.b2": ("0.8", 0.8),
+    "optimizer.preprocessor.eps": ("0.1", 0.1),
+    "strategy.kind": ("once-per-super-epoch", "once-per-super-epoch"),
+    "strategy.window": ("5", 5),
+    "strategy.order": ("second", "second"),
+    "weighting.kind": ("final-only", "final-only"),
+    "weighting.beta": ("2", 2.0),
+    "weighting.counting": ("super_epoch", "super_epoch"),
+    "weighting.first": ("0", 0),
+    "weighting.gamma": ("1.5", 1.5),
+    "meta.learning_rate": ("0.01", 0.01),
+    "meta.normalization": ("none", "none"),
+    "meta.num_steps": ("77", 77),
+    "meta.super_epochs": ("77", 77),
+    "meta.num_objectives": ("77", 77),
+    "meta.restarts": ("3", 3),
+    "evaluation.num_objectives": ("7", 7),
+    "evaluation.num_tuning_objectives": ("7", 7),
+    "evaluation.num_steps": ("7", 7),
+    "evaluation.learning_rates": ("0.2,0.1", (0.1, 0.2)),
+}
+
+
+def _kinds(leaf):
+    return [
+        ("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"
+    ]
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [leaf for leaf in leaves().values() if leaf.name != "format"],
+    ids=lambda leaf: leaf.name,
+)
+def test_every_option_reaches_its_field(leaf, monkeypatch):
+    text, expected = VALUES[leaf.name]
+    seen = []
+    monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
+    option = [f"--no-{leaf.option[2:]}"] if text is None else [leaf.option, text]
+    kinds = [word for pair in _kinds(leaf) for word in pair]
+    l2o_cli("train", *kinds, *filter(None, option))
+    value = seen[0]
+    for name in leaf.path:
+        value = getattr(value, name)
+    assert value == expected
+
+
+def test_the_table_of_activations_agrees_with_the_library():
+    choices = leaves()["objective", "activation"].choices
+    assert choices == tuple(l2o.objectives.ACTIVATIONS)
+
+
+@pytest.mark.parametrize("objective", PRESETS)
+def test_presets_resolve_and_survive_toml(objective):
+    config = resolve([{"objective": {"kind": objective}}])
+    assert resolve([tomllib.loads(to_toml(config))]) == config
+
+
+def test_later_layers_win_and_another_kind_replaces_the_table():
+    file = {"objective": {"kind": "quadratic", "dim": 5}, "meta": {"num_steps": 50}}
+    config = resolve([file, *read_assignments(["meta.num_steps=60", "seed=3"]), {"seed": 4}])
+    assert (config.objective.dim, config.meta.num_steps, config.seed) == (5, 60, 4)
+    config = resolve([file, {"objective": {"kind": "mnist"}}])
+    assert config.objective == Mnist()
+    assert config.optimizer.preprocessor.kind == "log-sign" and config.meta.num_steps == 50
+
+
+BAD = {
+    "--window 0": ["--window", "0", "2"],
+    "--window 30 --num-steps 20": ["--window", "30", "20"],
+    "--num-steps -3": ["--num-steps", "-3", "1"],
+    "--num-steps abc": ["--num-steps", "abc", "integer"],
+    "--eval-objectives 0": ["--eval-objectives", "'0'", "1"],
+    "--learning-rate nan": ["--learning-rate", "nan", "finite"],
+    "--learning-rates 0.1,-1": ["--learning-rates", "-1", "greater than 0"],
+    "--hidden-sizes 3,x": ["--hidden-sizes", "'x'", "integer"],
+    "--hidden-sizes=": ["--hidden-sizes", "at least 1"],
+    "--seed -1": ["--seed", "-1", "0"],
+    "--objective quadratc": ["--objective", "quadratc", "did you mean 'quadratic'", "mnist"],
+    "--optimizer adam": ["--optimizer", "'adam'", "coordinatewise-lstm"],
+    "--preprocessor foo": ["--preprocessor", "'foo'", "log-sign"],
+    "--normalization foo": ["--normalization", "'foo'", "tensor, global, none"],
+    "--objective mnist --dim 3": ["--dim", "belongs to", "'quadratic'", "'mnist'"],
+    "--p 3": ["--p", "'log-sign' or 'two-feature'", "'identity'"],
+    "--objective mnist --data-dir nowhere": ["--data-dir", "nowhere", "embedded"],
+    "--objective mnist --data embedded --batch-size 6000": ["--batch-size", "6000", "5000"],
+    "--objective mnist --data embedded --data-sha256 abc": ["--data-sha256", "abc", "03dc59"],
+    "--windw 3": ["--windw", "--window"],
+    "--set strategy.windw=3": ["strategy.windw", "did you mean 'window'"],
+    "--set meta=3": ["meta", "table"],
+    "--set window": ["--set", "window", "meta.num_steps=100"],
+    "--config missing.toml": ["--config", "missing.toml", "No such file"],
+    "--config broken.toml": ["--config", "broken.toml", "not TOML"],
+    "--config unknown.toml": ["strategy.windoww", "window"],
+    "--out there": ["--out", "there", "exists"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_mistakes_give_one_line_and_write_nothing(arguments, tmp_path):
+    Path("broken.toml").write_text("a = [")
+    Path("unknown.toml").write_text("[strategy]\nkind = 'every-window'\nwindoww = 3\n")
+    Path("there").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    result = l2o_cli("train", *arguments.split(), code=2)
+    assert result.stdout == "" and result.stderr.count("\n") == 1
+    assert [part for part in BAD[arguments] if part not in result.stderr] == [], result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unknown_commands_list_the_known_ones():
+    stderr = l2o_cli("trian", code=2).stderr
+    assert "did you mean 'train'" in stderr and "evaluate" in stderr and stderr.count("\n") == 1
+
+
+def test_folders_of_the_same_second_are_numbered(monkeypatch):
+    monkeypatch.setattr("l2o_cli._folder.datetime", _FrozenTime)
+    names = [make_folder(None, Path("runs"), "a-b").name for _ in range(3)]
+    assert names == ["20250102-030405-a-b", "20250102-030405-a-b-2", "20250102-030405-a-b-3"]
+
+
+class _FrozenTime:
+    import datetime as _real
+
+    class datetime:
+        @staticmethod
+        def now():
+            return _FrozenTime._real.datetime(2025, 1, 2, 3, 4, 5)
+
+
+# Training.
+
+
+def test_training_says_what_it_does_and_keeps_everything(trained):
+    folder, output = trained
+    optimizer = l2o.load(folder / "optimizer.safetensors")
+    # 4·3·(1 + 3 + 1) weights of one layer of three units with one feature.
+    assert l2o.count_meta_parameters(optimizer) == 60
+    assert "coordinatewise-lstm (60 meta-parameters) on quadratic (2 coordinates)" in output
+    assert "2 super epochs x 6 steps x 2 objectives" in output and "on cpu" in output
+    for name in ("learned", *l2o.BASELINES, "median final loss", "l2o evaluate"):
+        assert name in output
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["super_epoch"] for row in rows] == [1, 2]
+    assert all(row["meta_loss"] > 0 and row["skipped_updates"] == 0 for row in rows)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["result"] == "completed" and record["super_epochs_done"] == 2
+    assert record["versions"]["jax"] and record["num_meta_parameters"] == 60
+    comparison = json.loads((folder / "comparison.json").read_text())
+    names = ["learned", *l2o.BASELINES]
+    assert sorted(row["name"] for row in comparison["summary"]) == sorted(names)
+    assert comparison["learning_rates_tried"] == [0.01, 0.1]
+    finals = (folder / "final_losses.csv").read_text().splitlines()
+    assert len(finals) == 1 + 2 * len(names)
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 6 * len(names)
+    for figure in ("curves.png", "training.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+    assert any((folder / "tensorboard").iterdir())
+
+
+def test_the_kept_configuration_repeats_the_run_bit_for_bit(trained, tmp_path):
+    folder, _ = trained
+    again = tmp_path / "again"
+    output = l2o_cli("train", "--config", folder / "config.toml", "--out", again, "--quiet").output
+    assert output == ""
+    for name in ("config.toml", "optimizer.safetensors", "curves.csv", "final_losses.csv"):
+        assert sha256(again / name) == sha256(folder / name), name
+    other = tmp_path / "other"
+    l2o_cli("train", "--config", folder / "config.toml", "--seed", 1, "--out", other, "--quiet")
+    assert sha256(other / "curves.csv") != sha256(folder / "curves.csv")
+
+
+def test_comparing_one_by_one_is_comparing_together(trained):
+    folder, _ = trained
+    config = resolve([tomllib.loads((folder / "config.toml").read_text())])
+    import jax.random as jr
+    import optax
+
+    together = l2o.compare(
+        {"learned": l2o.load(folder / "optimizer.safetensors"), "SGD": optax.sgd},
+        l2o.objectives.Quadratic(2),
+        num_steps=6,
+        num_objectives=2,
+        num_tuning_objectives=2,
+        learning_rates=(0.01, 0.1),
+        key=jr.split(jr.key(config.seed), 3)[2],
+    )
+    curves = l2o.plots.read_curves(folder / "curves.csv")
+    for name, quartiles in together.curves().items():
+        np.testing.assert_allclose(curves[name], quartiles, rtol=1e-6)
+
+
+def test_restarts_are_all_kept_and_compared(tmp_path, monkeypatch):
+    _only_adam(monkeypatch)
+    result = l2o_cli("train", *TINY, "--restarts", 3, "--out", "out", "--json")
+    answer = json.loads(result.stdout)
+    assert len(answer["files"]) == 3 and len(answer["restarts"]["medians"]) == 3
+    assert "beat tuned Adam" in result.stderr and "restarts:" in result.stderr
+    optimizers = [l2o.load(tmp_path / "out" / name) for name in answer["files"]]
+    weights = [np.asarray(optimizer.cells[0].weight_ih) for optimizer in optimizers]
+    assert weights[0].shape == (12, 1)
+    assert not np.array_equal(weights[0], weights[1])
+    row = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    assert row["final_loss"] == np.median(row["restarts"]["final_loss"])
+    evaluation = json.loads(l2o_cli("evaluate", "out", "--json").stdout)
+    assert len(evaluation["restarts"]["medians"]) == 3
+
+
+def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
+    folder, _ = trained
+    result = l2o_cli(
+        "train", "--config", folder / "config.toml", "--out", "out", "--json", "--quiet"
+    )
+    answer = json.loads(result.stdout)
+    assert answer["folder"] == "out" and answer["result"] == "completed"
+    assert answer["summary"] == json.loads((folder / "comparison.json").read_text())["summary"]
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("normalization", ["global", "none"])
+def test_other_normalizations_train(normalization, monkeypatch):
+    monkeypatch.setattr("l2o_eqx._compare.BASELINES", {})
+    settings = (*TINY, "--normalization", normalization, "--weighting", "linear")
+    l2o_cli("train", *settings, "--super-epochs", 1, "--out", "out", "--quiet")
+    assert l2o.load_metadata("out/optimizer.safetensors")["config"]["weighting"]["beta"] == 1.0
+
+
+def test_mnist_is_resolved_and_recorded(monkeypatch):
+    _only_adam(monkeypatch)
+    settings = ["--num-steps", "4", "--window", "2", "--super-epochs", "1", "--hidden-sizes", "2"]
+    mnist = [
+        a.replace("--steps", "--eval-steps").replace("--objectives", "--eval-objectives")
+        for a in TINY_MNIST
+    ]
+    mnist[mnist.index("embedded")] = "auto"
+    output = l2o_cli("train", *mnist, *settings, "--out", "out").output
+    assert "MNIST-5k (embedded): 5,000 training and 1,000 test digits" in output
+    table = tomllib.loads(Path("out/config.toml").read_text())["objective"]
+    record = json.loads(Path("out/run.json").read_text())
+    assert table["data"] == "embedded" and table["data_sha256"] == record["data"]["sha256"]
+    assert record["num_coordinates"] == 784 * 2 + 2 + 2 * 10 + 10
+
+
+def _only_adam(monkeypatch):
+    adam = {"Adam": l2o.BASELINES["Adam"]}
+    monkeypatch.setattr("l2o_eqx._compare.BASELINES", adam)
+
+
+# Ctrl-C.
+
+
+def test_the_first_interrupt_ends_the_training_in_good_order(tmp_path):
+    process = start("train", *TINY, "--super-epochs", 1_000_000, "--out", "out")
+    _wait_for(tmp_path / "out" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == ""
+    assert "Stopping when this super epoch is over" in stdout and "optimizer.safetensors" in stdout
+    done = len((tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert f"Stopped after {done} of 1000000 super epochs" in stdout
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["result"] == "stopped" and record["super_epochs_done"] == done
+    assert l2o.count_meta_parameters(l2o.load("out/optimizer.safetensors")) == 60
+
+
+def test_the_second_interrupt_does_not_wait(tmp_path):
+    process = start("train", *TINY, "--num-steps", 100_000_000, "--out", "out")
+    _wait_for(tmp_path / "out" / "run.json", process)
+    for _ in range(2):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and stderr == ""
+    assert "untrained" in stdout
+    assert json.loads((tmp_path / "out/run.json").read_text())["result"] == "stopped"
+
+
+def _wait_for(path, process):
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_interruptible_work_returns_and_raises_as_if_called():
+    before = signal.getsignal(signal.SIGINT)
+    assert run_interruptibly(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        run_interruptibly(lambda: 1 / 0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupts_are_announced_once():
+    stop = threading.Event()
+    announced = []
+
+    def announce():
+        announced.append(1)
+        stop.set()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        return stop.wait(10)
+
+    assert run_interruptibly(work, on_first=announce)
+    assert announced == [1]
+
+
+# Evaluating.
+
+
+def test_evaluating_again_uses_other_draws_and_keeps_the_result(run):
+    answer = json.loads(l2o_cli("evaluate", run, "--steps", 9, "--json").stdout)
+    folder = Path(answer["folder"])
+    assert folder.parent == run / "evaluations" and folder.name.endswith("-quadratic")
+    assert answer["seed"] == 1 and answer["num_steps"] == 9 and answer["num_objectives"] == 2
+    assert {p.name for p in folder.iterdir()} == {
+        "comparison.json",
+        "curves.csv",
+        "curves.png",
+        "final_losses.csv",
+    }
+    assert plots_lengths(folder) == {9}
+    same = json.loads(l2o_cli("evaluate", run, "--seed", 0, "--json").stdout)
+    assert same["summary"] == json.loads((run / "comparison.json").read_text())["summary"]
+
+
+def plots_lengths(folder):
+    return {q.shape[1] for q in l2o.plots.read_curves(folder / "curves.csv").values()}
+
+
+def test_a_bare_file_can_be_evaluated_on_another_objective(run, tmp_path, monkeypatch):
+    _only_adam(monkeypatch)
+    file = run / "optimizer.safetensors"
+    before = sorted(run.rglob("*"))
+    output = l2o_cli("evaluate", file, *TINY_MNIST).output
+    assert "mnist" in output and "Adam" in output and "MNIST-5k" in output
+    assert sorted(run.rglob("*")) == before
+    l2o_cli("evaluate", file, *TINY_MNIST, "--no-baselines", "--out", "out", "--quiet")
+    comparison = json.loads(Path("out/comparison.json").read_text())
+    assert [row["name"] for row in comparison["summary"]] == ["learned"]
+
+
+def _damage(run):
+    path = run / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def _foreign(run):
+    (run / "optimizer.safetensors").write_text("something else")
+
+
+def _without_settings(run):
+    l2o.save(run / "optimizer.safetensors", l2o.load(run / "optimizer.safetensors"))
+
+
+def _without_optimizer(run):
+    (run / "optimizer.safetensors").unlink()
+
+
+@pytest.mark.parametrize("harm", [_damage, _foreign, _without_settings, _without_optimizer])
+def test_files_that_cannot_be_used_give_one_line(harm, run):
+    harm(run)
+    stderr = l2o_cli("evaluate", run, code=2).stderr
+    assert stderr.count("\n") == 1 and "RUN_OR_FILE" in stderr and str(run) in stderr
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("nowhere", "nowhere"),
+        ("run --steps 0", "evaluation.num_steps"),
+        ("run --objective foo", "'foo'"),
+        ("run --objective mnist --dim 3", "--dim"),
+        ("run --out run", "--out"),
+        ("run --set meta.foo=1", "meta.foo"),
+    ],
+)
+def test_mistakes_in_evaluate_give_one_line(arguments, named, run):
+    before = sorted(run.rglob("*"))
+    stderr = l2o_cli("evaluate", *arguments.split(), code=2).stderr
+    assert stderr.count("\n") == 1 and named in stderr
+    assert sorted(run.rglob("*")) == before
+
+
+# Plotting.
+
+
+def test_figures_are_drawn_again_from_the_data(run):
+    shutil.copytree(run, run / "evaluations" / "one")
+    for figure in run.rglob("*.png"):
+        figure.unlink()
+    output = l2o_cli("plot", run).output
+    assert len(list(run.rglob("*.png"))) == 4 and output.count("\n") == 4
+    l2o_cli("plot", run, "--format", "svg", "--out", "figures", "--quiet")
+    assert {p.relative_to("figures").as_posix() for p in Path("figures").rglob("*.svg")} == {
+        "curves.svg",
+        "training.svg",
+        "evaluations/one/curves.svg",
+        "evaluations/one/training.svg",
+    }
+    assert "<svg" in Path("figures/curves.svg").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n"])
+def test_runs_without_anything_to_draw_give_one_line(content, tmp_path):
+    Path("run").mkdir()
+    if content is not None:
+        Path("run", "curves.csv" if content else "metrics.jsonl").write_text(content)
+    stderr = l2o_cli("plot", "run", code=2).stderr
+    assert stderr.count("\n") == 1 and "run" in stderr

@@ -1,0 +1,63 @@
+"""Rules that hold for the whole package."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import equinox as eqx
+import pytest
+
+import l2o_eqx
+
+
+def package_classes():
+    """Every `eqx.Module` subclass that the package defines."""
+    for info in pkgutil.walk_packages(l2o_eqx.__path__, "l2o_eqx."):
+        module = importlib.import_module(info.name)
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, eqx.Module) and cls.__module__ == module.__name__:
+                yield cls
+
+
+CLASSES = sorted(set(package_classes()), key=lambda cls: cls.__qualname__)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_abstract_or_final(cls):
+    ours = [sub for sub in cls.__subclasses__() if sub.__module__.startswith("l2o_eqx")]
+    if cls.__name__.startswith("Abstract"):
+        assert inspect.isabstract(cls) and ours
+    else:
+        assert not inspect.isabstract(cls) and not ours
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_public_classes_are_documented(cls):
+    if not cls.__name__.startswith("_"):
+        assert inspect.getdoc(cls) and inspect.getdoc(cls)[0].isupper() or "θ" in inspect.getdoc(cls)
+
+
+@pytest.mark.parametrize("name", [n for n in dir(l2o_eqx) if not n.startswith("_")])
+def test_public_names_exist_and_are_documented(name):
+    value = getattr(l2o_eqx, name)
+    if callable(value) or inspect.ismodule(value):
+        assert inspect.getdoc(value)
+
+
+def test_lazy_names_match_the_typed_ones():
+    """The names for type checkers and the lazy ones are the same list."""
+    source = inspect.getsource(l2o_eqx)
+    typed = {line.split(" as ")[1] for line in source.splitlines() if line.startswith("    from .")}
+    assert typed == set(dir(l2o_eqx)) - {"__version__"}
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        l2o_eqx.nothing  # noqa: B018
+
+
+def test_import_is_light():
+    script = "import sys, l2o_eqx; sys.exit(any(m in sys.modules for m in ('jax', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -1,0 +1,302 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
+
+import l2o_eqx
+from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
+from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
+from l2o_eqx.strategies import EveryWindow, OncePerSuperEpoch
+from l2o_eqx.transforms import unit_norm
+from l2o_eqx.weightings import Constant, Linear
+
+SMALL = {"num_steps": 7, "super_epochs": 2, "num_objectives": 2}
+
+
+def meta_leaves(optimizer):
+    return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategy_is_a_loop_over_meta_gradients(strategy, getkey):
+    """A super epoch by hand: windows, `meta_gradient` of each objective, mean, meta-update."""
+    optimizer, family, key = CoordinatewiseLSTM((3,), key=getkey()), Quadratic(3), getkey()
+    strategy, sgd = STRATEGIES[strategy](), optax.sgd(0.1)
+    solution = l2o_eqx.meta_train(
+        optimizer,
+        family,
+        strategy,
+        weighting=Linear(),
+        meta_optimizer=sgd,
+        num_steps=7,
+        super_epochs=1,
+        num_objectives=2,
+        key=key,
+    )
+
+    okey, ikey, lkey = jr.split(jr.fold_in(key, 0), 3)
+    objectives = [family.sample(k) for k in jr.split(okey, 2)]
+    params = [f.init(k) for f, k in zip(objectives, jr.split(ikey, 2), strict=True)]
+    states, keys, losses = [optimizer.init(p) for p in params], jr.split(lkey, 2), []
+    window = 7 if isinstance(strategy, OncePerSuperEpoch) else strategy.window
+    for start in range(0, 7 - window + 1, window):
+        results = [
+            l2o_eqx.meta_gradient(
+                optimizer,
+                objectives[i],
+                params[i],
+                states[i],
+                window=window,
+                start=start,
+                num_steps=7,
+                weighting=Linear(),
+                key=keys[i],
+                order=strategy.order,
+            )
+            for i in range(2)
+        ]
+        grads = jax.tree.map(lambda a, b: (a + b) / 2, *(r.grads for r in results))
+        optimizer = eqx.apply_updates(optimizer, jax.tree.map(lambda g: -0.1 * g, grads))
+        params, states = [r.params for r in results], [r.state for r in results]
+        losses.append(np.mean([r.losses for r in results]))
+    assert_trees_close(
+        meta_leaves(solution.optimizer), meta_leaves(optimizer), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_leftover_steps_are_taken_but_not_trained_on(getkey):
+    assert EveryWindow(16).num_updates(375) == 23
+    assert OncePerSuperEpoch().num_updates(80) == 1
+    optimizer, key = CoordinatewiseLSTM((3,), key=getkey()), getkey()
+
+    def train(num_steps):
+        return l2o_eqx.meta_train(
+            optimizer, Quadratic(3), EveryWindow(3), num_steps=num_steps, super_epochs=1, key=key
+        )
+
+    six, eight = train(6), train(8)
+    assert_trees_close(meta_leaves(six.optimizer), meta_leaves(eight.optimizer))
+    assert six.metrics["final_loss"] != eight.metrics["final_loss"]
+
+
+def test_same_seed_same_bits_and_resume(getkey):
+    optimizer, key = LEARNED["lstm_log_sign"](getkey()), getkey()
+
+    def train(**kwargs):
+        return l2o_eqx.meta_train(
+            optimizer, Quadratic(3), EveryWindow(3), key=key, **{**SMALL, **kwargs}
+        )
+
+    whole, again, half = train(super_epochs=4), train(super_epochs=4), train(super_epochs=2)
+    resumed = train(super_epochs=4, state=half.state)
+    for other in (again, resumed):
+        assert eqx.tree_equal(whole.state, other.state)
+    assert not eqx.tree_equal(whole.optimizer, half.optimizer)
+    assert whole.metrics["meta_loss"].shape == (4,)
+
+
+@pytest.mark.parametrize("name", ["lstm_identity", "user_scaled_gradient"])
+def test_restarts_are_independent_trainings(name, getkey):
+    """Restart i of a batch is what training optimizer i alone with its own key would give."""
+    keys, key = jr.split(getkey(), 3), getkey()
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *(LEARNED[name](k) for k in keys))
+    kwargs = {"num_steps": 6, "num_objectives": 2, "super_epochs": 1}
+    solution = l2o_eqx.meta_train(
+        batch, Quadratic(3), EveryWindow(3), restarts=3, key=key, **kwargs
+    )
+    assert solution.metrics["final_loss"].shape == (1, 3)
+
+    arrays, static = eqx.partition(batch, eqx.is_array)
+    for i, restart_key in enumerate(jr.split(jr.fold_in(key, 0), 3)):
+        okey, ikey, lkey = jr.split(restart_key, 3)
+        optimizer = eqx.combine(jax.tree.map(lambda x, i=i: x[i], arrays), static)
+        meta_optimizer = l2o_eqx.default_meta_optimizer()
+
+        def meta_update(optimizer, meta_state, grads, meta_optimizer=meta_optimizer):
+            updates, meta_state = meta_optimizer.update(grads, meta_state)
+            return eqx.apply_updates(optimizer, updates), meta_state
+
+        alone = eqx.filter_jit(EveryWindow(3).super_epoch)(
+            optimizer,
+            meta_optimizer.init(eqx.filter(optimizer, eqx.is_inexact_array)),
+            l2o_eqx.objectives.sample_objectives(Quadratic(3), jr.split(okey, 2)),
+            meta_update=meta_update,
+            weighting=Constant(),
+            num_steps=6,
+            init_keys=jr.split(ikey, 2),
+            loss_keys=jr.split(lkey, 2),
+        )
+        one = l2o_eqx.select_restart(solution.optimizer, i)
+        assert_trees_close(meta_leaves(one), meta_leaves(alone.optimizer), rtol=1e-3, atol=1e-4)
+
+
+class CountedFamily(AbstractObjectiveFamily):
+    """Counts how often its loss is traced."""
+
+    traces: list = eqx.field(static=True)
+
+    def sample(self, key):
+        return CountedObjective(jr.normal(key, (3,)), self.traces)
+
+
+class CountedObjective(AbstractObjective):
+    target: jax.Array
+    traces: list = eqx.field(static=True)
+
+    def init(self, key):
+        return jr.normal(key, (3,))
+
+    def loss(self, params, step, key):
+        self.traces.append(step)
+        return jnp.sum((params - self.target) ** 2)
+
+
+class _Hashable(list):
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "hierarchical", "user_scaled_gradient"])
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
+    family = CountedFamily(_Hashable())
+    optimizer = LEARNED[name](getkey())
+    if restarts:
+        optimizer = jax.tree.map(
+            lambda *x: jnp.stack(x), *(LEARNED[name](getkey()) for _ in range(restarts))
+        )
+    meta_optimizer = l2o_eqx.default_meta_optimizer()
+    state = l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+    key = getkey()
+
+    def step(state):
+        return l2o_eqx.meta_step(
+            state,
+            family,
+            EveryWindow(3),
+            weighting=Constant(),
+            meta_optimizer=meta_optimizer,
+            num_steps=6,
+            num_objectives=2,
+            restarts=restarts,
+            key=key,
+        )
+
+    state, _ = step(state)
+    traced = len(family.traces)
+    assert traced == 1
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, _ = step(state)
+    assert len(family.traces) == traced
+
+
+def test_training_improves_the_optimizer(getkey):
+    """On bowls of one kind a few hundred meta-updates beat the untrained optimizer by far."""
+    optimizer, family = CoordinatewiseLSTM((8,), learning_rate=0.01, key=getkey()), Quadratic(2)
+    solution = l2o_eqx.meta_train(
+        optimizer, family, EveryWindow(10), num_steps=40, super_epochs=80, num_objectives=8, key=getkey()
+    )
+    key = getkey()
+
+    def median(optimizer):
+        run = l2o_eqx.evaluate(optimizer, family, num_steps=40, num_objectives=64, key=key)
+        return np.median(run.final_losses)
+
+    assert median(solution.optimizer) < 0.3 * median(optimizer)
+    assert solution.result == "completed"
+
+
+def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
+    seen = []
+
+    def callback(progress):
+        seen.append((progress.super_epoch, progress.super_epochs, set(progress.metrics)))
+        return progress.super_epoch == 2
+
+    solution = l2o_eqx.meta_train(
+        CoordinatewiseLSTM((2,), key=getkey()),
+        Quadratic(2),
+        EveryWindow(3),
+        key=getkey(),
+        callbacks=[callback],
+        **{**SMALL, "super_epochs": 5},
+    )
+    assert [row[:2] for row in seen] == [(1, 5), (2, 5)]
+    assert seen[0][2] == {"meta_loss", "mean_loss", "final_loss", "grad_norm", "skipped_updates"}
+    assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
+
+
+def test_nonfinite_meta_gradients_are_left_out(getkey):
+    class Broken(AbstractObjective):
+        def init(self, key):
+            return jnp.ones(2)
+
+        def loss(self, params, step, key):
+            return jnp.where(step < 3, jnp.sum(params**2), jnp.nan * jnp.sum(params))
+
+    class Family(AbstractObjectiveFamily):
+        def sample(self, key):
+            return Broken()
+
+    optimizer = CoordinatewiseLSTM((2,), key=getkey())
+    solution = l2o_eqx.meta_train(
+        optimizer, Family(), EveryWindow(3), num_steps=6, super_epochs=2, key=getkey()
+    )
+    assert all(np.all(np.isfinite(x)) for x in meta_leaves(solution.optimizer))
+    np.testing.assert_array_equal(solution.metrics["skipped_updates"], [1, 2])
+    assert not eqx.tree_equal(solution.optimizer, optimizer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains(family, getkey):
+    optimizer = LEARNED["lstm_two_feature"](getkey())
+    solution = l2o_eqx.meta_train(
+        optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL
+    )
+    assert np.all(np.isfinite(solution.metrics["final_loss"]))
+    assert np.all(solution.metrics["grad_norm"] > 0)
+
+
+def test_unit_norm():
+    grads = {"a": jnp.array([[3.0, 4.0]]), "b": jnp.array([1e-20, 0.0]), "c": jnp.zeros(2)}
+    transformation = unit_norm()
+    scaled, _ = transformation.update(grads, transformation.init(grads))
+    np.testing.assert_allclose(scaled["a"], [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(scaled["b"], [1.0, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["c"], 0)
+    scaled, _ = unit_norm("global").update(grads, optax.EmptyState())
+    np.testing.assert_allclose(optax.global_norm(scaled), 1, rtol=1e-6)
+    scaled, _ = unit_norm(eps=1e-6).update({"a": jnp.array([1e-8])}, optax.EmptyState())
+    np.testing.assert_allclose(scaled["a"], 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_objectives": 0}, "num_objectives=0"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"restarts": 2}, "restarts=2.*leading axis"),
+        ({"strategy": EveryWindow(8)}, "longer than the super epoch of 7"),
+        ({"optimizer": FromOptax(optax.sgd(0.1))}, "nothing to train"),
+    ],
+)
+def test_errors_name_the_argument(change, message, getkey):
+    kwargs = {
+        "optimizer": CoordinatewiseLSTM((2,), key=getkey()),
+        "strategy": EveryWindow(3),
+        **SMALL,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        l2o_eqx.meta_train(family=Quadratic(2), key=getkey(), **kwargs)
+
+
+def test_window_of_one_is_refused():
+    with pytest.raises(ValueError, match="window=1"):
+        EveryWindow(1)

@@ -1,0 +1,176 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import FAMILIES, assert_trees_close
+
+from l2o_eqx.objectives import (
+    ACTIVATIONS,
+    MLP,
+    MNIST,
+    FromModel,
+    Quadratic,
+    minibatch_indices,
+    sample_objectives,
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deterministic_in_key(name, getkey):
+    family, key, other = FAMILIES[name](), getkey(), getkey()
+
+    def loss(key):
+        objective = family.sample(key)
+        return objective.loss(objective.init(key), 3, key)
+
+    assert loss(key) == loss(key)
+    assert loss(key) != loss(other)
+    assert loss(key).shape == () and loss(key).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batch_is_loop_and_copies_no_data(name, getkey):
+    family, keys = FAMILIES[name](), jr.split(getkey(), 3)
+    batch = sample_objectives(family, keys)
+    for i in range(3):
+        own = jax.tree.map(lambda x, i=i: x[i], batch.own)
+        objective, expected = batch.select(own), family.sample(keys[i])
+        params = expected.init(keys[i])
+        assert_trees_close(objective.init(keys[i]), params)
+        np.testing.assert_allclose(
+            objective.loss(params, 1, keys[i]), expected.loss(params, 1, keys[i]), rtol=1e-6
+        )
+    data = [x for x in jax.tree.leaves(family) if hasattr(x, "shape")]
+    shared = [x for x in jax.tree.leaves(batch.shared) if hasattr(x, "shape")]
+    assert all(any(x is y for y in shared) for x in data)
+
+
+def test_quadratic_is_equation_5_1(getkey):
+    objective = Quadratic(16).sample(getkey())
+    params = objective.init(getkey())
+    residual = np.asarray(objective.matrix) @ np.asarray(params) - np.asarray(objective.target)
+    square = np.sum(residual.astype(np.float64) ** 2)
+    np.testing.assert_allclose(objective.loss(params, 0, getkey()), square, rtol=1e-5)
+    norm = Quadratic(16, squared=False).sample(getkey())
+    residual = np.asarray(norm.matrix) @ np.asarray(params) - np.asarray(norm.target)
+    np.testing.assert_allclose(
+        norm.loss(params, 0, getkey()), np.linalg.norm(residual), rtol=1e-5
+    )
+
+
+def test_quadratic_draws_are_standard_normal(getkey):
+    """E‖Wθ − y‖² = n·n + n for standard normal W, θ, y: 272 for n = 16, the thesis's start near 270."""
+    family = Quadratic(16)
+
+    def start(key):
+        objective = family.sample(key)
+        return objective.loss(objective.init(jr.fold_in(key, 1)), 0, key), objective.matrix
+
+    losses, matrices = jax.jit(jax.vmap(start))(jr.split(getkey(), 4000))
+    np.testing.assert_allclose(np.mean(losses), 272, rtol=0.03)
+    np.testing.assert_allclose(np.std(matrices), 1, rtol=0.01)
+
+
+def test_norm_has_zero_gradient_at_its_minimum(getkey):
+    objective = Quadratic(3, squared=False).sample(getkey())
+    objective = type(objective)(jnp.eye(3), jnp.ones(3), squared=False)
+    grads = jax.grad(objective.loss)(jnp.ones(3), 0, getkey())
+    np.testing.assert_array_equal(grads, 0)
+
+
+@pytest.mark.parametrize("num_examples, batch_size", [(1, 1), (3, 1), (7, 2), (129, 128), (1000, 10)])
+def test_every_epoch_shows_every_example_once(num_examples, batch_size, getkey):
+    steps, key = num_examples // batch_size, getkey()
+
+    @jax.jit
+    @jax.vmap
+    def epoch(step):
+        return minibatch_indices(step, key, num_examples=num_examples, batch_size=batch_size)
+
+    epochs = np.asarray(epoch(jnp.arange(3 * steps))).reshape(3, -1)
+    for shown in epochs:
+        assert len(set(shown)) == steps * batch_size
+        assert shown.min() >= 0 and shown.max() < num_examples
+    if num_examples > 3:
+        assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_orders_are_uniform(getkey):
+    """All 24 orders of four examples come up equally often: χ² with 23 degrees of freedom."""
+    orders = jax.jit(
+        jax.vmap(lambda key: minibatch_indices(0, key, num_examples=4, batch_size=4))
+    )(jr.split(getkey(), 24000))
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.sum((counts - 1000) ** 2 / 1000) < 50  # exceeded once in 1000 draws
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_is_its_formula(activation, getkey):
+    model, x = MLP((5, 4, 3), ACTIVATIONS[activation], key=getkey()), jr.normal(getkey(), (5,))
+    functions = {
+        "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+        "tanh": np.tanh,
+        "relu": lambda a: np.maximum(a, 0),
+        "leaky_relu": lambda a: np.where(a >= 0, a, 0.1 * a),
+    }
+    first, last = ((np.asarray(m.weight), np.asarray(m.bias)) for m in model.layers)
+    hidden = functions[activation](first[0] @ np.asarray(x) + first[1])
+    np.testing.assert_allclose(model(x), last[0] @ hidden + last[1], rtol=1e-5, atol=1e-6)
+
+
+def test_mnist_is_the_thesis_network(getkey):
+    family = MNIST(data="embedded")
+    objective = family.sample(getkey())
+    params = objective.init(getkey())
+    assert sum(x.size for x in jax.tree.leaves(params)) == 25_450
+    assert family.data[0].dtype == jnp.uint8 and family.data[0].shape == (5000, 28, 28)
+    assert family.steps_per_epoch == 39
+    # All-zero weights make all digits equally likely.
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_allclose(objective.loss(zeros, 0, getkey()), np.log(10), rtol=1e-6)
+
+
+def test_mnist_loss_is_cross_entropy_of_the_minibatch(getkey):
+    family = MNIST((2,), batch_size=4, num_examples=50, data="embedded")
+    key = getkey()
+    objective = family.sample(key)
+    params = objective.init(key)
+    indices = np.asarray(minibatch_indices(7, key, num_examples=50, batch_size=4))
+    images, labels = (np.asarray(x)[indices] for x in family.data)
+    logits = jax.vmap(objective.model(params))(jnp.asarray(images.reshape(4, 784) / 255, jnp.float32))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = -np.mean(np.log(probabilities[np.arange(4), labels]))
+    np.testing.assert_allclose(objective.loss(params, 7, key), expected, rtol=1e-5)
+
+
+def test_sgd_learns_the_digits(getkey):
+    """Plain SGD reaches a loss far below ln 10 on real digits: data and labels belong together."""
+    objective = MNIST(data="embedded").sample(getkey())
+    params, key = objective.init(getkey()), getkey()
+
+    @jax.jit
+    def step(params, t):
+        loss, grads = jax.value_and_grad(objective.loss)(params, t, key)
+        return optax.apply_updates(params, jax.tree.map(lambda g: -0.5 * g, grads)), loss
+
+    losses = jax.lax.scan(step, params, jnp.arange(100))[1]
+    assert np.mean(losses[-10:]) < 0.7
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Quadratic(0), "dim=0"),
+        (lambda: Quadratic(2, theta_std=-1.0), "theta_std=-1.0"),
+        (lambda: MNIST(activation="cube", data="embedded"), "sigmoid, tanh, relu, leaky_relu"),
+        (lambda: MNIST((0,), data="embedded"), r"hidden_sizes=\(0,\)"),
+        (lambda: MNIST(batch_size=5001, data="embedded"), "batch_size=5001"),
+        (lambda: FromModel(len, len, (jnp.ones(3), jnp.ones(4)), 2), r"\[3, 4\]"),
+    ],
+)
+def test_errors_name_the_argument(make, message):
+    with pytest.raises(Exception, match=message):
+        make()

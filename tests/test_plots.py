@@ -1,0 +1,86 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from l2o_eqx import plots
+
+STEPS = 50
+
+
+def _falling(scale):
+    median = scale * np.exp(-np.arange(STEPS) / 5.0)
+    return np.stack([median / 2, median, median * 2])
+
+
+def _legend(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_curves_are_drawn_best_first_with_their_final_values():
+    figure = plots.plot_curves({"SGD": _falling(3.0), "learned": _falling(1.0)}, title="a title")
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log" and axes.get_title(loc="left") == "a title"
+    final = _falling(1.0)[1, -1]
+    assert _legend(figure) == [f"learned  {final:.3g}", f"SGD  {3 * final:.3g}"]
+    learned, sgd = axes.lines
+    np.testing.assert_allclose(learned.get_ydata(), _falling(1.0)[1])
+    assert learned.get_linewidth() > sgd.get_linewidth()
+    assert learned.get_color() != sgd.get_color()
+
+
+def test_a_diverging_curve_does_not_squash_the_others():
+    diverging = np.full((3, STEPS), np.inf)
+    diverging[:, :10] = 10.0 ** np.arange(0, 30, 3)
+    figure = plots.plot_curves({"SGD": diverging, "learned": _falling(1.0)})
+    low, high = figure.axes[0].get_ylim()
+    assert high < 100 and low > 1e-7
+    assert _legend(figure)[1] == "SGD  diverged"
+
+
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan, 1e-30])
+def test_curves_without_a_usable_value_can_be_drawn(value, tmp_path):
+    plots.plot_curves({"learned": np.full((3, STEPS), value)}, tmp_path / "curves.png")
+    assert matplotlib.image.imread(tmp_path / "curves.png").shape[0] > 400
+
+
+def test_one_step_can_be_drawn():
+    assert plots.plot_curves({"learned": np.ones((3, 1))}).axes[0].get_xlim() == (0, 1)
+
+
+def test_no_curves_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        plots.plot_curves({})
+
+
+def test_curves_read_back_as_written(tmp_path):
+    path = tmp_path / "curves.csv"
+    path.write_text("optimizer,step,q25,median,q75\nSGD,0,1.0,2.0,inf\nSGD,1,0.5,1.5,2.5\n")
+    curves = plots.read_curves(path)
+    np.testing.assert_array_equal(curves["SGD"], [[1.0, 0.5], [2.0, 1.5], [np.inf, 2.5]])
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no file of curves"):
+        plots.read_curves(path)
+
+
+def test_metrics_read_back_with_restarts_and_without_a_broken_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    row = '{"super_epoch": 1, "final_loss": 2.0, "restarts": {"final_loss": [1.0, null, 3.0]}}\n'
+    path.write_text(row + row + '{"super_epoch": 3, "fin')
+    metrics = plots.read_metrics(path)
+    np.testing.assert_array_equal(metrics["super_epoch"], [1, 1])
+    np.testing.assert_array_equal(metrics["final_loss"], [[1.0, np.nan, 3.0]] * 2)
+    path.write_text("")
+    assert plots.read_metrics(path) == {}
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (1,)])
+def test_trainings_are_drawn(shape, tmp_path):
+    values = np.linspace(1.0, 2.0, int(np.prod(shape))).reshape(shape)
+    values[0] = np.nan
+    metrics = {"mean_loss": values, "final_loss": values / 2, "grad_norm": values * 0}
+    figure = plots.plot_training(metrics, tmp_path / "training.png")
+    assert matplotlib.image.imread(tmp_path / "training.png").shape[0] > 400
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "mean over the steps",
+        "last step",
+    ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_sizes
@@ -181,22 +182,27 @@ def init_meta_state(
 
     **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
     """
-    meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
-    leaves = jax.tree.leaves(meta_params)
+    leaves = jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
     if not leaves:
         raise ValueError(
             f"`meta_train({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
             "floating-point arrays. Compare it with `compare`, or give a learned optimizer."
         )
+    # A weakly typed number (`jnp.asarray(0.1)`) would harden in the first step and compile it again.
+    optimizer = jax.tree.map(
+        lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, optimizer
+    )
+    meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
+    super_epoch = jnp.zeros((), jnp.int32)
     if restarts is None:
-        return MetaState(optimizer, meta_optimizer.init(meta_params), jnp.asarray(0))
+        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
     if any(leaf.ndim < 1 or leaf.shape[0] != restarts for leaf in leaves):
         raise ValueError(
             f"`meta_train(restarts={restarts})` needs a batch of {restarts} optimizers, made by "
             "`eqx.filter_vmap(make_optimizer)(keys)`: every array must have the restarts on its leading "
             f"axis. Got the shapes {sorted({leaf.shape for leaf in leaves})}."
         )
-    return MetaState(optimizer, jax.vmap(meta_optimizer.init)(meta_params), jnp.asarray(0))
+    return MetaState(optimizer, jax.vmap(meta_optimizer.init)(meta_params), super_epoch)
 
 
 @eqx.filter_jit

@@ -51,6 +51,7 @@ def plot_curves(
         _draw_curve(axes, name, arrays[name], styles[name], top=10 * high)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
+    _label_decades(axes)
     axes.set_xlim(0, max(1, *(q.shape[1] - 1 for q in arrays.values())))
     axes.set_xlabel("inner step")
     axes.set_ylabel(ylabel)
@@ -221,3 +222,19 @@ def _log_if_positive(axes: "Axes") -> None:
     drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
     if np.any(drawn > 0):
         axes.set_yscale("log")
+        _label_decades(axes)
+
+
+def _label_decades(axes: "Axes") -> None:
+    # Where there are but one or two powers of ten, 2 and 5 times them are labeled, too.
+    low, high = axes.get_ylim()
+    few = high / low < 200
+
+    def between(value: Any, position: Any) -> str:
+        del position
+        digit = round(value / 10.0 ** np.floor(np.log10(value) + 1e-9))
+        return f"{value:g}" if few and digit in (2, 5) else ""
+
+    axes.yaxis.set_minor_formatter(between)
+    if few:
+        axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")

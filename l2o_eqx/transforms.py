@@ -33,13 +33,18 @@ def unit_norm(
     def update(updates, state, params=None):
         del params
 
-        def scale(update, norm):
-            norm = jnp.maximum(norm, eps).astype(update.dtype)
-            return update / jnp.where(norm > 0, norm, 1.0)
-
         if per == "global":
-            norm = optax.global_norm(updates)
-            return jax.tree.map(lambda u: scale(u, norm), updates), state
-        return jax.tree.map(lambda u: scale(u, jnp.linalg.norm(jnp.ravel(u))), updates), state
+            norm = _norm(jax.tree.leaves(updates), eps)
+            return jax.tree.map(lambda u: u / norm.astype(u.dtype), updates), state
+        return jax.tree.map(lambda u: u / _norm([u], eps).astype(u.dtype), updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _norm(arrays, eps):
+    # Scaled by the largest entry first: the square of a vanishing meta-gradient would round to zero.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in arrays]))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    norm = scale * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale)) for x in arrays))
+    norm = jnp.maximum(norm, eps)
+    return jnp.where(norm > 0, norm, 1.0)

@@ -38,7 +38,7 @@ def test_evaluate_takes_optax_and_shares_draws(getkey):
         for o in (optax.sgd(0.01), FromOptax(optax.sgd(0.01)), LEARNED["lstm_identity"](key))
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
-    np.testing.assert_array_equal(runs[0][:, 0], runs[2][:, 0])
+    np.testing.assert_allclose(runs[0][:, 0], runs[2][:, 0], rtol=1e-6)
     assert not np.allclose(runs[0][:, 1], runs[2][:, 1])
 
 
@@ -172,20 +172,19 @@ def test_errors_name_the_argument(change, message, getkey):
 
 
 SHARDED = """
-import jax, jax.numpy as jnp, jax.random as jr, equinox as eqx, numpy as np, optax
+import jax, jax.numpy as jnp, jax.random as jr, equinox as eqx, numpy as np
 import l2o_eqx
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM
 from l2o_eqx.strategies import EveryWindow
 assert jax.device_count() == 2
 keys = jr.split(jr.key(0), 4)
-batch = eqx.filter_vmap(lambda k: CoordinatewiseLSTM((3,), learning_rate=0.1, key=k))(keys)
+batch = eqx.filter_vmap(lambda k: CoordinatewiseLSTM((2,), learning_rate=0.1, key=k))(keys)
 solution = l2o_eqx.meta_train(batch, Quadratic(3), EveryWindow(3), restarts=4, num_steps=9,
                               super_epochs=3, num_objectives=2, key=jr.key(1))
 run = l2o_eqx.evaluate(solution.optimizer, Quadratic(3), num_steps=5, num_objectives=6, restarts=4,
                        key=jr.key(2))
-tuned = l2o_eqx.compare({"SGD": optax.sgd}, Quadratic(3), num_steps=5, num_objectives=6, key=jr.key(2))
-print(*np.asarray(run.losses).ravel(), *np.asarray(tuned.trajectories["SGD"].losses).ravel())
+print(*np.asarray(run.losses).ravel())
 """
 
 

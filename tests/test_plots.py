@@ -13,7 +13,8 @@ def _falling(scale):
 
 
 def _legend(figure):
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    legend = figure.axes[0].get_legend()
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_curves_are_drawn_best_first_with_their_final_values():
@@ -23,7 +24,7 @@ def test_curves_are_drawn_best_first_with_their_final_values():
     final = _falling(1.0)[1, -1]
     assert _legend(figure) == [f"learned  {final:.3g}", f"SGD  {3 * final:.3g}"]
     learned, sgd = axes.lines
-    np.testing.assert_allclose(learned.get_ydata(), _falling(1.0)[1])
+    np.testing.assert_allclose(np.asarray(learned.get_ydata()), _falling(1.0)[1])
     assert learned.get_linewidth() > sgd.get_linewidth()
     assert learned.get_color() != sgd.get_color()
 
@@ -80,7 +81,4 @@ def test_trainings_are_drawn(shape, tmp_path):
     metrics = {"mean_loss": values, "final_loss": values / 2, "grad_norm": values * 0}
     figure = plots.plot_training(metrics, tmp_path / "training.png")
     assert matplotlib.image.imread(tmp_path / "training.png").shape[0] > 400
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
-        "mean over the steps",
-        "last step",
-    ]
+    assert _legend(figure) == ["mean over the steps", "last step"]

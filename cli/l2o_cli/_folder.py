@@ -96,7 +96,7 @@ class Record:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Records an error of ours, or a Ctrl-C, before it goes on its way."""
+        """Records an unforeseen end, Ctrl-C and a closed pipe included."""
         try:
             yield
         except typer.Exit:
@@ -104,7 +104,7 @@ class Record:
         except KeyboardInterrupt:
             self.finish("stopped")
             raise
-        except Exception as error:
+        except BaseException as error:
             self.finish("failed", error=f"{type(error).__name__}: {error}".partition("\n")[0])
             raise
 

@@ -87,7 +87,12 @@ def _help(leaf: Leaf, default: str) -> str:
     tables = {path: kinds for path, kinds in leaf.owners.items() if path != ("optimizer",)}
     only = "; ".join(f"{path[-1]} {', '.join(kinds)}" for path, kinds in tables.items())
     choices = f"One of {', '.join(leaf.choices)}." if leaf.choices else ""
-    parts = [leaf.info.description, choices, only and f"For {only}.", default and f"Default: {default}."]
+    parts = [
+        leaf.info.description,
+        choices,
+        only and f"For {only}.",
+        default and f"Default: {default}.",
+    ]
     return " ".join(part for part in parts if part)
 
 

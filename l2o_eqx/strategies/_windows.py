@@ -78,7 +78,7 @@ class EveryWindow(AbstractUpdateStrategy):
                 order=self.order,
             )
             optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
-            out = (result.losses, result.meta_loss, optax.global_norm(result.grads))
+            out = (result.losses, result.meta_loss, optax.tree.norm(result.grads))
             arrays = eqx.filter(optimizer, eqx.is_array)
             return (arrays, meta_state, result.params, result.state), out
 

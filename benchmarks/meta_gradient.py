@@ -143,7 +143,14 @@ def main():
         "MNIST 784-32-10, 1 objective": (digits, network, 1),
     }
     table = Table(title=f"One meta-update, T = {WINDOW}, on {jax.devices()[0].device_kind}")
-    for column in ("", "", "inner steps/s (quartiles)", "temporaries", "speed ratio", "memory ratio"):
+    for column in (
+        "",
+        "",
+        "inner steps/s (quartiles)",
+        "temporaries",
+        "speed ratio",
+        "memory ratio",
+    ):
         table.add_column(column, justify="right" if column else "left")
     results = {}
     for title, (family, optimizer, num_objectives) in cases.items():

@@ -1,6 +1,6 @@
 """Train a small learned optimizer on random quadratics, and see how it does against Adam.
 
-    python examples/01_first_meta_training.py
+python examples/01_first_meta_training.py
 """
 
 import jax.random as jr

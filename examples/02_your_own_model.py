@@ -1,6 +1,6 @@
 """Meta-train on your own Equinox model and data.
 
-    python examples/02_your_own_model.py
+python examples/02_your_own_model.py
 """
 
 import equinox as eqx

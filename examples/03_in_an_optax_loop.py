@@ -23,9 +23,7 @@ def train_one(path):
     optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM(
         (10,), l2o_eqx.preprocessors.LogSign(), learning_rate=0.02, key=jr.key(0)
     )
-    solution = l2o_eqx.meta_train(
-        optimizer, family, num_steps=64, super_epochs=5, key=jr.key(1)
-    )
+    solution = l2o_eqx.meta_train(optimizer, family, num_steps=64, super_epochs=5, key=jr.key(1))
     l2o_eqx.save(path, solution.optimizer)
 
 

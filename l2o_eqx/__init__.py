@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._compare import Comparison as Comparison
     from ._compare import compare as compare
     from ._evaluate import Trajectories as Trajectories
-    from ._evaluate import count_coordinates as count_coordinates
     from ._evaluate import evaluate as evaluate
     from ._meta_gradient import MetaGradient as MetaGradient
     from ._meta_gradient import meta_gradient as meta_gradient
@@ -43,21 +42,30 @@ if TYPE_CHECKING:
     from ._serialise import save as save
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
+    from .objectives import count_coordinates as count_coordinates
     from .optimizers import as_optax as as_optax
 
-_NAMESPACES = (
-    "data objectives optimizers plots preprocessors strategies transforms weightings".split()
-)
+_NAMESPACES = [
+    "data",
+    "objectives",
+    "optimizers",
+    "plots",
+    "preprocessors",
+    "strategies",
+    "transforms",
+    "weightings",
+]
 _NAMES = {
     name: module
     for module, names in {
         "_compare": "BASELINES LEARNING_RATES Comparison compare",
-        "_evaluate": "Trajectories count_coordinates evaluate",
+        "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_train": "MetaSolution MetaState Progress count_meta_parameters default_meta_optimizer "
         "init_meta_state meta_step meta_train select_restart",
         "_serialise": "FileFormatError load load_metadata save",
         "_unroll": "Unroll unroll",
+        "objectives": "count_coordinates",
         "optimizers": "as_optax",
     }.items()
     for name in names.split()

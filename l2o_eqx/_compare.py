@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -15,8 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._checks import check_sizes
 from ._evaluate import Trajectories, evaluate, losses_on
-from .objectives import AbstractObjectiveFamily
 from ._meta_train import count_meta_parameters
+from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer, FromOptax, as_optimizer
 
 # A learning rate -> the optimizer with it, e.g. `optax.adam`; the rate may be a traced array.
@@ -62,11 +61,12 @@ class Comparison(eqx.Module):
         rows = []
         for name, trajectories in self.trajectories.items():
             final = _as_infinite(trajectories.final_losses)
+            quartiles = _quartiles(final.ravel()).tolist()
             rate = self.learning_rates.get(name)
             rows.append(
                 {
                     "name": name,
-                    **dict(zip(("q25", "median", "q75"), _quartiles(final.ravel()), strict=True)),
+                    **dict(zip(("q25", "median", "q75"), quartiles, strict=True)),
                     "diverged": float(np.mean(np.isinf(final))),
                     "learning_rate": rate,
                     "at_edge": rate in (self.tried[0], self.tried[-1]),
@@ -77,7 +77,7 @@ class Comparison(eqx.Module):
     def restart_medians(self, name: str) -> Float[np.ndarray, " restarts"]:
         """The median final loss over objectives of every restart of the optimizer `name`."""
         final = _as_infinite(self.trajectories[name].final_losses)
-        return np.median(np.atleast_2d(final), axis=-1)
+        return _quartiles(np.atleast_2d(final).T)[1]
 
     def share_beating(self, name: str, baseline: str) -> float:
         """The share of restarts of `name` whose median final loss is below that of `baseline`."""
@@ -194,11 +194,7 @@ def _as_infinite(losses):
 
 
 def _quartiles(values):
-    # "Lower" and its like take entries as they are: interpolating next to an infinite one gives NaN.
-    return np.stack(
-        [
-            np.quantile(values, 0.25, axis=0, method="lower"),
-            np.quantile(values, 0.5, axis=0, method="inverted_cdf"),
-            np.quantile(values, 0.75, axis=0, method="higher"),
-        ]
-    )
+    # Interpolating between infinite entries would give NaN, so they are very large numbers meanwhile.
+    finite = np.where(np.isinf(values), 1e300, values.astype(np.float64))
+    quartiles = np.quantile(finite, (0.25, 0.5, 0.75), axis=0)
+    return np.where(quartiles > 1e200, np.inf, quartiles)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from ._checks import check_sizes
 from ._devices import sharded_over_devices
 from ._inner import batched_init, init_params, run_steps
-from .objectives import AbstractObjectiveFamily, sample_objectives
+from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
 # Coordinates that one batch of objectives may hold together: enough for wide operations, few enough for
@@ -82,9 +82,7 @@ def losses_on(
         objectives = sample_objectives(family, okeys)
         params = init_params(objectives, ikeys)
         state = batched_init(optimizer, params)
-        *_, record = run_steps(
-            optimizer, objectives, params, state, num_steps, start=0, keys=lkeys
-        )
+        *_, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
         return record.losses.T
 
     def run_shard(keys):
@@ -93,12 +91,6 @@ def losses_on(
         return chunks.reshape(-1, num_steps)
 
     return sharded_over_devices(run_shard, num_objectives)(keys)
-
-
-def count_coordinates(family: AbstractObjectiveFamily) -> int:
-    """How many coordinates the objectives of a family have; nothing is computed for it."""
-    params = eqx.filter_eval_shape(lambda key: family.sample(key).init(key), jr.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _chunk_size(family, num_objectives):
@@ -111,6 +103,4 @@ def _evaluate(optimizer, family, keys, num_steps, restarts):
     if restarts is None:
         return losses_on(optimizer, family, keys, num_steps=num_steps)
     arrays, static = eqx.partition(optimizer, eqx.is_array)
-    return lax.map(
-        lambda a: losses_on(eqx.combine(a, static), family, keys, num_steps=num_steps), arrays
-    )
+    return lax.map(lambda a: losses_on(eqx.combine(a, static), family, keys, num_steps=num_steps), arrays)

@@ -115,9 +115,7 @@ def run_steps(
 
     def one_step(carry, step):
         params, state = carry
-        losses, grads = jax.vmap(value_and_grad, in_axes=(0, 0, None, 0))(
-            objectives.own, params, step, keys
-        )
+        losses, grads = jax.vmap(value_and_grad, in_axes=(0, 0, None, 0))(objectives.own, params, step, keys)
         updates, state = batched_update(optimizer, shown(grads), state, shown(params))
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 

@@ -40,7 +40,7 @@ Order = Literal["first", "second"]
 
 # Coordinates per block of the replay. Measured on two cores (benchmarks/meta_gradient.py): smaller blocks
 # pay for more loop iterations, larger ones fall out of the cache.
-BLOCK_SIZE = 2048
+BLOCK_SIZE = 512
 
 
 class MetaGradient(eqx.Module):
@@ -184,9 +184,7 @@ def batch_meta_gradient(
     else:
         *end, record = run(optimizer)
         meta_loss, weights = jax.value_and_grad(mean_meta_loss)(record.losses)
-        grads = replay(
-            optimizer, params, state, record.grads, suffix_sums(record.grads, weights)
-        )
+        grads = replay(optimizer, params, state, record.grads, suffix_sums(record.grads, weights))
     return BatchMetaGradient(record.losses, meta_loss, grads, *end)
 
 
@@ -251,7 +249,12 @@ def _replay_groups(optimizer, params, state, grads, cotangents, block_size):
     for name in groups[0]:
         params, grads, cotangents = (group[name] for group in groups)
         result[name] = replay(
-            optimizer.optimizers[name], params, state[name], grads, cotangents, block_size=block_size
+            optimizer.optimizers[name],
+            params,
+            state[name],
+            grads,
+            cotangents,
+            block_size=block_size,
         )
     return eqx.tree_at(lambda o: o.optimizers, zeros, result)
 
@@ -305,9 +308,7 @@ def _check_window(window, start, num_steps):
 
 
 @eqx.filter_jit
-def _meta_gradient(
-    optimizer, objective, params, state, window, start, num_steps, weighting, key, order
-):
+def _meta_gradient(optimizer, objective, params, state, window, start, num_steps, weighting, key, order):
     result = batch_meta_gradient(
         optimizer,
         as_batch(objective),

@@ -42,9 +42,7 @@ class FileFormatError(ValueError):
     """The file is damaged, was not written by `save`, or was written by a newer version."""
 
 
-def save(
-    path: StrPath, tree: PyTree, *, metadata: Metadata | None = None, structure: bool = True
-) -> Path:
+def save(path: StrPath, tree: PyTree, *, metadata: Metadata | None = None, structure: bool = True) -> Path:
     """Writes a tree to one file, whole or not at all: a reader sees the old file or the new one.
 
     It is an ordinary safetensors file; other tools read its arrays by name (`cells.0.weight_ih`).

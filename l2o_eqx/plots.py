@@ -128,9 +128,7 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
         rows = [json.loads(line) for line in file if line.endswith("\n")]
     names = [name for name in rows[0] if name != "restarts"] if rows else []
     # Null stands for what is not finite.
-    values = {
-        name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names
-    }
+    values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
     return {name: np.array(column, float) for name, column in values.items()}
 
 
@@ -166,9 +164,7 @@ def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]
     return styles
 
 
-def _draw_curve(
-    axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], top: float
-) -> None:
+def _draw_curve(axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], top: float) -> None:
     # What diverged leaves the picture upwards; zero and below leave it downwards.
     shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), _FLOOR / 10, top)
     steps = np.arange(quartiles.shape[1])

@@ -153,6 +153,10 @@ VALUES = {
     "objective.data_sha256": ("abc", "abc"),
     "optimizer.kind": ("coordinatewise-lstm", "coordinatewise-lstm"),
     "optimizer.hidden_sizes": ("7", (7,)),
+    "optimizer.groups": ("rank", "rank"),
+    "optimizer.coordinate_size": ("7", 7),
+    "optimizer.tensor_size": ("7", 7),
+    "optimizer.global_size": ("7", 7),
     "optimizer.learning_rate": ("0.5", 0.5),
     "optimizer.linear_readout": ("", True),
     "optimizer.preprocessor.kind": ("two-feature", "two-feature"),
@@ -182,9 +186,7 @@ VALUES = {
 
 
 def _kinds(leaf):
-    return [
-        ("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"
-    ]
+    return [("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"]
 
 
 @pytest.mark.parametrize(
@@ -369,9 +371,7 @@ def test_restarts_are_all_kept_and_compared(tmp_path, monkeypatch):
 
 def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
     folder, _ = trained
-    result = l2o_cli(
-        "train", "--config", folder / "config.toml", "--out", "out", "--json", "--quiet"
-    )
+    result = l2o_cli("train", "--config", folder / "config.toml", "--out", "out", "--json", "--quiet")
     answer = json.loads(result.stdout)
     assert answer["folder"] == "out" and answer["result"] == "completed"
     assert answer["summary"] == json.loads((folder / "comparison.json").read_text())["summary"]
@@ -390,8 +390,7 @@ def test_mnist_is_resolved_and_recorded(monkeypatch):
     _only_adam(monkeypatch)
     settings = ["--num-steps", "4", "--window", "2", "--super-epochs", "1", "--hidden-sizes", "2"]
     mnist = [
-        a.replace("--steps", "--eval-steps").replace("--objectives", "--eval-objectives")
-        for a in TINY_MNIST
+        a.replace("--steps", "--eval-steps").replace("--objectives", "--eval-objectives") for a in TINY_MNIST
     ]
     mnist[mnist.index("embedded")] = "auto"
     output = l2o_cli("train", *mnist, *settings, "--out", "out").output

@@ -88,9 +88,7 @@ def test_tuning_finds_the_best_rate(getkey):
     assert medians.argmin() == 1 and medians.shape == (4,)
     rows = comparison.summary()
     assert [row["name"] for row in rows] == ["SGD", "fixed"]
-    np.testing.assert_allclose(
-        rows[1]["median"], np.quantile(fixed[:, 5], 0.5, method="inverted_cdf")
-    )
+    np.testing.assert_allclose(rows[1]["median"], np.median(fixed[:, 5]), rtol=1e-6)
     assert not rows[0]["at_edge"] and rows[1]["learning_rate"] is None and not rows[1]["at_edge"]
 
 
@@ -112,8 +110,7 @@ def test_tuning_draws_are_not_the_comparison_draws(getkey):
     """With tuning on other draws, more tuning draws leave the compared runs as they are."""
     kwargs = {"num_steps": 2, "num_objectives": 4, "learning_rates": (0.5,), "key": getkey()}
     few, many = (
-        l2o_eqx.compare({"SGD": optax.sgd}, Bowls(), num_tuning_objectives=n, **kwargs)
-        for n in (2, 5)
+        l2o_eqx.compare({"SGD": optax.sgd}, Bowls(), num_tuning_objectives=n, **kwargs) for n in (2, 5)
     )
     np.testing.assert_array_equal(few.trajectories["SGD"].losses, many.trajectories["SGD"].losses)
     assert few.tuning_losses["SGD"] != many.tuning_losses["SGD"]
@@ -145,15 +142,11 @@ def test_share_of_restarts_and_csv(tmp_path, getkey):
     with open(tmp_path / "final.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 5 + 5
-    assert float(rows[7]["final_loss"]) == float(
-        comparison.trajectories["learned"].final_losses[1, 2]
-    )
+    assert float(rows[7]["final_loss"]) == float(comparison.trajectories["learned"].final_losses[1, 2])
     with open(tmp_path / "curves.csv") as file:
         rows = list(csv.DictReader(file))
     median = float(next(r for r in rows if r["optimizer"] == "SGD" and r["step"] == "2")["median"])
-    np.testing.assert_allclose(
-        median, np.median(comparison.trajectories["SGD"].losses[:, 2]), rtol=1e-6
-    )
+    np.testing.assert_allclose(median, np.median(comparison.trajectories["SGD"].losses[:, 2]), rtol=1e-6)
 
 
 def test_default_baselines_and_rates():

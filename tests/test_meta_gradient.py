@@ -116,9 +116,7 @@ def recorded_window(optimizer, objective, params, key, window):
     """The arguments of `replay` for a batch of one."""
     params = jax.tree.map(lambda x: x[None], params)
     state = batched_init(optimizer, params)
-    *_, record = run_steps(
-        optimizer, as_batch(objective), params, state, window, start=0, keys=key[None]
-    )
+    *_, record = run_steps(optimizer, as_batch(objective), params, state, window, start=0, keys=key[None])
     return params, state, record.grads, suffix_sums(record.grads, jnp.ones_like(record.losses))
 
 
@@ -169,9 +167,7 @@ def test_record_from_outside_jax(getkey):
         state,
         weighting=Linear(),
     )
-    inside = l2o_eqx.meta_gradient(
-        optimizer, objective, params, state, window=6, weighting=Linear(), key=key
-    )
+    inside = l2o_eqx.meta_gradient(optimizer, objective, params, state, window=6, weighting=Linear(), key=key)
     assert_trees_close(outside, inside.grads, rtol=1e-4, atol=1e-5)
 
 

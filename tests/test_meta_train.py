@@ -63,9 +63,7 @@ def test_strategy_is_a_loop_over_meta_gradients(strategy, getkey):
         optimizer = eqx.apply_updates(optimizer, jax.tree.map(lambda g: -0.1 * g, grads))
         params, states = [r.params for r in results], [r.state for r in results]
         losses.append(np.mean([r.losses for r in results]))
-    assert_trees_close(
-        meta_leaves(solution.optimizer), meta_leaves(optimizer), rtol=1e-3, atol=1e-4
-    )
+    assert_trees_close(meta_leaves(solution.optimizer), meta_leaves(optimizer), rtol=1e-3, atol=1e-4)
 
 
 def test_leftover_steps_are_taken_but_not_trained_on(getkey):
@@ -87,9 +85,7 @@ def test_same_seed_same_bits_and_resume(getkey):
     optimizer, key = LEARNED["lstm_log_sign"](getkey()), getkey()
 
     def train(**kwargs):
-        return l2o_eqx.meta_train(
-            optimizer, Quadratic(3), EveryWindow(3), key=key, **{**SMALL, **kwargs}
-        )
+        return l2o_eqx.meta_train(optimizer, Quadratic(3), EveryWindow(3), key=key, **{**SMALL, **kwargs})
 
     whole, again, half = train(super_epochs=4), train(super_epochs=4), train(super_epochs=2)
     resumed = train(super_epochs=4, state=half.state)
@@ -105,9 +101,7 @@ def test_restarts_are_independent_trainings(name, getkey):
     keys, key = jr.split(getkey(), 3), getkey()
     batch = jax.tree.map(lambda *x: jnp.stack(x), *(LEARNED[name](k) for k in keys))
     kwargs = {"num_steps": 6, "num_objectives": 2, "super_epochs": 1}
-    solution = l2o_eqx.meta_train(
-        batch, Quadratic(3), EveryWindow(3), restarts=3, key=key, **kwargs
-    )
+    solution = l2o_eqx.meta_train(batch, Quadratic(3), EveryWindow(3), restarts=3, key=key, **kwargs)
     assert solution.metrics["final_loss"].shape == (1, 3)
 
     arrays, static = eqx.partition(batch, eqx.is_array)
@@ -166,9 +160,7 @@ def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
     family = CountedFamily(_Hashable())
     optimizer = LEARNED[name](getkey())
     if restarts:
-        optimizer = jax.tree.map(
-            lambda *x: jnp.stack(x), *(LEARNED[name](getkey()) for _ in range(restarts))
-        )
+        optimizer = jax.tree.map(lambda *x: jnp.stack(x), *(LEARNED[name](getkey()) for _ in range(restarts)))
     meta_optimizer = l2o_eqx.default_meta_optimizer()
     state = l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     key = getkey()
@@ -199,7 +191,13 @@ def test_training_improves_the_optimizer(getkey):
     """On bowls of one kind a few hundred meta-updates beat the untrained optimizer by far."""
     optimizer, family = CoordinatewiseLSTM((8,), learning_rate=0.01, key=getkey()), Quadratic(2)
     solution = l2o_eqx.meta_train(
-        optimizer, family, EveryWindow(10), num_steps=40, super_epochs=80, num_objectives=8, key=getkey()
+        optimizer,
+        family,
+        EveryWindow(10),
+        num_steps=40,
+        super_epochs=80,
+        num_objectives=8,
+        key=getkey(),
     )
     key = getkey()
 
@@ -255,9 +253,7 @@ def test_nonfinite_meta_gradients_are_left_out(getkey):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains(family, getkey):
     optimizer = LEARNED["lstm_two_feature"](getkey())
-    solution = l2o_eqx.meta_train(
-        optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL
-    )
+    solution = l2o_eqx.meta_train(optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL)
     assert np.all(np.isfinite(solution.metrics["final_loss"]))
     assert np.all(solution.metrics["grad_norm"] > 0)
 

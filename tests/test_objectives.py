@@ -55,9 +55,7 @@ def test_quadratic_is_equation_5_1(getkey):
     np.testing.assert_allclose(objective.loss(params, 0, getkey()), square, rtol=1e-5)
     norm = Quadratic(16, squared=False).sample(getkey())
     residual = np.asarray(norm.matrix) @ np.asarray(params) - np.asarray(norm.target)
-    np.testing.assert_allclose(
-        norm.loss(params, 0, getkey()), np.linalg.norm(residual), rtol=1e-5
-    )
+    np.testing.assert_allclose(norm.loss(params, 0, getkey()), np.linalg.norm(residual), rtol=1e-5)
 
 
 def test_quadratic_draws_are_standard_normal(getkey):
@@ -99,9 +97,9 @@ def test_every_epoch_shows_every_example_once(num_examples, batch_size, getkey):
 
 def test_orders_are_uniform(getkey):
     """All 24 orders of four examples come up equally often: χ² with 23 degrees of freedom."""
-    orders = jax.jit(
-        jax.vmap(lambda key: minibatch_indices(0, key, num_examples=4, batch_size=4))
-    )(jr.split(getkey(), 24000))
+    orders = jax.jit(jax.vmap(lambda key: minibatch_indices(0, key, num_examples=4, batch_size=4)))(
+        jr.split(getkey(), 24000)
+    )
     _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
     assert len(counts) == 24
     assert np.sum((counts - 1000) ** 2 / 1000) < 50  # exceeded once in 1000 draws

@@ -32,9 +32,7 @@ def params_of(name):
 def grads_like(params, key):
     leaves, treedef = jax.tree.flatten(params)
     keys = jr.split(key, len(leaves))
-    return jax.tree.unflatten(
-        treedef, [jr.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+    return jax.tree.unflatten(treedef, [jr.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -84,8 +82,7 @@ def test_lstm_is_its_equations(getkey):
     params = jnp.zeros((2, 3))
     state = optimizer.init(params)
     weights = [
-        tuple(np.asarray(x, np.float64) for x in (c.weight_ih, c.weight_hh, c.bias))
-        for c in optimizer.cells
+        tuple(np.asarray(x, np.float64) for x in (c.weight_ih, c.weight_hh, c.bias)) for c in optimizer.cells
     ]
     memory = [[(np.zeros(n), np.zeros(n)) for _ in range(6)] for n in (5, 4)]
 

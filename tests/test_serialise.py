@@ -74,10 +74,7 @@ def same(a: Any, b: Any) -> bool:
             return x.dtype == y.dtype and same_leaf(jr.key_data(x), jr.key_data(y))
         if eqx.is_array(x):
             arrays = np.asarray(x), np.asarray(y)
-            sides = [
-                (type(v), w.dtype, w.shape, w.tobytes())
-                for v, w in zip((x, y), arrays, strict=True)
-            ]
+            sides = [(type(v), w.dtype, w.shape, w.tobytes()) for v, w in zip((x, y), arrays, strict=True)]
             return sides[0] == sides[1] and not getattr(y, "weak_type", False)
         return type(x) is type(y) and repr(x) == repr(y)
 
@@ -153,9 +150,7 @@ def test_loaded_module_works_under_transformations(path):
         lambda key: eqx.nn.LSTMCell(2, 3, use_bias=False, key=key),
         lambda key: eqx.nn.Linear("scalar", 3, key=key),
         lambda key: eqx.nn.MLP(2, "scalar", 4, 2, key=key),
-        lambda key: eqx.nn.MLP(
-            2, 2, 4, 1, activation=jnp.tanh, final_activation=jax.lax.abs, key=key
-        ),
+        lambda key: eqx.nn.MLP(2, 2, 4, 1, activation=jnp.tanh, final_activation=jax.lax.abs, key=key),
         lambda key: eqx.nn.Conv2d(1, 2, 3, padding="SAME", key=key),
         lambda key: eqx.nn.MaxPool2d(2),
         lambda key: eqx.nn.LayerNorm((3,)),
@@ -190,9 +185,7 @@ def test_functions_come_back_as_themselves(function, path):
     assert load(save(path, (function,)))[0] is function
 
 
-@pytest.mark.parametrize(
-    "tree", [None, 3, "x", 0.1, True, (), [], {}, jnp.ones(3), np.ones(3, np.int8)]
-)
+@pytest.mark.parametrize("tree", [None, 3, "x", 0.1, True, (), [], {}, jnp.ones(3), np.ones(3, np.int8)])
 def test_bare_trees(tree, path):
     loaded = load(save(path, tree))
     assert type(loaded) is type(tree) and same(loaded, tree)
@@ -458,9 +451,7 @@ def test_changed_class(path):
     loaded = load(path, classes=[swapped])
     assert type(loaded) is swapped and (loaded.u, loaded.v) == (0, 1)
     assert jax.tree.leaves(loaded) == [1, 0]
-    with pytest.raises(
-        ValueError, match=r"missing from the file \['w'\], unexpected fields \['u'\]"
-    ):
+    with pytest.raises(ValueError, match=r"missing from the file \['w'\], unexpected fields \['u'\]"):
         load(path, classes=[other])
     loaded = load(path, like=swapped(jnp.zeros(()), jnp.zeros(())))
     assert (loaded.u, loaded.v) == (0, 1)

@@ -38,9 +38,7 @@ def test_final_only_in_the_super_epoch_ignores_earlier_windows():
 def test_is_linear_in_the_losses(name):
     """L = Σ w_t·f(θ_t): the value is the gradient times the losses."""
     weighting, losses = WEIGHTINGS[name](), jnp.array([3.0, 1.0, 2.0, 0.5])
-    np.testing.assert_allclose(
-        weighting(losses, 8, 12), jnp.sum(weights(weighting) * losses), rtol=1e-6
-    )
+    np.testing.assert_allclose(weighting(losses, 8, 12), jnp.sum(weights(weighting) * losses), rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [lambda: Linear(-1.0), lambda: Exponential(0.0)])

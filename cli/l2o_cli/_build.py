@@ -18,6 +18,8 @@ from l2o_eqx import data, objectives, optimizers, preprocessors, strategies, tra
 from . import _config as config
 from ._errors import UsageError, label
 
+GROUPS = {"layer": optimizers.by_layer, "leaf": optimizers.by_leaf, "rank": optimizers.by_rank}
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -61,7 +63,7 @@ def build(given: config.RunConfig) -> Parts:
         strategy,
         make_weighting(given.weighting),
         make_meta_optimizer(given.meta),
-        lambda key: make_optimizer(given.optimizer, key),
+        optimizer_maker(given.optimizer, family),
     )
 
 
@@ -90,28 +92,48 @@ def make_family(
         case config.Mnist():
             return _make_mnist(objective)
         case _:
-            raise NotImplementedError(objective)
+            raise AssertionError(objective)
 
 
-def make_optimizer(table: Any, key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
-    """An untrained optimizer.
+def optimizer_maker(
+    table: Any, family: objectives.AbstractObjectiveFamily
+) -> Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]:
+    """A function from a key to an untrained optimizer.
 
     **Arguments:**
 
     - `table`: the table `optimizer`.
-    - `key`: draws its initial weights.
+    - `family`: gives the shapes of the params to optimizers that have a part per layer.
     """
+    preprocessor = make_preprocessor(table.preprocessor)
+
+    def lstm(key: PRNGKeyArray) -> optimizers.CoordinatewiseLSTM:
+        return optimizers.CoordinatewiseLSTM(
+            table.hidden_sizes,
+            preprocessor,
+            table.learning_rate,
+            linear_readout=table.linear_readout,
+            key=key,
+        )
+
     match table:
         case config.CoordinatewiseLSTM():
-            return optimizers.CoordinatewiseLSTM(
-                table.hidden_sizes,
-                make_preprocessor(table.preprocessor),
+            return lstm
+        case config.PerLayer():
+            params = objectives.params_shapes(family)
+            label = GROUPS[table.groups]
+            return lambda key: optimizers.PerLayer.make(lstm, params, label=label, key=key)
+        case config.Hierarchical():
+            return lambda key: optimizers.Hierarchical(
+                table.coordinate_size,
+                table.tensor_size,
+                table.global_size,
+                preprocessor,
                 table.learning_rate,
-                linear_readout=table.linear_readout,
                 key=key,
             )
         case _:
-            raise NotImplementedError(table)
+            raise AssertionError(table)
 
 
 def make_preprocessor(table: Any) -> preprocessors.AbstractPreprocessor:
@@ -126,7 +148,7 @@ def make_preprocessor(table: Any) -> preprocessors.AbstractPreprocessor:
         case config.AdamLike():
             return preprocessors.AdamLike(table.b1, table.b2, table.eps)
         case _:
-            raise NotImplementedError(table)
+            raise AssertionError(table)
 
 
 def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
@@ -137,7 +159,7 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
         case config.OncePerSuperEpoch():
             return strategies.OncePerSuperEpoch(table.order)
         case _:
-            raise NotImplementedError(table)
+            raise AssertionError(table)
 
 
 def make_weighting(table: Any) -> weightings.AbstractWeighting:
@@ -152,7 +174,7 @@ def make_weighting(table: Any) -> weightings.AbstractWeighting:
         case config.FinalOnly():
             return weightings.FinalOnly(table.counting)
         case _:
-            raise NotImplementedError(table)
+            raise AssertionError(table)
 
 
 def make_meta_optimizer(meta: config.Meta) -> optax.GradientTransformation:
@@ -186,9 +208,7 @@ def _make_mnist(
         )
     found = "embedded" if "embedded" in digits.source else "tfds"
     folder = (table.data_dir or os.environ.get("TFDS_DATA_DIR")) if found == "tfds" else None
-    resolved = table.model_copy(
-        update={"data": found, "data_dir": folder, "data_sha256": digits.sha256}
-    )
+    resolved = table.model_copy(update={"data": found, "data_dir": folder, "data_sha256": digits.sha256})
     used = f"{digits.describe()}, of which {family.num_examples:,} are used"
     description = {"description": used, "source": digits.source, "sha256": digits.sha256}
     return resolved, family, description

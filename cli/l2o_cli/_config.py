@@ -50,9 +50,7 @@ class Mnist(Table):
     data: Literal["auto", "embedded", "tfds"] = Field(
         "auto", description="Which MNIST: 'auto' takes the full set if it is there."
     )
-    data_dir: str | None = Field(
-        None, description="Folder of the full set; else the variable TFDS_DATA_DIR."
-    )
+    data_dir: str | None = Field(None, description="Folder of the full set; else the variable TFDS_DATA_DIR.")
     data_sha256: str | None = Field(
         None, description="Refuse other digits than these; a run's config.toml has its own."
     )
@@ -90,6 +88,26 @@ class CoordinatewiseLSTM(Table):
     hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
     learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
+    preprocessor: Preprocessor
+
+
+class PerLayer(Table):
+    kind: Literal["per-layer"] = "per-layer"
+    groups: Literal["layer", "leaf", "rank"] = Field(
+        "layer", description="What has an LSTM of its own: each layer, array, or number of axes."
+    )
+    hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
+    learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
+    linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
+    preprocessor: Preprocessor
+
+
+class Hierarchical(Table):
+    kind: Literal["hierarchical"] = "hierarchical"
+    coordinate_size: Positive = Field(20, description="Width of the coordinates' LSTM.")
+    tensor_size: Positive = Field(20, description="Width of the tensors' LSTM.")
+    global_size: Positive = Field(20, description="Width of the global LSTM.")
+    learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     preprocessor: Preprocessor
 
 
@@ -160,10 +178,11 @@ class RunConfig(Table):
 
     format: Literal[1] = Field(1, description="Version of this file's layout.")
     seed: int = Field(0, ge=0, le=2**31 - 2, description="Same seed, same numbers.")
-    objective: Annotated[
-        Quadratic | Mnist, Field(discriminator="kind", description="What is minimized.")
+    objective: Annotated[Quadratic | Mnist, Field(discriminator="kind", description="What is minimized.")]
+    optimizer: Annotated[
+        CoordinatewiseLSTM | PerLayer | Hierarchical,
+        Field(discriminator="kind", description="What is trained."),
     ]
-    optimizer: Annotated[CoordinatewiseLSTM, Field(description="What is trained.")]
     strategy: Annotated[
         EveryWindow | OncePerSuperEpoch,
         Field(discriminator="kind", description="When it is trained, and on which losses."),

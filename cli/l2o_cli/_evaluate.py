@@ -24,9 +24,7 @@ def evaluate(
     ],
     assignments: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"
-        ),
+        typer.Option("--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"),
     ] = None,
     baselines: Annotated[
         bool,
@@ -40,9 +38,7 @@ def evaluate(
             rich_help_panel=PANEL,
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=PANEL),

@@ -82,9 +82,7 @@ def is_literal(info: FieldInfo) -> bool:
 def unannotated(annotation: Any) -> Any:
     """The type inside an `Annotated`."""
     return (
-        getattr(annotation, "__origin__", annotation)
-        if hasattr(annotation, "__metadata__")
-        else annotation
+        getattr(annotation, "__origin__", annotation) if hasattr(annotation, "__metadata__") else annotation
     )
 
 

@@ -55,9 +55,7 @@ def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | N
     return outcome["value"]
 
 
-def _wait(
-    thread: threading.Thread, signals: list[int], on_first: Callable[[], None] | None
-) -> None:
+def _wait(thread: threading.Thread, signals: list[int], on_first: Callable[[], None] | None) -> None:
     patience = 0 if on_first is None else 1
     asked = False
     while thread.is_alive():

@@ -11,15 +11,11 @@ Format = Literal["png", "svg", "pdf"]
 
 
 def plot(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")
-    ],
+    run: Annotated[Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")],
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = "png",
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the figures; beside their data if not given.", metavar="FOLDER"
-        ),
+        typer.Option(help="Folder for the figures; beside their data if not given.", metavar="FOLDER"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
@@ -30,8 +26,7 @@ def plot(
     sources = [f / name for f in folders for name in ("curves.csv", "metrics.jsonl")]
     sources = [source for source in sources if source.is_file()]
     drawn = [
-        _redraw(source, (out or run) / source.parent.relative_to(run), file_format)
-        for source in sources
+        _redraw(source, (out or run) / source.parent.relative_to(run), file_format) for source in sources
     ]
     if not any(drawn):
         raise UsageError(f"RUN: {run} holds nothing to draw, neither curves.csv nor metrics.jsonl")

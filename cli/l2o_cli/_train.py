@@ -19,9 +19,7 @@ def train(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"
-        ),
+        typer.Option("--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -31,9 +29,7 @@ def train(
             rich_help_panel=PANEL,
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=PANEL),

@@ -183,9 +183,7 @@ def _stop(training: _Training) -> None:
     interrupted()
 
 
-def _finish(
-    training: _Training, result: Literal["completed", "stopped"], **facts: Any
-) -> list[str]:
+def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
     done = 0 if training.latest is None else training.latest.super_epoch
     files = optimizer_files(training.parts.config) if done else []
     training.record.finish(result, super_epochs_done=done, optimizers=files, **facts)
@@ -241,6 +239,4 @@ def _report(training: _Training, comparison: l2o.Comparison) -> None:
         f"Everything is in {folder}. Compare on other draws, longer, or on something else: "
         f"`l2o evaluate {folder}`. In Python: `l2o_eqx.load({str(first)!r})`."
     )
-    output.result(
-        {"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)}
-    )
+    output.result({"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)})

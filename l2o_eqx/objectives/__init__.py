@@ -3,6 +3,8 @@
 from ._base import AbstractObjective as AbstractObjective
 from ._base import AbstractObjectiveFamily as AbstractObjectiveFamily
 from ._batch import ObjectiveBatch as ObjectiveBatch
+from ._batch import count_coordinates as count_coordinates
+from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives
 from ._classifiers import ACTIVATIONS as ACTIVATIONS
 from ._classifiers import MLP as MLP

@@ -1,7 +1,7 @@
 import abc
 
 import equinox as eqx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._types import Params, Scalar, StepNumber
 

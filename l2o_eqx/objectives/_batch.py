@@ -1,6 +1,7 @@
 import equinox as eqx
 import jax
-from jaxtyping import Key, Array, PyTree
+import jax.random as jr
+from jaxtyping import Array, Key, PyTree
 
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
@@ -19,9 +20,7 @@ class ObjectiveBatch(eqx.Module):
         return eqx.combine(own, self.shared)
 
 
-def sample_objectives(
-    family: AbstractObjectiveFamily, keys: Key[Array, " objectives"]
-) -> ObjectiveBatch:
+def sample_objectives(family: AbstractObjectiveFamily, keys: Key[Array, " objectives"]) -> ObjectiveBatch:
     """Draws one objective per key.
 
     Arrays that `family.sample` hands on untouched (a data set) are recognized and kept once, without an
@@ -33,10 +32,18 @@ def sample_objectives(
     def sample(key):
         nonlocal shared
         objective = family.sample(key)
-        own, shared = eqx.partition(
-            objective, lambda x: eqx.is_array(x) and id(x) not in handed_on
-        )
+        own, shared = eqx.partition(objective, lambda x: eqx.is_array(x) and id(x) not in handed_on)
         return own
 
     own = jax.vmap(sample)(keys)
     return ObjectiveBatch(own, shared)
+
+
+def params_shapes(family: AbstractObjectiveFamily) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the params that all objectives of a family have; nothing is computed."""
+    return eqx.filter_eval_shape(lambda key: family.sample(key).init(key), jr.key(0))
+
+
+def count_coordinates(family: AbstractObjectiveFamily) -> int:
+    """How many coordinates the objectives of a family have."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params_shapes(family)))

@@ -37,9 +37,7 @@ class MLP(eqx.Module):
     layers: tuple[eqx.nn.Linear, ...]
     activation: Callable[[Array], Array]
 
-    def __init__(
-        self, sizes: tuple[int, ...], activation: Callable[[Array], Array], *, key: PRNGKeyArray
-    ):
+    def __init__(self, sizes: tuple[int, ...], activation: Callable[[Array], Array], *, key: PRNGKeyArray):
         keys = jr.split(key, len(sizes) - 1)
         self.layers = tuple(map(_glorot_linear, sizes[:-1], sizes[1:], keys))
         self.activation = activation

@@ -87,9 +87,7 @@ class ModelObjective(AbstractObjective):
 
     def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
         num_examples = jax.tree.leaves(self.data)[0].shape[0]
-        indices = minibatch_indices(
-            step, key, num_examples=num_examples, batch_size=self.batch_size
-        )
+        indices = minibatch_indices(step, key, num_examples=num_examples, batch_size=self.batch_size)
         return self.loss_fn(self.model(params), take_batch(self.data, indices))
 
     def model(self, params: Params) -> Any:

@@ -53,9 +53,7 @@ def MNIST(
     recognition".
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}."
-        )
+        raise ValueError(f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.")
     if not all(size >= 1 for size in hidden_sizes) or num_examples < 1:
         raise ValueError(
             "`MNIST(...)` needs layers and a data set of at least one. "

@@ -18,9 +18,7 @@ class QuadraticObjective(AbstractObjective):
     def init(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
         return self.theta_std * jr.normal(key, self.target.shape, self.target.dtype)
 
-    def loss(
-        self, params: Float[Array, " dim"], step: StepNumber, key: PRNGKeyArray
-    ) -> Scalar:
+    def loss(self, params: Float[Array, " dim"], step: StepNumber, key: PRNGKeyArray) -> Scalar:
         del step, key
         square = jnp.sum((self.matrix @ params - self.target) ** 2)
         if self.squared:

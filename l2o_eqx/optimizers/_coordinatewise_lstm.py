@@ -78,9 +78,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         return unflatten_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
 
 
-def flatten_features(
-    features: Features, dtype: jnp.dtype
-) -> Float[Array, "features coordinates"]:
+def flatten_features(features: Features, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:
     """All coordinates of a tree side by side, features in front: contiguous along the coordinates."""
     rows = [leaf.reshape(-1, leaf.shape[-1]).astype(dtype) for leaf in jax.tree.leaves(features)]
     return jnp.concatenate(rows).T
@@ -97,5 +95,3 @@ def unflatten_like(flat: Float[Array, " coordinates"], tree: Params) -> Params:
         for leaf, start, end in zip(leaves, ends[:-1], ends[1:], strict=True)
     ]
     return jax.tree.unflatten(treedef, parts)
-
-

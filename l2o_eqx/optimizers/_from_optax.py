@@ -46,5 +46,3 @@ def as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) ->
     if isinstance(optimizer, AbstractOptimizer):
         return optimizer
     return FromOptax(optimizer)
-
-

@@ -33,9 +33,7 @@ def _make_cell(num_inputs: int, hidden_size: int, key: PRNGKeyArray) -> eqx.nn.L
     weight_hh = jax.nn.initializers.orthogonal()(hkey, (hidden_size, 4 * hidden_size)).T
     # Gate order i, f, g, o.
     bias = jnp.zeros(4 * hidden_size).at[hidden_size : 2 * hidden_size].set(1.0)
-    return eqx.tree_at(
-        lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, (weight_ih, weight_hh, bias)
-    )
+    return eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, (weight_ih, weight_hh, bias))
 
 
 def zero_states(cells: tuple[eqx.nn.LSTMCell, ...], num_coordinates: int) -> tuple[LSTMState, ...]:

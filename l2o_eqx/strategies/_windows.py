@@ -92,7 +92,13 @@ class EveryWindow(AbstractUpdateStrategy):
         trained = num_updates * self.window
         if trained < num_steps:
             *_, rest = run_steps(
-                optimizer, objectives, params, state, num_steps - trained, start=trained, keys=loss_keys
+                optimizer,
+                objectives,
+                params,
+                state,
+                num_steps - trained,
+                start=trained,
+                keys=loss_keys,
             )
             losses = jnp.concatenate([losses, rest.losses])
         return SuperEpoch(optimizer, meta_state, losses, meta_losses, grad_norms)

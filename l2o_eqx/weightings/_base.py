@@ -13,9 +13,7 @@ class AbstractWeighting(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(
-        self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber
-    ) -> Scalar:
+    def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         """The meta-loss of a window.
 
         **Arguments:**

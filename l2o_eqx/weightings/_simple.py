@@ -13,9 +13,7 @@ Counting = Literal["window", "super_epoch"]
 class Constant(AbstractWeighting):
     """L = Σ f(θ_t): every step counts alike (w_t = 1; thesis eq. 3.5)."""
 
-    def __call__(
-        self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber
-    ) -> Scalar:
+    def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         del start, num_steps
         return jnp.sum(losses)
 
@@ -44,9 +42,7 @@ class Linear(AbstractWeighting):
         if self.beta < 0:
             raise ValueError(f"`Linear(beta=...)` cannot be negative. Got beta={self.beta}.")
 
-    def __call__(
-        self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber
-    ) -> Scalar:
+    def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         del num_steps
         t = _step_numbers(losses, start, self.counting, self.first)
         return jnp.sum((self.beta * t + 1) * losses)
@@ -74,9 +70,7 @@ class Exponential(AbstractWeighting):
         if not self.gamma > 0:
             raise ValueError(f"`Exponential(gamma=...)` must be positive. Got gamma={self.gamma}.")
 
-    def __call__(
-        self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber
-    ) -> Scalar:
+    def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         del num_steps
         t = _step_numbers(losses, start, self.counting, self.first)
         return jnp.sum(self.gamma**t * losses)
@@ -100,9 +94,7 @@ class FinalOnly(AbstractWeighting):
     def __check_init__(self):
         _check_counting("FinalOnly", self.counting)
 
-    def __call__(
-        self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber
-    ) -> Scalar:
+    def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         if self.counting == "window":
             return losses[-1]
         steps = start + jnp.arange(losses.shape[0])

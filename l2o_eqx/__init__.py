@@ -70,7 +70,6 @@ _NAMES = {
     }.items()
     for name in names.split()
 }
-__all__ = ["__version__", *_NAMESPACES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -82,4 +81,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_NAMESPACES, *_NAMES])

@@ -103,14 +103,12 @@ def meta_gradient(
 
     Reference: thesis eq. 3.5 to 3.8.
     """
-    num_steps = _check_window(window, start, num_steps)
+    length = _check_window(window, start, num_steps)
     if order not in ("first", "second"):
         raise ValueError(f"`meta_gradient(order={order!r})`: the orders are 'first' and 'second'.")
     # Numbers as arrays, so that another window of the same super epoch is the same program.
-    start, num_steps = jnp.asarray(start), jnp.asarray(num_steps)
-    return _meta_gradient(
-        optimizer, objective, params, state, window, start, num_steps, weighting, key, order
-    )
+    start, length = jnp.asarray(start), jnp.asarray(length)
+    return _meta_gradient(optimizer, objective, params, state, window, start, length, weighting, key, order)
 
 
 def recorded_meta_gradient(
@@ -140,8 +138,8 @@ def recorded_meta_gradient(
     **Returns:** the meta-gradient, with the structure of the optimizer.
     """
     window = losses.shape[0]
-    num_steps = _check_window(window, start, num_steps)
-    weights = jax.grad(lambda x: weighting(x, start, num_steps))(losses)
+    length = _check_window(window, start, num_steps)
+    weights = jax.grad(lambda x: weighting(x, start, length))(losses)
     record = jax.tree.map(lambda g: g[:, None], grads)
     return replay(
         optimizer,
@@ -299,12 +297,10 @@ def _split_blocks(x, block_size):
     return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, block_size), -2, 0)
 
 
-def _check_window(window, start, num_steps):
+def _check_window(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:
     if window < 1:
         raise ValueError(f"`meta_gradient(window=...)` needs at least one step. Got window={window}.")
-    if num_steps is None:
-        num_steps = start + window
-    return num_steps
+    return start + window if num_steps is None else num_steps
 
 
 @eqx.filter_jit

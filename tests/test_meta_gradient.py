@@ -1,5 +1,7 @@
 """The two-phase meta-gradient against plain automatic differentiation of its definition."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def later_start(optimizer, objective, key, num_steps):
     return run.params, run.state
 
 
-def check(optimizer, objective, params, state, *, order="first", rtol, atol, **kwargs):
+def check(optimizer, objective, params, state, *, order: Any = "first", rtol, atol, **kwargs):
     expected_loss, expected = plain(optimizer, objective, params, state, order=order, **kwargs)
     result = l2o_eqx.meta_gradient(optimizer, objective, params, state, order=order, **kwargs)
     assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
@@ -139,7 +141,9 @@ def test_memory_follows_the_block(getkey):
 
     def temporaries(block_size):
         run = jax.jit(lambda *a: replay(optimizer, *a, block_size=block_size))
-        return run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        analysis = run.lower(*arguments).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert temporaries(64) < temporaries(512) / 3
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,18 +16,19 @@ from l2o_eqx.strategies import EveryWindow, OncePerSuperEpoch
 from l2o_eqx.transforms import unit_norm
 from l2o_eqx.weightings import Constant, Linear
 
-SMALL = {"num_steps": 7, "super_epochs": 2, "num_objectives": 2}
+SMALL: dict[str, Any] = {"num_steps": 7, "super_epochs": 2, "num_objectives": 2}
 
 
 def meta_leaves(optimizer):
     return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_strategy_is_a_loop_over_meta_gradients(strategy, getkey):
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy_is_a_loop_over_meta_gradients(name, getkey):
     """A super epoch by hand: windows, `meta_gradient` of each objective, mean, meta-update."""
     optimizer, family, key = CoordinatewiseLSTM((3,), key=getkey()), Quadratic(3), getkey()
-    strategy, sgd = STRATEGIES[strategy](), optax.sgd(0.1)
+    strategy: Any = STRATEGIES[name]()
+    sgd = optax.sgd(0.1)
     solution = l2o_eqx.meta_train(
         optimizer,
         family,
@@ -100,7 +103,7 @@ def test_restarts_are_independent_trainings(name, getkey):
     """Restart i of a batch is what training optimizer i alone with its own key would give."""
     keys, key = jr.split(getkey(), 3), getkey()
     batch = jax.tree.map(lambda *x: jnp.stack(x), *(LEARNED[name](k) for k in keys))
-    kwargs = {"num_steps": 6, "num_objectives": 2, "super_epochs": 1}
+    kwargs: dict[str, Any] = {"num_steps": 6, "num_objectives": 2, "super_epochs": 1}
     solution = l2o_eqx.meta_train(batch, Quadratic(3), EveryWindow(3), restarts=3, key=key, **kwargs)
     assert solution.metrics["final_loss"].shape == (1, 3)
 
@@ -149,15 +152,20 @@ class CountedObjective(AbstractObjective):
         return jnp.sum((params - self.target) ** 2)
 
 
-class _Hashable(list):
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+class Traces(list):
+    """A list that is itself alone, so that it can be a static field."""
+
+    def __hash__(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return id(self)
+
+    def __eq__(self, other):
+        return self is other
 
 
 @pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "hierarchical", "user_scaled_gradient"])
 @pytest.mark.parametrize("restarts", [None, 2])
 def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
-    family = CountedFamily(_Hashable())
+    family = CountedFamily(Traces())
     optimizer = LEARNED[name](getkey())
     if restarts:
         optimizer = jax.tree.map(lambda *x: jnp.stack(x), *(LEARNED[name](getkey()) for _ in range(restarts)))
@@ -259,7 +267,8 @@ def test_every_family_trains(family, getkey):
 
 
 def test_unit_norm():
-    grads = {"a": jnp.array([[3.0, 4.0]]), "b": jnp.array([1e-20, 0.0]), "c": jnp.zeros(2)}
+    scaled: Any
+    grads: Any = {"a": jnp.array([[3.0, 4.0]]), "b": jnp.array([1e-20, 0.0]), "c": jnp.zeros(2)}
     transformation = unit_norm()
     scaled, _ = transformation.update(grads, transformation.init(grads))
     np.testing.assert_allclose(scaled["a"], [[0.6, 0.8]], rtol=1e-6)

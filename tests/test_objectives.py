@@ -166,7 +166,7 @@ def test_sgd_learns_the_digits(getkey):
         (lambda: MNIST(activation="cube", data="embedded"), "sigmoid, tanh, relu, leaky_relu"),
         (lambda: MNIST((0,), data="embedded"), r"hidden_sizes=\(0,\)"),
         (lambda: MNIST(batch_size=5001, data="embedded"), "batch_size=5001"),
-        (lambda: FromModel(len, len, (jnp.ones(3), jnp.ones(4)), 2), r"\[3, 4\]"),
+        (lambda: FromModel(len, lambda m, b: m, (jnp.ones(3), jnp.ones(4)), 2), r"\[3, 4\]"),
     ],
 )
 def test_errors_name_the_argument(make, message):

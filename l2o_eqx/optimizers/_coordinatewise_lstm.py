@@ -71,10 +71,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
         dtype = self.cells[0].weight_hh.dtype
         hidden, lstm_state = run_cells(self.cells, flatten_features(features, dtype), lstm_state)
-        if self.readout is None:
-            output = jnp.sum(hidden, axis=0)
-        else:
-            output = (self.readout.weight @ hidden)[0]
+        output = jnp.sum(hidden, axis=0) if self.readout is None else (self.readout.weight @ hidden)[0]
         return unflatten_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
 
 

@@ -20,7 +20,7 @@ class FromOptax(AbstractOptimizer):
         return self.transformation.init(params)
 
     def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        return self.transformation.update(grads, state, params)  # pyright: ignore[reportReturnType]
+        return self.transformation.update(grads, state, params)
 
 
 def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformation:

@@ -78,7 +78,10 @@ import importlib.util, l2o_eqx
 assert importlib.util.find_spec("cli") is None, "a package named cli was installed"
 print(l2o_eqx.data.load_mnist("embedded").describe())
 """
-TINY_RUN = "--dim 2 --num-steps 6 --window 3 --super-epochs 2 --eval-objectives 4 --learning-rates 0.1".split()
+TINY_RUN = (
+    *("--objective", "quadratic", "--dim", "2", "--num-steps", "6", "--window", "3"),
+    *("--super-epochs", "2", "--eval-objectives", "4", "--learning-rates", "0.1"),
+)
 
 
 @nox.session

@@ -75,9 +75,9 @@ def plain_grads(optimizer, objectives, params, state, keys):
 
 def make_case(family, optimizer, num_objectives):
     """The compiled meta-update of either side, ready to call."""
-    keys = jr.split(jr.key(1), num_objectives)
-    objectives = l2o_eqx.objectives.sample_objectives(family, keys)
-    params = jax.vmap(lambda own, k: objectives.select(own).init(k))(objectives.own, keys)
+    okeys, ikeys, keys = (jr.split(k, num_objectives) for k in jr.split(jr.key(1), 3))
+    objectives = l2o_eqx.objectives.sample_objectives(family, okeys)
+    params = jax.vmap(lambda own, k: objectives.select(own).init(k))(objectives.own, ikeys)
     arrays, static = eqx.partition(optimizer, eqx.is_inexact_array)
     meta_optimizer = l2o_eqx.default_meta_optimizer()
     meta_state = meta_optimizer.init(arrays)
@@ -168,7 +168,7 @@ def main():
                 f"{numbers['temporaries_mb']:,.1f} MB",
                 *ratios,
             )
-    Console().print(table)
+    Console(width=120).print(table)
     if arguments.json:
         machine = {"platform": platform.platform(), "jax": jax.__version__}
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))

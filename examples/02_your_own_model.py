@@ -11,11 +11,11 @@ import numpy as np
 
 import l2o_eqx
 
-data_key, train_key, test_key, init_key = jr.split(jr.key(0), 4)
+x_key, noise_key, train_key, test_key, init_key = jr.split(jr.key(0), 5)
 
 # Data: noisy samples of a curve. The leading axis of every array counts the examples.
-x = jr.uniform(data_key, (512, 1), minval=-2, maxval=2)
-y = jnp.sin(3 * x) + 0.05 * jr.normal(data_key, x.shape)
+x = jr.uniform(x_key, (512, 1), minval=-2, maxval=2)
+y = jnp.sin(3 * x) + 0.05 * jr.normal(noise_key, x.shape)
 
 
 def make_model(key):

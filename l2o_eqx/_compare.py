@@ -1,6 +1,6 @@
 import csv
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def compare(
     num_steps: int,
     num_objectives: int = 64,
     num_tuning_objectives: int = 16,
-    learning_rates: tuple[float, ...] = LEARNING_RATES,
+    learning_rates: Sequence[float] = LEARNING_RATES,
     restarts: int | None = None,
     key: PRNGKeyArray,
 ) -> Comparison:
@@ -147,12 +147,13 @@ def compare(
         num_objectives=num_objectives,
         num_tuning_objectives=num_tuning_objectives,
     )
-    if not learning_rates:
+    tried = tuple(map(float, learning_rates))
+    if not tried:
         raise ValueError("`compare(learning_rates=...)` needs at least one learning rate to try.")
     tkey, ekey = jr.split(key)
     tuning_keys = jr.split(tkey, num_tuning_objectives)
     keys = jr.split(ekey, num_objectives)
-    rates = jnp.asarray(learning_rates, jnp.result_type(float))
+    rates = jnp.asarray(tried, jnp.result_type(float))
 
     trajectories, tuned, tuning_losses = {}, {}, {}
     for name, optimizer in optimizers.items():
@@ -171,9 +172,9 @@ def compare(
             optimizer, family, rates, tuning_keys, keys, num_steps=num_steps
         )
         trajectories[name] = Trajectories(losses)
-        tuned[name] = learning_rates[int(best)]
+        tuned[name] = tried[int(best)]
         tuning_losses[name] = np.asarray(medians)
-    return Comparison(trajectories, tuned, tuning_losses, learning_rates)
+    return Comparison(trajectories, tuned, tuning_losses, tried)
 
 
 @eqx.filter_jit

@@ -1,11 +1,15 @@
 """Independent work over all the devices there are."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+_BATCH = PartitionSpec("batch")
 
 
 def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -13,14 +17,25 @@ def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..
 
     For functions that treat the `size` entries of that axis independently. If the devices do not divide
     `size` evenly, the largest number of them that does is used; with one device nothing changes.
-
-    On a host, one device is best: XLA's own threads spread wide operations over the cores, and several
-    host devices were measured slower (docs/performance.md).
     """
+    mesh = _mesh(size)
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=_BATCH, out_specs=_BATCH, check_vma=False)
+
+
+def place(tree: PyTree, size: int) -> PyTree:
+    """Arrays with a leading axis of `size`, placed as `sharded_over_devices` leaves its results."""
+    mesh = _mesh(size)
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, _BATCH))
+
+
+def _mesh(size):
+    # Several devices made of one host share a pool of as many threads as cores, and can all wait for a free
+    # one for ever (jaxlib 0.10.2 did, on two cores), unless the variable NPROC asks for more. XLA's own
+    # threads use the cores at least as well (docs/performance.md), so that nothing is lost.
+    if jax.default_backend() == "cpu" and "NPROC" not in os.environ:
+        return None
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
-    if count == 1:
-        return function
-    mesh = Mesh(np.array(devices[:count]), ("batch",))
-    spec = PartitionSpec("batch")
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return None if count == 1 else Mesh(np.array(devices[:count]), ("batch",))

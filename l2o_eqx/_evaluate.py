@@ -6,7 +6,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from ._checks import check_sizes
+from ._checks import check_restarts, check_sizes
 from ._devices import sharded_over_devices
 from ._inner import batched_init, init_params, run_steps
 from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
@@ -15,12 +15,14 @@ from .optimizers import AbstractOptimizer, as_optimizer
 # Coordinates that one batch of objectives may hold together: enough for wide operations, few enough for
 # the optimizer's state to stay in the cache.
 _CHUNK_COORDINATES = 2048
+_CHUNK_COORDINATES_ACCELERATOR = 2**20
 
 
 class Trajectories(eqx.Module):
     """The losses of an optimizer on many objectives.
 
-    `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front.
+    `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front. On data, it is
+    the loss of the minibatch that step t sees.
     """
 
     losses: Float[Array, "*restarts objectives steps"]
@@ -63,6 +65,7 @@ def evaluate(
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
     )
+    check_restarts("evaluate", as_optimizer(optimizer), restarts)
     keys = jr.split(key, num_objectives)
     return Trajectories(_evaluate(as_optimizer(optimizer), family, keys, num_steps, restarts))
 
@@ -76,6 +79,7 @@ def losses_on(
 ) -> Float[Array, "objectives steps"]:
     """The losses on one objective per key, on however many devices there are. Meant for use under jit."""
     num_objectives = keys.shape[0]
+    size = min(num_objectives, _chunk_size(family))
 
     def run_chunk(keys):
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
@@ -86,16 +90,18 @@ def losses_on(
         return record.losses.T
 
     def run_shard(keys):
-        size = _chunk_size(family, keys.shape[0])
-        chunks = lax.map(run_chunk, keys.reshape(-1, size))
-        return chunks.reshape(-1, num_steps)
+        # The last chunk is filled up with objectives that are run again and left out of the result.
+        num_chunks = -(-keys.shape[0] // size)
+        padded = keys[jnp.arange(num_chunks * size) % keys.shape[0]]
+        chunks = lax.map(run_chunk, padded.reshape(num_chunks, size, *keys.shape[1:]))
+        return chunks.reshape(-1, num_steps)[: keys.shape[0]]
 
     return sharded_over_devices(run_shard, num_objectives)(keys)
 
 
-def _chunk_size(family, num_objectives):
-    wanted = max(1, _CHUNK_COORDINATES // max(1, count_coordinates(family)))
-    return max(n for n in range(1, min(wanted, num_objectives) + 1) if num_objectives % n == 0)
+def _chunk_size(family):
+    wanted = _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
+    return max(1, wanted // max(1, count_coordinates(family)))
 
 
 @eqx.filter_jit

@@ -4,8 +4,6 @@ Everything in this module carries an axis for the objectives in front of every l
 gradients. One objective is a batch of one.
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -97,15 +95,12 @@ def run_steps(
     *,
     start: StepNumber,
     keys: Key[Array, " objectives"],
-    shown: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> tuple[Params, State, Record]:
     """`num_steps` inner steps from step number `start` on.
 
     **Arguments:**
 
     - `keys`: one per objective for the whole super epoch.
-    - `shown`: applied to what the optimizer sees of the objective; `lax.stop_gradient` makes the
-        derivative of the result the first-order one.
 
     **Returns:** params and state after the last step, and the record.
     """
@@ -116,7 +111,7 @@ def run_steps(
     def one_step(carry, step):
         params, state = carry
         losses, grads = jax.vmap(value_and_grad, in_axes=(0, 0, None, 0))(objectives.own, params, step, keys)
-        updates, state = batched_update(optimizer, shown(grads), state, shown(params))
+        updates, state = batched_update(optimizer, grads, state, params)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 
     steps = start + jnp.arange(num_steps)

@@ -31,6 +31,7 @@ from ._inner import (
     run_steps,
     to_batched_state,
 )
+from ._misc import ravel, tree_dtype
 from ._types import Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer, PerLayer
@@ -38,16 +39,18 @@ from .weightings import AbstractWeighting
 
 Order = Literal["first", "second"]
 
-# Coordinates per block of the replay. Measured on two cores (benchmarks/meta_gradient.py): smaller blocks
-# pay for more loop iterations, larger ones fall out of the cache.
-BLOCK_SIZE = 512
+# Coordinates per block of the replay. On a CPU (measured, docs/performance.md) smaller blocks pay for more
+# loop iterations and larger ones fall out of the cache; an accelerator needs wide operations to be busy.
+_BLOCK_SIZE_CPU = 512
+_BLOCK_SIZE_ACCELERATOR = 2**16
 
 
 class MetaGradient(eqx.Module):
     """The result of `meta_gradient`.
 
-    `losses` are f(θ_t) at the window's steps, `meta_loss` their weighted sum, `grads` has the structure of
-    the optimizer (its other leaves are `None`), `params` and `state` stand at the end of the window.
+    `losses` are f(θ_t) at the window's steps, `meta_loss` what the weighting makes of them, `grads` has the
+    structure of the optimizer (its other leaves are `None`), `params` and `state` stand at the end of the
+    window.
     """
 
     losses: Float[Array, " window"]
@@ -103,7 +106,7 @@ def meta_gradient(
 
     Reference: thesis eq. 3.5 to 3.8.
     """
-    length = _check_window(window, start, num_steps)
+    length = _super_epoch_length(window, start, num_steps)
     if order not in ("first", "second"):
         raise ValueError(f"`meta_gradient(order={order!r})`: the orders are 'first' and 'second'.")
     # Numbers as arrays, so that another window of the same super epoch is the same program.
@@ -136,18 +139,19 @@ def recorded_meta_gradient(
     - `start`, `num_steps`, `weighting`: as in `meta_gradient`.
 
     **Returns:** the meta-gradient, with the structure of the optimizer.
+
+    **Raises:** `ValueError` if gradients and losses disagree about the number of steps.
     """
     window = losses.shape[0]
-    length = _check_window(window, start, num_steps)
-    weights = jax.grad(lambda x: weighting(x, start, length))(losses)
-    record = jax.tree.map(lambda g: g[:, None], grads)
-    return replay(
-        optimizer,
-        add_axis(params),
-        to_batched_state(optimizer, state),
-        record,
-        suffix_sums(record, weights[:, None]),
-    )
+    steps = sorted({g.shape[0] for g in jax.tree.leaves(grads)} | {window})
+    if len(steps) > 1:
+        raise ValueError(
+            "`recorded_meta_gradient`: gradients and losses must have the same number of steps on their "
+            f"leading axis. Got {steps}."
+        )
+    length = _super_epoch_length(window, start, num_steps)
+    start, length = jnp.asarray(start), jnp.asarray(length)
+    return _recorded_meta_gradient(optimizer, grads, losses, params, state, start, length, weighting)
 
 
 def batch_meta_gradient(
@@ -207,7 +211,7 @@ def replay(
     grads: PyTree[Float[Array, "window objectives ..."]],
     cotangents: PyTree[Float[Array, "window objectives ..."]],
     *,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
 ) -> PyTree:
     """Σ_τ λ_τᵀ ∂u_τ/∂φ along recorded gradients: the second phase.
 
@@ -216,7 +220,8 @@ def replay(
     - `params`, `state`: at the start of the window, with an objectives axis.
     - `grads`: what the optimizer was shown.
     - `cotangents`: λ.
-    - `block_size`: coordinates per block, for optimizers whose coordinates are independent.
+    - `block_size`: coordinates per block, for optimizers whose coordinates are independent; by default
+        what suits the device.
 
     **Returns:** the sum over steps and objectives, with the structure of the optimizer.
     """
@@ -225,12 +230,20 @@ def replay(
     if not optimizer.coordinatewise:
         return _replay_block(optimizer, params, state, grads, cotangents)
 
-    coordinates = (_flatten(params, 0), state, _flatten(grads, 1), _flatten(cotangents, 1))
-    num_coordinates = coordinates[0].shape[0]
-    if num_coordinates <= block_size:
-        return _replay_block(optimizer, *coordinates)
+    if block_size is None:
+        block_size = _BLOCK_SIZE_CPU if jax.default_backend() == "cpu" else _BLOCK_SIZE_ACCELERATOR
+    dtype = tree_dtype(params)
+    seen = (ravel(params, dtype), state, ravel(grads, dtype, num_leading=1))
+    cotangents = ravel(cotangents, dtype, num_leading=1)
+    if cotangents.shape[-1] <= block_size:
+        return _replay_block(optimizer, *seen, cotangents)
 
-    blocks = jax.tree.map(lambda x: _split_blocks(x, block_size), coordinates)
+    # What fills the last block has λ = 0 and adds nothing; it repeats a real coordinate, because an
+    # optimizer need not be finite on a gradient of zero.
+    blocks = (
+        *jax.tree.map(lambda x: _split_blocks(x, block_size, "edge"), seen),
+        _split_blocks(cotangents, block_size, "constant"),
+    )
 
     def add_block(total, block):
         return eqx.apply_updates(total, _replay_block(optimizer, *block)), None
@@ -282,25 +295,30 @@ def _dot(updates, cotangents):
     return jnp.sum(updates.astype(dtype) * cotangents.astype(dtype))
 
 
-def _flatten(tree, num_leading):
-    leaves = jax.tree.leaves(tree)
-    dtype = max((x.dtype for x in leaves), key=lambda d: d.itemsize)
-    rows = [x.reshape(*x.shape[:num_leading], -1).astype(dtype) for x in leaves]
-    return jnp.concatenate(rows, axis=-1)
-
-
-def _split_blocks(x, block_size):
-    # The zeros that fill the last block have λ = 0 and add nothing.
+def _split_blocks(x, block_size, mode):
     num_blocks = -(-x.shape[-1] // block_size)
     padding = num_blocks * block_size - x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)], mode)
     return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, block_size), -2, 0)
 
 
-def _check_window(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:
+def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:
     if window < 1:
         raise ValueError(f"`meta_gradient(window=...)` needs at least one step. Got window={window}.")
     return start + window if num_steps is None else num_steps
+
+
+@eqx.filter_jit
+def _recorded_meta_gradient(optimizer, grads, losses, params, state, start, length, weighting):
+    weights = jax.grad(lambda x: weighting(x, start, length))(losses)
+    record = jax.tree.map(lambda g: g[:, None], grads)
+    return replay(
+        optimizer,
+        add_axis(params),
+        to_batched_state(optimizer, state),
+        record,
+        suffix_sums(record, weights[:, None]),
+    )
 
 
 @eqx.filter_jit

@@ -11,8 +11,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ._checks import check_sizes
-from ._devices import sharded_over_devices
+from ._checks import check_restarts, check_sizes
+from ._devices import place, sharded_over_devices
 from .objectives import AbstractObjectiveFamily, sample_objectives
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
@@ -83,7 +83,7 @@ def count_meta_parameters(optimizer: AbstractOptimizer) -> int:
 
 @functools.cache
 def default_meta_optimizer(learning_rate: float = 1e-3) -> optax.GradientTransformation:
-    """Unit norm, then Adam, as in the thesis (with Keras's ε = 1e-7).
+    """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
 
     A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
     learning rate return the same object, which lets trainings share one compiled program.
@@ -115,7 +115,8 @@ def meta_train(
 
     **Arguments:**
 
-    - `optimizer`: what to train; every floating-point array in it is a meta-parameter.
+    - `optimizer`: what to train; every floating-point array in it is a meta-parameter. With `state`, only
+        its structure matters.
     - `family`: what to train it on.
     - `strategy`: by default `EveryWindow(16)`.
     - `weighting`: by default `Constant()`.
@@ -142,12 +143,19 @@ def meta_train(
     check_sizes(
         "meta_train",
         num_steps=num_steps,
+        super_epochs=super_epochs,
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
     )
     strategy.num_updates(num_steps)
+    start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     if state is None:
-        state = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+        state = start
+    elif _shapes(state) != _shapes(start):
+        raise ValueError(
+            "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
+            "meta-optimizer and restarts as those given."
+        )
 
     rows = []
     result = "completed"
@@ -196,13 +204,11 @@ def init_meta_state(
     super_epoch = jnp.zeros((), jnp.int32)
     if restarts is None:
         return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
-    if any(leaf.ndim < 1 or leaf.shape[0] != restarts for leaf in leaves):
-        raise ValueError(
-            f"`meta_train(restarts={restarts})` needs a batch of {restarts} optimizers, made by "
-            "`eqx.filter_vmap(make_optimizer)(keys)`: every array must have the restarts on its leading "
-            f"axis. Got the shapes {sorted({leaf.shape for leaf in leaves})}."
-        )
-    return MetaState(optimizer, jax.vmap(meta_optimizer.init)(meta_params), super_epoch)
+    check_restarts("meta_train", optimizer, restarts)
+    meta_state = jax.vmap(meta_optimizer.init)(meta_params)
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+    arrays, meta_state = place((arrays, meta_state), restarts)
+    return MetaState(eqx.combine(arrays, static), meta_state, super_epoch)
 
 
 @eqx.filter_jit
@@ -262,6 +268,11 @@ def meta_step(
         )
     optimizer = eqx.combine(arrays, static)
     return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics
+
+
+def _shapes(state):
+    leaves, treedef = jax.tree.flatten(eqx.filter(state, eqx.is_array))
+    return treedef, [(x.shape, x.dtype) for x in leaves]
 
 
 def _to_host(x):

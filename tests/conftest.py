@@ -1,8 +1,13 @@
 import itertools
+import os
 
 import jax
 import jax.random as jr
 import pytest
+
+# Tests compile much and compute little; what LLVM would still improve is not worth its time here. JAX reads
+# the variable when it starts its first computation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from l2o_eqx import objectives, optimizers, preprocessors, strategies, weightings
 from l2o_eqx.optimizers import AbstractOptimizer
@@ -46,6 +47,22 @@ class LookingLSTM(AbstractOptimizer):
         return jax.tree.map(lambda u, p: u - self.decay * p, updates, params), state
 
 
+class RootMeanSquare(AbstractOptimizer):
+    """Coordinatewise, and not finite where all gradients have been zero: padding must not show that."""
+
+    coordinatewise: ClassVar[bool] = True
+
+    rate: jax.Array
+
+    def init(self, params):
+        return jnp.zeros(sum(x.size for x in jax.tree.leaves(params)))
+
+    def update(self, grads, state, params):
+        flat, unravel = ravel_pytree(grads)
+        state = state + flat**2
+        return unravel(-self.rate * flat / jnp.sqrt(state)), state
+
+
 def _per_layer(key):
     def make(key):
         return optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
@@ -76,9 +93,10 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     ),
     "per_layer": _per_layer,
     "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
-    "user_scaled_gradient": lambda key: ScaledGradient(jnp.asarray(1e-2), jnp.asarray(1e-3)),
+    "user_scaled_gradient": lambda key: ScaledGradient(jnp.float32(1e-2), jnp.float32(1e-3)),
+    "user_root_mean_square": lambda key: RootMeanSquare(jnp.float32(1e-2)),
     "user_looking_lstm": lambda key: LookingLSTM(
-        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), jnp.asarray(1e-2)
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), jnp.float32(1e-2)
     ),
 }
 

@@ -53,6 +53,24 @@ def test_evaluate_restarts_is_each_alone(getkey):
         np.testing.assert_allclose(losses[i], one.losses, rtol=1e-5)
 
 
+def test_any_number_of_objectives_and_old_keys(getkey):
+    """131 is prime: the last chunk is filled up, and its filling left out again."""
+    optimizer, key = LEARNED["lstm_identity"](getkey()), jr.PRNGKey(3)
+    many = l2o_eqx.evaluate(optimizer, Quadratic(40), num_steps=2, num_objectives=131, key=key).losses
+    keys = jr.split(key, 131)
+    objective = Quadratic(40).sample(jr.split(keys[130], 3)[0])
+    start = objective.loss(objective.init(jr.split(keys[130], 3)[1]), 0, key)
+    assert many.shape == (131, 2)
+    np.testing.assert_allclose(many[130, 0], start, rtol=1e-5)
+
+
+def test_evaluate_refuses_what_is_no_batch(getkey):
+    with pytest.raises(ValueError, match=r"evaluate\(restarts=7\)"):
+        l2o_eqx.evaluate(
+            LEARNED["lstm_identity"](getkey()), Quadratic(2), num_steps=2, restarts=7, key=getkey()
+        )
+
+
 class Bowl(l2o_eqx.objectives.AbstractObjective):
     start: jax.Array
 

@@ -13,10 +13,10 @@ from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import as_batch, batched_init, run_steps
-from l2o_eqx._meta_gradient import replay, suffix_sums
-from l2o_eqx.objectives import MNIST, Quadratic
+from l2o_eqx._meta_gradient import batch_meta_gradient, replay, suffix_sums
+from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
-from l2o_eqx.weightings import Constant, Linear
+from l2o_eqx.weightings import Constant, Exponential, Linear
 
 
 def plain(optimizer, objective, params, state, *, window, start, num_steps, weighting, key, order):
@@ -123,7 +123,9 @@ def recorded_window(optimizer, objective, params, key, window):
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 42, 43])
-@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
+@pytest.mark.parametrize(
+    "name", ["lstm_adam_like", "per_layer", "user_looking_lstm", "user_root_mean_square"]
+)
 def test_blocks_change_nothing(name, block_size, getkey):
     """43 coordinates: blocks of one, blocks that leave a rest, all but one, exactly one block."""
     optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
@@ -146,6 +148,81 @@ def test_memory_follows_the_block(getkey):
         return analysis.temp_size_in_bytes
 
     assert temporaries(64) < temporaries(512) / 3
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_batch_is_the_mean_over_objectives(name, getkey):
+    """Objectives folded into the coordinates, split by layer, or vmapped: always the mean."""
+    optimizer, family = LEARNED[name](getkey()), FAMILIES["from_model"]()
+    keys = jr.split(getkey(), 3)
+    objectives = sample_objectives(family, keys)
+    params = jax.vmap(lambda k: family.sample(k).init(k))(keys)
+    batch = eqx.filter_jit(batch_meta_gradient)(
+        optimizer,
+        objectives,
+        params,
+        batched_init(optimizer, params),
+        window=3,
+        start=1,
+        num_steps=4,
+        weighting=Linear(),
+        keys=keys,
+    )
+    ones = []
+    for i, key in enumerate(keys):
+        one = jax.tree.map(lambda x, i=i: x[i], params)
+        ones.append(
+            l2o_eqx.meta_gradient(
+                optimizer,
+                family.sample(key),
+                one,
+                optimizer.init(one),
+                window=3,
+                start=1,
+                num_steps=4,
+                weighting=Linear(),
+                key=key,
+            )
+        )
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *(r.grads for r in ones))
+    assert_trees_close(batch.grads, mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(batch.losses, jnp.stack([r.losses for r in ones], axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float64_on_every_objective_and_later_windows(family, getkey):
+    with jax.enable_x64(True):
+        optimizer = to_float64(LEARNED["lstm_log_sign"](getkey()))
+        objective, key = to_float64(FAMILIES[family]().sample(getkey())), getkey()
+        params = to_float64(objective.init(key))
+        common = {"window": 3, "start": 2, "num_steps": 9, "weighting": Exponential(), "key": key}
+        check(optimizer, objective, params, optimizer.init(params), rtol=1e-10, atol=1e-10, **common)
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNED if "user" not in name])
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_zero_gradients_give_finite_meta_gradients(name, order, getkey):
+    """As the weights of pixels that are always black have."""
+
+    class HalfFlat(l2o_eqx.objectives.AbstractObjective):
+        def init(self, key):
+            return jnp.array([1.0, 0.0])
+
+        def loss(self, params, step, key):
+            return params[0] ** 2
+
+    optimizer, params = LEARNED[name](getkey()), jnp.array([1.0, 0.0])
+    result = l2o_eqx.meta_gradient(
+        optimizer,
+        HalfFlat(),
+        params,
+        optimizer.init(params),
+        window=3,
+        weighting=Constant(),
+        key=getkey(),
+        order=order,
+    )
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
 
 
 def test_record_from_outside_jax(getkey):
@@ -173,6 +250,19 @@ def test_record_from_outside_jax(getkey):
     )
     inside = l2o_eqx.meta_gradient(optimizer, objective, params, state, window=6, weighting=Linear(), key=key)
     assert_trees_close(outside, inside.grads, rtol=1e-4, atol=1e-5)
+
+
+def test_record_with_missing_steps_is_refused(getkey):
+    optimizer, params = CoordinatewiseLSTM((2,), key=getkey()), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"same number of steps.*\[3, 4\]"):
+        l2o_eqx.recorded_meta_gradient(
+            optimizer,
+            jnp.ones((4, 2)),
+            jnp.ones(3),
+            params,
+            optimizer.init(params),
+            weighting=Constant(),
+        )
 
 
 def test_analytic_one_coordinate():

@@ -14,7 +14,7 @@ from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadr
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryWindow, OncePerSuperEpoch
 from l2o_eqx.transforms import unit_norm
-from l2o_eqx.weightings import Constant, Linear
+from l2o_eqx.weightings import Constant, FinalOnly, Linear
 
 SMALL: dict[str, Any] = {"num_steps": 7, "super_epochs": 2, "num_objectives": 2}
 
@@ -67,6 +67,8 @@ def test_strategy_is_a_loop_over_meta_gradients(name, getkey):
         params, states = [r.params for r in results], [r.state for r in results]
         losses.append(np.mean([r.losses for r in results]))
     assert_trees_close(meta_leaves(solution.optimizer), meta_leaves(optimizer), rtol=1e-3, atol=1e-4)
+    if window == 7:
+        np.testing.assert_allclose(solution.metrics["mean_loss"], losses, rtol=1e-4)
 
 
 def test_leftover_steps_are_taken_but_not_trained_on(getkey):
@@ -82,6 +84,20 @@ def test_leftover_steps_are_taken_but_not_trained_on(getkey):
     six, eight = train(6), train(8)
     assert_trees_close(meta_leaves(six.optimizer), meta_leaves(eight.optimizer))
     assert six.metrics["final_loss"] != eight.metrics["final_loss"]
+
+
+def test_the_last_trained_step_is_the_final_one(getkey):
+    """`FinalOnly` of the super epoch must not fall on a step after the last window."""
+    solution = l2o_eqx.meta_train(
+        CoordinatewiseLSTM((3,), key=getkey()),
+        Quadratic(3),
+        EveryWindow(3),
+        weighting=FinalOnly("super_epoch"),
+        num_steps=7,
+        super_epochs=1,
+        key=getkey(),
+    )
+    assert solution.metrics["grad_norm"] > 0
 
 
 def test_same_seed_same_bits_and_resume(getkey):
@@ -285,6 +301,7 @@ def test_unit_norm():
     [
         ({"num_objectives": 0}, "num_objectives=0"),
         ({"num_steps": 0}, "num_steps=0"),
+        ({"super_epochs": 0}, "super_epochs=0"),
         ({"restarts": 0}, "restarts=0"),
         ({"restarts": 2}, "restarts=2.*leading axis"),
         ({"strategy": EveryWindow(8)}, "longer than the super epoch of 7"),
@@ -300,6 +317,18 @@ def test_errors_name_the_argument(change, message, getkey):
     }
     with pytest.raises(ValueError, match=message):
         l2o_eqx.meta_train(family=Quadratic(2), key=getkey(), **kwargs)
+
+
+def test_state_of_another_optimizer_is_refused(getkey):
+    small, large = (CoordinatewiseLSTM((n,), key=getkey()) for n in (2, 3))
+    solution = l2o_eqx.meta_train(small, Quadratic(2), EveryWindow(3), key=getkey(), **SMALL)
+    with pytest.raises(ValueError, match="same optimizer"):
+        l2o_eqx.meta_train(large, Quadratic(2), EveryWindow(3), key=getkey(), state=solution.state, **SMALL)
+
+
+def test_super_epoch_of_one_step_is_refused():
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        OncePerSuperEpoch().num_updates(1)
 
 
 def test_window_of_one_is_refused():

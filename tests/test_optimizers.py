@@ -17,7 +17,7 @@ from l2o_eqx.optimizers import (
     by_leaf,
     by_rank,
 )
-from l2o_eqx.preprocessors import LogSign
+from l2o_eqx.preprocessors import AdamLike, LogSign
 
 PARAMS = {"layers": [{"w": jnp.ones((3, 2)), "b": jnp.zeros(3)}, {"w": jnp.ones((1, 3))}]}
 
@@ -198,6 +198,19 @@ def test_as_optax_in_an_optax_loop(getkey):
     assert_trees_close(params, expected.params, rtol=1e-4, atol=1e-5)
 
 
+def test_as_optax_without_params(getkey):
+    """Optimizers that ignore the params do without; those that need them say so instead of guessing."""
+    grads = params_of("per_layer")
+    for name in ("lstm_identity", "hierarchical", "per_layer"):
+        transformation = as_optax(LEARNED[name](getkey()))
+        updates, _ = transformation.update(grads, transformation.init(grads))
+        expected, _ = transformation.update(grads, transformation.init(grads), grads)
+        assert_trees_close(updates, expected, rtol=0, atol=0)
+    decaying = as_optax(FromOptax(optax.adamw(0.1)))
+    with pytest.raises(ValueError, match="params"):
+        decaying.update(grads, decaying.init(grads))
+
+
 def test_from_optax_is_optax(getkey):
     params, grads = params_of("any"), grads_like(params_of("any"), getkey())
     adam = optax.adam(1e-2)
@@ -215,10 +228,19 @@ def test_save_and_load(name, tmp_path, getkey):
 
 
 def test_bfloat16_params_keep_their_dtype(getkey):
-    optimizer = CoordinatewiseLSTM((3,), key=getkey())
     params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2)}
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    assert updates["a"].dtype == jnp.bfloat16 and updates["b"].dtype == jnp.float32
+    for preprocessor in (LogSign(), AdamLike()):
+        optimizer = CoordinatewiseLSTM((3,), preprocessor, key=getkey())
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        assert updates["a"].dtype == jnp.bfloat16 and updates["b"].dtype == jnp.float32
+
+
+def test_adam_like_works_in_bfloat16():
+    """The state is float32: 0.999 would round to 1, and the features to 0."""
+    grads = jnp.array([0.5, -2.0], jnp.bfloat16)
+    features, _ = AdamLike()(grads, AdamLike().init(grads))
+    assert features.dtype == jnp.bfloat16
+    np.testing.assert_allclose(features.astype(jnp.float32), [[1, 1], [-1, -1]], rtol=1e-2)
 
 
 @pytest.mark.parametrize(

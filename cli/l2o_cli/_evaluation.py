@@ -53,12 +53,13 @@ def evaluate(
     files = _files(source)
     check_free(out)
     optimizers, metadata = _load(files)
-    config = _resolve(metadata, layers, files[0])
+    config = _resolve(metadata, layers)
     parts = build(config)
     _check_fits(optimizers[0], parts)
     restarts = len(optimizers) if len(optimizers) > 1 else None
     optimizer = _stack(optimizers) if restarts else optimizers[0]
     facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
+    facts["optimizer"] = type(optimizers[0]).__name__
     title = title_of(facts)
     output.say(_intention(source, facts))
 
@@ -105,19 +106,24 @@ def _files(source: Path) -> list[Path]:
 
 def _load(files: Sequence[Path]) -> tuple[list[Any], dict[str, Any]]:
     try:
-        return [l2o.load(file) for file in files], l2o.load_metadata(files[0])
+        optimizers, metadata = [l2o.load(file) for file in files], l2o.load_metadata(files[0])
     except (OSError, ValueError) as error:
         raise UsageError(f"RUN_OR_FILE: {error}") from None
+    if not isinstance(optimizers[0], l2o.optimizers.AbstractOptimizer):
+        what = type(optimizers[0]).__name__
+        raise UsageError(f"RUN_OR_FILE: {files[0]} holds no optimizer, but an object of type {what}")
+    return optimizers, metadata
 
 
-def _resolve(metadata: dict[str, Any], layers: Sequence[Layer], file: Path) -> RunConfig:
-    trained = metadata.get("config")
-    if not isinstance(trained, dict):
-        raise UsageError(f"RUN_OR_FILE: {file} was not written by `l2o train`: it has no settings")
-    trained = dict(trained)
+def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> RunConfig:
     asked: Layer = {}
     for layer in layers:
         asked = merge(asked, layer)
+    trained = metadata.get("config")
+    if not isinstance(trained, dict):
+        # Saved by `l2o_eqx.save`, not by `l2o train`: the presets of the objective hold.
+        return resolve([asked])
+    trained = dict(trained)
     kind = asked.get("objective", {}).get("kind", trained["objective"]["kind"])
     if kind != trained["objective"]["kind"]:
         # What was fit for one objective may take hours on another one, whose presets know better.

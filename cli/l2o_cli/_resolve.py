@@ -47,6 +47,9 @@ def merge(below: Layer, above: Layer) -> Layer:
     if kind is not None and kind != below.get("kind", kind):
         return above
     merged = dict(below)
+    if above.keys() & {"data", "data_dir"}:
+        # Other digits than those whose checksum a run's config.toml has.
+        merged.pop("data_sha256", None)
     for name, value in above.items():
         old = merged.get(name)
         if isinstance(value, dict) and isinstance(old, dict):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.random as jr
+import numpy as np
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
@@ -44,6 +45,7 @@ class _Training:
     comparison_key: Any
     latest: l2o.Progress | None = None
     wants_to_stop: bool = False
+    skipped: int = 0
 
     @property
     def restarts(self) -> int | None:
@@ -141,6 +143,7 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
         def show(progress: l2o.Progress) -> bool:
             training.latest = progress
             metrics = median_over_restarts(progress.metrics)
+            training.skipped = int(np.max(progress.metrics["skipped_updates"]))
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
             update(progress.super_epoch, status)
             return training.wants_to_stop
@@ -186,7 +189,10 @@ def _stop(training: _Training) -> None:
 def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
     done = 0 if training.latest is None else training.latest.super_epoch
     files = optimizer_files(training.parts.config) if done else []
-    training.record.finish(result, super_epochs_done=done, optimizers=files, **facts)
+    skipped = training.skipped
+    training.record.finish(result, super_epochs_done=done, skipped_updates=skipped, optimizers=files, **facts)
+    if skipped:
+        training.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
     return files
 
 

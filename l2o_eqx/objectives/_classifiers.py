@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,7 @@ class MLP(eqx.Module):
     activation: Callable[[Array], Array]
 
     def __init__(self, sizes: tuple[int, ...], activation: Callable[[Array], Array], *, key: PRNGKeyArray):
-        keys = jr.split(key, len(sizes) - 1)
-        self.layers = tuple(map(_glorot_linear, sizes[:-1], sizes[1:], keys))
+        self.layers = tuple(map(_linear, sizes[:-1], sizes[1:], _glorot_weights(key, tuple(sizes))))
         self.activation = activation
 
     def __call__(self, inputs: Float[Array, " pixels"]) -> Float[Array, " classes"]:
@@ -49,10 +49,16 @@ class MLP(eqx.Module):
         return last(inputs)
 
 
-def _glorot_linear(fan_in: int, fan_out: int, key: PRNGKeyArray) -> eqx.nn.Linear:
-    weight = jax.nn.initializers.glorot_uniform()(key, (fan_out, fan_in), jnp.float32)
-    layer = eqx.nn.Linear(fan_in, fan_out, key=key)
+def _linear(fan_in: int, fan_out: int, weight: Float[Array, "out in"]) -> eqx.nn.Linear:
+    # Only the structure: the layer's own random weights would be drawn for nothing.
+    layer = eqx.filter_eval_shape(eqx.nn.Linear, fan_in, fan_out, key=jr.key(0))
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(fan_out)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _glorot_weights(key, sizes):
+    glorot, keys = jax.nn.initializers.glorot_uniform(), jr.split(key, len(sizes) - 1)
+    return [glorot(k, (n, m)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
 
 def digit_cross_entropy(

@@ -27,14 +27,15 @@ class AbstractOptimizer(eqx.Module):
         """The state before the first step."""
 
     @abc.abstractmethod
-    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         """One inner step.
 
         **Arguments:**
 
         - `grads`: ∇f at `params`.
         - `state`: from `init` or the previous call.
-        - `params`: the point itself; most optimizers ignore it.
+        - `params`: the point itself, which most optimizers ignore. The verbs always hand it over; an optax
+            loop may leave it out.
 
         **Returns:** the updates, which are added to the params, and the next state, of the same
         structure, shapes and dtypes as before.

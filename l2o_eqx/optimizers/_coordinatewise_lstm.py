@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._misc import unravel_like
 from .._types import Features, Params, State
 from ..preprocessors import AbstractPreprocessor, Identity
 from ._base import AbstractOptimizer
@@ -65,30 +66,17 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
         return zero_states(self.cells, num_coordinates), self.preprocessor.init(params)
 
-    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
         lstm_state, preprocessor_state = state
         features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
         dtype = self.cells[0].weight_hh.dtype
         hidden, lstm_state = run_cells(self.cells, flatten_features(features, dtype), lstm_state)
         output = jnp.sum(hidden, axis=0) if self.readout is None else (self.readout.weight @ hidden)[0]
-        return unflatten_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
+        return unravel_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
 
 
 def flatten_features(features: Features, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:
     """All coordinates of a tree side by side, features in front: contiguous along the coordinates."""
     rows = [leaf.reshape(-1, leaf.shape[-1]).astype(dtype) for leaf in jax.tree.leaves(features)]
     return jnp.concatenate(rows).T
-
-
-def unflatten_like(flat: Float[Array, " coordinates"], tree: Params) -> Params:
-    """The inverse of raveling `tree` leaf by leaf; every leaf keeps its own shape and dtype."""
-    leaves, treedef = jax.tree.flatten(tree)
-    ends = [0]
-    for leaf in leaves:
-        ends.append(ends[-1] + leaf.size)
-    parts = [
-        flat[start:end].reshape(leaf.shape).astype(leaf.dtype)
-        for leaf, start, end in zip(leaves, ends[:-1], ends[1:], strict=True)
-    ]
-    return jax.tree.unflatten(treedef, parts)

@@ -19,7 +19,7 @@ class FromOptax(AbstractOptimizer):
     def init(self, params: Params) -> State:
         return self.transformation.init(params)
 
-    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         return self.transformation.update(grads, state, params)
 
 
@@ -36,7 +36,7 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformation:
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return optimizer.update(updates, state, updates if params is None else params)
+        return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
 

@@ -5,10 +5,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._misc import unravel_like
 from .._types import Params, State
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
-from ._coordinatewise_lstm import flatten_features, unflatten_like
+from ._coordinatewise_lstm import flatten_features
 from ._lstm import make_cells, run_cells, zero_states
 
 
@@ -71,7 +72,7 @@ class Hierarchical(AbstractOptimizer):
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
         return levels, self.preprocessor.init(params)
 
-    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
         (coordinate_state, tensor_state, global_state), preprocessor_state = state
         features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
@@ -90,7 +91,7 @@ class Hierarchical(AbstractOptimizer):
         inputs = jnp.mean(tensors, axis=1, keepdims=True)
         _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
 
-        updates = unflatten_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
         levels = (coordinate_state, tensor_state, global_state)
         return updates, (levels, preprocessor_state)
 

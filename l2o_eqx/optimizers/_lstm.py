@@ -4,6 +4,8 @@ With the coordinates on the last axis the four gates are contiguous slices and e
 operation runs along memory; on a CPU this is a third faster than coordinates first.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,19 +23,30 @@ def make_cells(
 
     Glorot-uniform input weights, orthogonal recurrent weights, zero biases but for 1 at the forget gate.
     """
-    keys = jr.split(key, len(hidden_sizes))
+    weights = _initial_weights(key, num_inputs, hidden_sizes)
     inputs = (num_inputs, *hidden_sizes[:-1])
-    return tuple(map(_make_cell, inputs, hidden_sizes, keys))
+    return tuple(map(_make_cell, inputs, hidden_sizes, weights))
 
 
-def _make_cell(num_inputs: int, hidden_size: int, key: PRNGKeyArray) -> eqx.nn.LSTMCell:
-    ikey, hkey = jr.split(key)
-    cell = eqx.nn.LSTMCell(num_inputs, hidden_size, key=key)
-    weight_ih = jax.nn.initializers.glorot_uniform()(ikey, (num_inputs, 4 * hidden_size)).T
-    weight_hh = jax.nn.initializers.orthogonal()(hkey, (hidden_size, 4 * hidden_size)).T
-    # Gate order i, f, g, o.
-    bias = jnp.zeros(4 * hidden_size).at[hidden_size : 2 * hidden_size].set(1.0)
-    return eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, (weight_ih, weight_hh, bias))
+def _make_cell(num_inputs: int, hidden_size: int, weights: tuple[Array, Array, Array]) -> eqx.nn.LSTMCell:
+    # Only the structure: the cell's own random weights would be drawn for nothing.
+    cell = eqx.filter_eval_shape(eqx.nn.LSTMCell, num_inputs, hidden_size, key=jr.key(0))
+    return eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, weights)
+
+
+# One program for all layers; drawn one by one they take seconds to compile.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _initial_weights(key, num_inputs, hidden_sizes):
+    weights = []
+    for size in hidden_sizes:
+        key, ikey, hkey = jr.split(key, 3)
+        weight_ih = jax.nn.initializers.glorot_uniform()(ikey, (num_inputs, 4 * size)).T
+        weight_hh = jax.nn.initializers.orthogonal()(hkey, (size, 4 * size)).T
+        # Gate order i, f, g, o.
+        bias = jnp.zeros(4 * size).at[size : 2 * size].set(1.0)
+        weights.append((weight_ih, weight_hh, bias))
+        num_inputs = size
+    return weights
 
 
 def zero_states(cells: tuple[eqx.nn.LSTMCell, ...], num_coordinates: int) -> tuple[LSTMState, ...]:

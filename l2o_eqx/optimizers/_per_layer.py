@@ -82,13 +82,13 @@ class PerLayer(AbstractOptimizer):
     def init(self, params: Params) -> State:
         return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)
 
-    def update(self, grads: Params, state: State, params: Params) -> tuple[Params, State]:
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         return self.update_with(
             lambda optimizer, *arguments: optimizer.update(*arguments),
             grads,
             state,
             params,
-            like=params,
+            like=grads,
         )
 
     def init_with(
@@ -108,11 +108,11 @@ class PerLayer(AbstractOptimizer):
         like: PyTree,
     ) -> tuple[PyTree, State]:
         """`update(optimizer, grads, state, params)` for every group, put together again."""
-        param_groups = self.split(params, like)
+        param_groups = {} if params is None else self.split(params, like)
         updates, next_state = {}, {}
         for name, group in self.split(grads, like).items():
             updates[name], next_state[name] = update(
-                self.optimizers[name], group, state[name], param_groups[name]
+                self.optimizers[name], group, state[name], param_groups.get(name)
             )
         return eqx.combine(*updates.values()), next_state
 

@@ -1,9 +1,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._misc import ravel, tree_dtype, unravel_like
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -43,18 +43,27 @@ class AdamLike(AbstractPreprocessor):
         return 2
 
     def init(self, params: Params) -> Moments:
-        flat, _ = ravel_pytree(params)
+        flat = _ravel(params)
         return jnp.zeros_like(flat), jnp.zeros_like(flat), jnp.zeros_like(flat)
 
     def __call__(self, grads: Params, state: Moments) -> tuple[Features, Moments]:
-        # The number of steps is kept per coordinate, as the mean of b2's correction would be: a block of
-        # coordinates then takes its part of the state along without knowing of the others.
+        # The number of steps is kept per coordinate, so that a block of coordinates takes its part of the
+        # state along without knowing of the others.
         mean, square, steps = state
-        grad, unravel = ravel_pytree(grads)
+        grad = _ravel(grads)
         mean = self.b1 * mean + (1 - self.b1) * grad
         square = self.b2 * square + (1 - self.b2) * grad**2
         steps = steps + 1
-        root = jnp.sqrt(square / (1 - self.b2**steps)) + self.eps
+        # The root has no derivative at 0, where pixels that are always black have their weights.
+        positive = square > 0
+        corrected = jnp.where(positive, square, 1.0) / (1 - self.b2**steps)
+        root = jnp.where(positive, jnp.sqrt(corrected), 0.0) + self.eps
         features = (grad / root, mean / (1 - self.b1**steps) / root)
-        stacked = jax.tree.map(lambda *f: jnp.stack(f, axis=-1), *map(unravel, features))
+        stacked = jax.tree.map(lambda *f: jnp.stack(f, axis=-1), *(unravel_like(f, grads) for f in features))
         return stacked, (mean, square, steps)
+
+
+def _ravel(tree):
+    # The moments need the range and the digits of at least float32.
+    dtype = jnp.promote_types(tree_dtype(tree), jnp.float32)
+    return ravel(tree, dtype)

@@ -10,8 +10,8 @@ from ._base import AbstractPreprocessor
 class LogSign(AbstractPreprocessor):
     """ρ(∇) = ln|∇|/p · sgn ∇ where |∇| ≥ e^(−p), else −e^p·∇: logarithm and sign in one feature.
 
-    As the thesis prints it. The map is not one to one: ±e^(−p/2) and a value near ±1 may look alike, and
-    it jumps in sign at |∇| = 1. `TwoFeature` keeps the two apart.
+    As the thesis prints it. The map is not one to one: e^(−p/2) and −e^(p/2) look alike, and so do 0 and ±1;
+    around 0 it swings from 1 to −1. `TwoFeature` keeps them apart.
 
     **Arguments:**
 

@@ -59,6 +59,8 @@ class EveryWindow(AbstractUpdateStrategy):
         loss_keys: Key[Array, " objectives"],
     ) -> SuperEpoch:
         num_updates = self.num_updates(num_steps)
+        # To a weighting the super epoch ends with the last window: its last step must be a trained one.
+        trained = num_updates * self.window
         params = init_params(objectives, init_keys)
         arrays, static = eqx.partition(optimizer, eqx.is_array)
 
@@ -72,7 +74,7 @@ class EveryWindow(AbstractUpdateStrategy):
                 state,
                 window=self.window,
                 start=start,
-                num_steps=num_steps,
+                num_steps=trained,
                 weighting=weighting,
                 keys=loss_keys,
                 order=self.order,
@@ -89,7 +91,6 @@ class EveryWindow(AbstractUpdateStrategy):
         optimizer = eqx.combine(arrays, static)
         losses = losses.reshape(-1, losses.shape[-1])
 
-        trained = num_updates * self.window
         if trained < num_steps:
             *_, rest = run_steps(
                 optimizer,
@@ -119,7 +120,12 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
     order: Order = eqx.field(static=True, default="first")
 
     def num_updates(self, num_steps: int) -> int:
-        return EveryWindow(num_steps, self.order).num_updates(num_steps)
+        if num_steps < 2:
+            raise ValueError(
+                "`OncePerSuperEpoch`: a super epoch needs at least 2 steps, so that a loss comes after an "
+                f"update. Got {num_steps}."
+            )
+        return 1
 
     def super_epoch(
         self,

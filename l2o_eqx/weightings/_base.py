@@ -20,5 +20,5 @@ class AbstractWeighting(eqx.Module):
 
         - `losses`: f(θ_t) at the window's steps, each before its update.
         - `start`: number of the window's first step, counted from 0 in the super epoch.
-        - `num_steps`: length of the super epoch.
+        - `num_steps`: length of the super epoch, up to the end of its last window.
         """

@@ -82,7 +82,7 @@ class FinalOnly(AbstractWeighting):
     **Arguments:**
 
     - `counting`: the last step of each `"window"`, or of the `"super_epoch"` alone, in which case windows
-        before the last one have the meta-loss 0 and train nothing.
+        before the last one have the meta-loss and the meta-gradient 0.
 
     **Raises:** `ValueError` for an unknown counting.
 

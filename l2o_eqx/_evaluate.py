@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._checks import check_restarts, check_sizes
 from ._devices import sharded_over_devices
 from ._inner import batched_init, init_params, run_steps
+from ._types import Keys
 from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
@@ -73,7 +74,7 @@ def evaluate(
 def losses_on(
     optimizer: AbstractOptimizer,
     family: AbstractObjectiveFamily,
-    keys: Key[Array, " objectives"],
+    keys: Keys,
     *,
     num_steps: int,
 ) -> Float[Array, "objectives steps"]:

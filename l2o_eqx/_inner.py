@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ._types import Params, State, StepNumber
+from ._types import Keys, Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer, PerLayer
 
@@ -81,7 +81,7 @@ def of_one(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
 
 
-def init_params(objectives: ObjectiveBatch, keys: Key[Array, " objectives"]) -> Params:
+def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
     """A starting point for every objective."""
     return jax.vmap(lambda own, key: objectives.select(own).init(key))(objectives.own, keys)
 
@@ -94,7 +94,7 @@ def run_steps(
     num_steps: int,
     *,
     start: StepNumber,
-    keys: Key[Array, " objectives"],
+    keys: Keys,
 ) -> tuple[Params, State, Record]:
     """`num_steps` inner steps from step number `start` on.
 

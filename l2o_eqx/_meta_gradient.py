@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._inner import (
     add_axis,
@@ -32,7 +32,7 @@ from ._inner import (
     to_batched_state,
 )
 from ._misc import ravel, tree_dtype
-from ._types import Params, Scalar, State, StepNumber
+from ._types import Keys, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer, PerLayer
 from .weightings import AbstractWeighting
@@ -164,7 +164,7 @@ def batch_meta_gradient(
     start: StepNumber,
     num_steps: StepNumber,
     weighting: AbstractWeighting,
-    keys: Key[Array, " objectives"],
+    keys: Keys,
     order: Order = "first",
 ) -> BatchMetaGradient:
     """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""

@@ -17,3 +17,10 @@ def getkey():
     """A function that returns a new key at each call; the same ones in every run of a test."""
     counter = itertools.count()
     return lambda: jr.key(next(counter))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Hundreds of programs in one process would run out of memory mappings (vm.max_map_count)."""
+    yield
+    jax.clear_caches()

@@ -509,15 +509,32 @@ def _foreign(run):
     (run / "optimizer.safetensors").write_text("something else")
 
 
-def _without_settings(run):
-    l2o.save(run / "optimizer.safetensors", l2o.load(run / "optimizer.safetensors"))
+def _not_an_optimizer(run):
+    l2o.save(run / "optimizer.safetensors", {"weights": np.ones(2)})
 
 
 def _without_optimizer(run):
     (run / "optimizer.safetensors").unlink()
 
 
-@pytest.mark.parametrize("harm", [_damage, _foreign, _without_settings, _without_optimizer])
+def test_a_file_saved_from_python_is_evaluated_with_the_presets(tmp_path, run):
+    file = tmp_path / "mine.safetensors"
+    l2o.save(file, l2o.load(run / "optimizer.safetensors"))
+    options = "--no-baselines --dim 2 --steps 5 --objectives 3 --json"
+    content = json.loads(l2o_cli("evaluate", file, *options.split()).stdout)
+    assert content["objective"] == "quadratic" and content["optimizer"] == "CoordinatewiseLSTM"
+    assert content["num_steps"] == 5 and len(content["summary"]) == 1
+
+
+def test_other_digits_drop_the_checksum_of_the_old_ones():
+    used = {"objective": {"kind": "mnist", "data": "embedded", "data_sha256": "abc"}}
+    same = resolve([used, {"objective": {"batch_size": 3}}])
+    other = resolve([used, {"objective": {"data": "tfds", "data_dir": "there"}}])
+    assert same.objective.model_dump()["data_sha256"] == "abc"
+    assert other.objective.model_dump()["data_sha256"] is None
+
+
+@pytest.mark.parametrize("harm", [_damage, _foreign, _not_an_optimizer, _without_optimizer])
 def test_files_that_cannot_be_used_give_one_line(harm, run):
     harm(run)
     stderr = l2o_cli("evaluate", run, code=2).stderr

@@ -1,8 +1,9 @@
 import equinox as eqx
 import jax
 import jax.random as jr
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
+from .._types import Keys
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
 
@@ -20,7 +21,7 @@ class ObjectiveBatch(eqx.Module):
         return eqx.combine(own, self.shared)
 
 
-def sample_objectives(family: AbstractObjectiveFamily, keys: Key[Array, " objectives"]) -> ObjectiveBatch:
+def sample_objectives(family: AbstractObjectiveFamily, keys: Keys) -> ObjectiveBatch:
     """Draws one objective per key.
 
     Arrays that `family.sample` hands on untouched (a data set) are recognized and kept once, without an

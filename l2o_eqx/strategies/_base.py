@@ -2,8 +2,9 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from .._types import Keys
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -47,8 +48,8 @@ class AbstractUpdateStrategy(eqx.Module):
         meta_update: MetaUpdate,
         weighting: AbstractWeighting,
         num_steps: int,
-        init_keys: Key[Array, " objectives"],
-        loss_keys: Key[Array, " objectives"],
+        init_keys: Keys,
+        loss_keys: Keys,
     ) -> SuperEpoch:
         """Runs one inner optimization per objective and trains the optimizer along the way.
 

@@ -2,10 +2,11 @@ import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import PyTree
 
 from .._inner import batched_init, init_params, run_steps
 from .._meta_gradient import Order, batch_meta_gradient
+from .._types import Keys
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -55,8 +56,8 @@ class EveryWindow(AbstractUpdateStrategy):
         meta_update: MetaUpdate,
         weighting: AbstractWeighting,
         num_steps: int,
-        init_keys: Key[Array, " objectives"],
-        loss_keys: Key[Array, " objectives"],
+        init_keys: Keys,
+        loss_keys: Keys,
     ) -> SuperEpoch:
         num_updates = self.num_updates(num_steps)
         # To a weighting the super epoch ends with the last window: its last step must be a trained one.
@@ -136,8 +137,8 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         meta_update: MetaUpdate,
         weighting: AbstractWeighting,
         num_steps: int,
-        init_keys: Key[Array, " objectives"],
-        loss_keys: Key[Array, " objectives"],
+        init_keys: Keys,
+        loss_keys: Keys,
     ) -> SuperEpoch:
         return EveryWindow(num_steps, self.order).super_epoch(
             optimizer,

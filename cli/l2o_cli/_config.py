@@ -83,23 +83,22 @@ Preprocessor = Annotated[
 ]
 
 
-class CoordinatewiseLSTM(Table):
-    kind: Literal["coordinatewise-lstm"] = "coordinatewise-lstm"
+class _LSTM(Table):
     hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
     learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
     preprocessor: Preprocessor
 
 
-class PerLayer(Table):
+class CoordinatewiseLSTM(_LSTM):
+    kind: Literal["coordinatewise-lstm"] = "coordinatewise-lstm"
+
+
+class PerLayer(_LSTM):
     kind: Literal["per-layer"] = "per-layer"
     groups: Literal["layer", "leaf", "rank"] = Field(
         "layer", description="What has an LSTM of its own: each layer, array, or number of axes."
     )
-    hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
-    learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
-    linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
-    preprocessor: Preprocessor
 
 
 class Hierarchical(Table):

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import with_settings
+from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
 from ._resolve import read_assignments
 
-PANEL = "Output"
 SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": "--objectives"}
 
 
@@ -22,10 +21,7 @@ def evaluate(
         Path,
         typer.Argument(help="Run folder, or file of a trained optimizer.", metavar="RUN_OR_FILE"),
     ],
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting by its TOML name: objective.dim=8.", metavar="A.B=V"),
-    ] = None,
+    assignments: Assignments = None,
     baselines: Annotated[
         bool,
         typer.Option("--baselines/--no-baselines", help="Compare with hand-made optimizers."),
@@ -35,14 +31,11 @@ def evaluate(
         typer.Option(
             help="Folder to make; RUN/evaluations/<time>-<objective> if not given; a file: none.",
             metavar="FOLDER",
-            rich_help_panel=PANEL,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=PANEL),
-    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     *,
     settings: dict[str, Any],
 ) -> None:

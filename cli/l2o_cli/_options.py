@@ -19,6 +19,17 @@ PANELS = {
 }
 
 
+OUTPUT = "Output"
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=OUTPUT)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)
+]
+
+
 def with_settings(
     keep: Callable[[Leaf], bool] = lambda leaf: leaf.name != "format",
     names: Mapping[str, str] | None = None,

@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import with_settings
+from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
-
-PANEL = "Output"
 
 
 @with_settings()
@@ -17,23 +15,17 @@ def train(
         Path | None,
         typer.Option(help="TOML file of settings, such as a run's config.toml.", metavar="FILE"),
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting by its TOML name: meta.num_steps=100.", metavar="A.B=V"),
-    ] = None,
+    assignments: Assignments = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Folder to make; runs/<time>-<objective>-<optimizer> if not given.",
             metavar="FOLDER",
-            rich_help_panel=PANEL,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=PANEL),
-    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     *,
     settings: dict[str, Any],
 ) -> None:

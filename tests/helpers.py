@@ -68,8 +68,8 @@ def _per_layer(key):
         return optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
 
     # One optimizer for every label that any of the families below has.
-    labels = {"params", "layers.0", "layers.1", ""}
-    keys = dict(zip(sorted(labels), jr.split(key, len(labels)), strict=True))
+    labels = ["layers.0", "layers.1", "params"]
+    keys = dict(zip(labels, jr.split(key, len(labels)), strict=True))
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
 

@@ -51,7 +51,8 @@ def build(given: config.RunConfig) -> Parts:
     """
     objective, family, used = make_family(given.objective)
     strategy = make_strategy(given.strategy)
-    blamed = ("strategy", "window") if hasattr(given.strategy, "window") else ("meta", "num_steps")
+    has_window = isinstance(given.strategy, config.EveryWindow)
+    blamed = ("strategy", "window") if has_window else ("meta", "num_steps")
     with blaming(*blamed):
         strategy.num_updates(given.meta.num_steps)
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES

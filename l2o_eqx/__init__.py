@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from ._meta_train import meta_step as meta_step
     from ._meta_train import meta_train as meta_train
     from ._meta_train import select_restart as select_restart
+    from ._pretrain import PretrainProgress as PretrainProgress
+    from ._pretrain import PretrainSolution as PretrainSolution
+    from ._pretrain import pretrain as pretrain
+    from ._pretrain import sign_weighted_loss as sign_weighted_loss
+    from ._pretraining_report import PretrainReport as PretrainReport
+    from ._pretraining_report import pretraining_report as pretraining_report
     from ._serialise import FileFormatError as FileFormatError
     from ._serialise import load as load
     from ._serialise import load_metadata as load_metadata
@@ -63,6 +69,8 @@ _NAMES = {
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_train": "MetaSolution MetaState Progress count_meta_parameters default_meta_optimizer "
         "init_meta_state meta_step meta_train select_restart",
+        "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
+        "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",
         "_unroll": "Unroll unroll",
         "objectives": "count_coordinates",

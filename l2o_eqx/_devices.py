@@ -11,6 +11,17 @@ from jaxtyping import PyTree
 
 _BATCH = PartitionSpec("batch")
 
+# Coordinates that one batch may hold together: enough for wide operations, few enough for the optimizer's
+# state to stay in the cache.
+_CHUNK_COORDINATES = 2048
+_CHUNK_COORDINATES_ACCELERATOR = 2**20
+
+
+def chunk_size(num_coordinates: int) -> int:
+    """How many independent runs of so many coordinates each are worth running side by side on a device."""
+    wanted = _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
+    return max(1, wanted // max(1, num_coordinates))
+
 
 def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..., Any]:
     """`function` with the leading axis of all its arguments and results spread over the devices.

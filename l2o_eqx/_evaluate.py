@@ -1,32 +1,35 @@
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import sharded_over_devices
+from ._devices import chunk_size, sharded_over_devices
 from ._inner import batched_init, init_params, run_steps
-from ._types import Keys
-from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
+from ._types import Keys, Params
+from .objectives import AbstractObjective, AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
-# Coordinates that one batch of objectives may hold together: enough for wide operations, few enough for
-# the optimizer's state to stay in the cache.
-_CHUNK_COORDINATES = 2048
-_CHUNK_COORDINATES_ACCELERATOR = 2**20
+
+# (objective, params) -> a tree of arrays.
+Measure = Callable[[AbstractObjective, Params], PyTree]
 
 
 class Trajectories(eqx.Module):
     """The losses of an optimizer on many objectives.
 
     `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front. On data, it is
-    the loss of the minibatch that step t sees.
+    the loss of the minibatch that step t sees. `measured` is what `evaluate(measure=...)` found where the
+    runs ended, with the same leading axes.
     """
 
     losses: Float[Array, "*restarts objectives steps"]
+    measured: PyTree[Array] = None
 
     @property
     def final_losses(self) -> Float[Array, "*restarts objectives"]:
@@ -41,6 +44,7 @@ def evaluate(
     num_steps: int,
     num_objectives: int = 64,
     restarts: int | None = None,
+    measure: Measure | None = None,
     key: PRNGKeyArray,
 ) -> Trajectories:
     """Runs an optimizer, learned or from optax, on objectives drawn from a family.
@@ -54,6 +58,8 @@ def evaluate(
     - `num_steps`: inner steps on each objective.
     - `num_objectives`: how many are drawn.
     - `restarts`: if given, `optimizer` is a batch of that many, as `meta_train` returns it.
+    - `measure`: `(objective, params) -> tree of arrays`, called on the params after the last step, inside
+        the compiled program: a loss on held-out data, say, or the share of dead units.
     - `key`: picks them.
 
     **Returns:** `Trajectories`.
@@ -68,7 +74,7 @@ def evaluate(
     )
     check_restarts("evaluate", as_optimizer(optimizer), restarts)
     keys = jr.split(key, num_objectives)
-    return Trajectories(_evaluate(as_optimizer(optimizer), family, keys, num_steps, restarts))
+    return Trajectories(*_evaluate(as_optimizer(optimizer), family, keys, num_steps, restarts, measure))
 
 
 def losses_on(
@@ -79,35 +85,48 @@ def losses_on(
     num_steps: int,
 ) -> Float[Array, "objectives steps"]:
     """The losses on one objective per key, on however many devices there are. Meant for use under jit."""
+    return run_on(optimizer, family, keys, num_steps=num_steps)[0]
+
+
+def run_on(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    keys: Keys,
+    *,
+    num_steps: int,
+    measure: Measure | None = None,
+) -> tuple[Float[Array, "objectives steps"], PyTree]:
+    """As `losses_on`, with what is measured on the params after the last step."""
     num_objectives = keys.shape[0]
-    size = min(num_objectives, _chunk_size(family))
+    size = min(num_objectives, chunk_size(count_coordinates(family)))
 
     def run_chunk(keys):
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
         objectives = sample_objectives(family, okeys)
         params = init_params(objectives, ikeys)
         state = batched_init(optimizer, params)
-        *_, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
-        return record.losses.T
+        params, _, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
+        if measure is None:
+            return record.losses.T, None
+        measured = jax.vmap(lambda own, p: measure(objectives.select(own), p))(objectives.own, params)
+        return record.losses.T, measured
 
     def run_shard(keys):
         # The last chunk is filled up with objectives that are run again and left out of the result.
         num_chunks = -(-keys.shape[0] // size)
         padded = keys[jnp.arange(num_chunks * size) % keys.shape[0]]
         chunks = lax.map(run_chunk, padded.reshape(num_chunks, size, *keys.shape[1:]))
-        return chunks.reshape(-1, num_steps)[: keys.shape[0]]
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: keys.shape[0]], chunks)
 
     return sharded_over_devices(run_shard, num_objectives)(keys)
 
 
-def _chunk_size(family):
-    wanted = _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
-    return max(1, wanted // max(1, count_coordinates(family)))
-
-
 @eqx.filter_jit
-def _evaluate(optimizer, family, keys, num_steps, restarts):
+def _evaluate(optimizer, family, keys, num_steps, restarts, measure):
+    def run(optimizer):
+        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure)
+
     if restarts is None:
-        return losses_on(optimizer, family, keys, num_steps=num_steps)
+        return run(optimizer)
     arrays, static = eqx.partition(optimizer, eqx.is_array)
-    return lax.map(lambda a: losses_on(eqx.combine(a, static), family, keys, num_steps=num_steps), arrays)
+    return lax.map(lambda a: run(eqx.combine(a, static)), arrays)

@@ -86,6 +86,17 @@ def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
     return jax.vmap(lambda own, key: objectives.select(own).init(key))(objectives.own, keys)
 
 
+def losses_and_grads(
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys
+) -> tuple[Float[Array, " objectives"], Params]:
+    """f and ∇f of every objective at its params."""
+
+    def one(own, params, key):
+        return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
+
+    return jax.vmap(one)(objectives.own, params, keys)
+
+
 def run_steps(
     optimizer: AbstractOptimizer,
     objectives: ObjectiveBatch,
@@ -95,22 +106,23 @@ def run_steps(
     *,
     start: StepNumber,
     keys: Keys,
+    detach_state: bool = False,
 ) -> tuple[Params, State, Record]:
     """`num_steps` inner steps from step number `start` on.
 
     **Arguments:**
 
     - `keys`: one per objective for the whole super epoch.
+    - `detach_state`: whether derivatives stop at the optimizer's state at every step.
 
     **Returns:** params and state after the last step, and the record.
     """
 
-    def value_and_grad(own, params, step, key):
-        return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
-
     def one_step(carry, step):
         params, state = carry
-        losses, grads = jax.vmap(value_and_grad, in_axes=(0, 0, None, 0))(objectives.own, params, step, keys)
+        if detach_state:
+            state = lax.stop_gradient(state)
+        losses, grads = losses_and_grads(objectives, params, step, keys)
         updates, state = batched_update(optimizer, grads, state, params)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 

@@ -18,42 +18,36 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._inner import (
+    Record,
     add_axis,
     as_batch,
-    batched_update,
     drop_axis,
     from_batched_state,
-    of_one,
+    losses_and_grads,
     run_steps,
     to_batched_state,
 )
-from ._misc import ravel, tree_dtype
+from ._replay import replay, suffix_sums
 from ._types import Keys, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer, PerLayer
+from .optimizers import AbstractOptimizer
 from .weightings import AbstractWeighting
 
 Order = Literal["first", "second"]
-
-# Coordinates per block of the replay. On a CPU (measured, docs/performance.md) smaller blocks pay for more
-# loop iterations and larger ones fall out of the cache; an accelerator needs wide operations to be busy.
-_BLOCK_SIZE_CPU = 512
-_BLOCK_SIZE_ACCELERATOR = 2**16
 
 
 class MetaGradient(eqx.Module):
     """The result of `meta_gradient`.
 
-    `losses` are f(θ_t) at the window's steps, `meta_loss` what the weighting makes of them, `grads` has the
-    structure of the optimizer (its other leaves are `None`), `params` and `state` stand at the end of the
-    window.
+    `losses` are f(θ_t) at the window's steps (and after it, with `lookahead`), `meta_loss` what the
+    weighting makes of them, `grads` has the structure of the optimizer (its other leaves are `None`),
+    `params` and `state` stand at the end of the window.
     """
 
-    losses: Float[Array, " window"]
+    losses: Float[Array, " losses"]
     meta_loss: Scalar
     grads: PyTree
     params: Params
@@ -63,7 +57,7 @@ class MetaGradient(eqx.Module):
 class BatchMetaGradient(eqx.Module):
     """The same for a batch of objectives: `grads` and `meta_loss` are means over them."""
 
-    losses: Float[Array, "window objectives"]
+    losses: Float[Array, "losses objectives"]
     meta_loss: Scalar
     grads: PyTree
     params: Params
@@ -82,6 +76,8 @@ def meta_gradient(
     weighting: AbstractWeighting,
     key: PRNGKeyArray,
     order: Order = "first",
+    detach_state: bool = False,
+    lookahead: bool = False,
 ) -> MetaGradient:
     """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
 
@@ -99,6 +95,10 @@ def meta_gradient(
     - `key`: with a step's number it picks each minibatch; the same for the whole super epoch.
     - `order`: `"first"` drops the second derivatives of the objective, as the paper and the thesis do;
         `"second"` differentiates through everything, in memory that grows with all activations.
+    - `detach_state`: takes the optimizer's state for a constant at every step, as the thesis's released
+        code does; otherwise it is backpropagated through from the window's start on.
+    - `lookahead`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
+        code of Andrychowicz et al.
 
     **Returns:** a `MetaGradient`.
 
@@ -106,12 +106,25 @@ def meta_gradient(
 
     Reference: thesis eq. 3.5 to 3.8.
     """
-    length = _super_epoch_length(window, start, num_steps)
+    length = _super_epoch_length(window, start, num_steps) + lookahead
     if order not in ("first", "second"):
         raise ValueError(f"`meta_gradient(order={order!r})`: the orders are 'first' and 'second'.")
     # Numbers as arrays, so that another window of the same super epoch is the same program.
     start, length = jnp.asarray(start), jnp.asarray(length)
-    return _meta_gradient(optimizer, objective, params, state, window, start, length, weighting, key, order)
+    return _meta_gradient(
+        optimizer,
+        objective,
+        params,
+        state,
+        window=window,
+        start=start,
+        num_steps=length,
+        weighting=weighting,
+        key=key,
+        order=order,
+        detach_state=detach_state,
+        lookahead=lookahead,
+    )
 
 
 def recorded_meta_gradient(
@@ -166,140 +179,47 @@ def batch_meta_gradient(
     weighting: AbstractWeighting,
     keys: Keys,
     order: Order = "first",
+    detach_state: bool = False,
+    lookahead: bool = False,
 ) -> BatchMetaGradient:
     """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""
 
-    def mean_meta_loss(losses):
-        return jnp.mean(jax.vmap(lambda x: weighting(x, start, num_steps), in_axes=1)(losses))
+    def meta_loss_of(losses):
+        return mean_meta_loss(weighting, losses, start, num_steps)
 
     def run(optimizer):
-        return run_steps(optimizer, objectives, params, state, window, start=start, keys=keys)
+        *end, record = run_steps(
+            optimizer, objectives, params, state, window, start=start, keys=keys, detach_state=detach_state
+        )
+        if lookahead:
+            last = losses_and_grads(objectives, end[0], start + window, keys)
+            record = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), record, Record(*last))
+        return end, record
 
     if order == "second":
 
         @eqx.filter_value_and_grad(has_aux=True)
         def through_everything(optimizer):
-            *end, record = run(optimizer)
-            return mean_meta_loss(record.losses), (*end, record)
+            end, record = run(optimizer)
+            return meta_loss_of(record.losses), (end, record)
 
-        (meta_loss, (*end, record)), grads = through_everything(optimizer)
+        (meta_loss, (end, record)), grads = through_everything(optimizer)
     else:
-        *end, record = run(optimizer)
-        meta_loss, weights = jax.value_and_grad(mean_meta_loss)(record.losses)
-        grads = replay(optimizer, params, state, record.grads, suffix_sums(record.grads, weights))
+        end, record = run(optimizer)
+        meta_loss, weights = jax.value_and_grad(meta_loss_of)(record.losses)
+        cotangents = suffix_sums(record.grads, weights)
+        grads = replay(optimizer, params, state, record.grads, cotangents, detach_state=detach_state)
     return BatchMetaGradient(record.losses, meta_loss, grads, *end)
 
 
-def suffix_sums(
-    grads: PyTree[Float[Array, "window objectives ..."]],
-    weights: Float[Array, "window objectives"],
-) -> PyTree[Float[Array, "window objectives ..."]]:
-    """λ_τ = Σ_{t>τ} w_t ∇f(θ_t): what the meta-loss gains per unit of the update of step τ."""
-
-    def suffix_sum(g):
-        weighted = g * weights.reshape(weights.shape + (1,) * (g.ndim - 2)).astype(g.dtype)
-        later = jnp.concatenate([weighted[1:], jnp.zeros_like(weighted[:1])])
-        return lax.cumsum(later, axis=0, reverse=True)
-
-    return jax.tree.map(suffix_sum, grads)
-
-
-def replay(
-    optimizer: AbstractOptimizer,
-    params: Params,
-    state: State,
-    grads: PyTree[Float[Array, "window objectives ..."]],
-    cotangents: PyTree[Float[Array, "window objectives ..."]],
-    *,
-    block_size: int | None = None,
-) -> PyTree:
-    """Σ_τ λ_τᵀ ∂u_τ/∂φ along recorded gradients: the second phase.
-
-    **Arguments:**
-
-    - `params`, `state`: at the start of the window, with an objectives axis.
-    - `grads`: what the optimizer was shown.
-    - `cotangents`: λ.
-    - `block_size`: coordinates per block, for optimizers whose coordinates are independent; by default
-        what suits the device.
-
-    **Returns:** the sum over steps and objectives, with the structure of the optimizer.
-    """
-    if isinstance(optimizer, PerLayer):
-        return _replay_groups(optimizer, params, state, grads, cotangents, block_size)
-    if not optimizer.coordinatewise:
-        return _replay_block(optimizer, params, state, grads, cotangents)
-
-    if block_size is None:
-        block_size = _BLOCK_SIZE_CPU if jax.default_backend() == "cpu" else _BLOCK_SIZE_ACCELERATOR
-    dtype = tree_dtype(params)
-    seen = (ravel(params, dtype), state, ravel(grads, dtype, num_leading=1))
-    cotangents = ravel(cotangents, dtype, num_leading=1)
-    if cotangents.shape[-1] <= block_size:
-        return _replay_block(optimizer, *seen, cotangents)
-
-    # What fills the last block has λ = 0 and adds nothing; it repeats a real coordinate, because an
-    # optimizer need not be finite on a gradient of zero.
-    blocks = (
-        *jax.tree.map(lambda x: _split_blocks(x, block_size, "edge"), seen),
-        _split_blocks(cotangents, block_size, "constant"),
-    )
-
-    def add_block(total, block):
-        return eqx.apply_updates(total, _replay_block(optimizer, *block)), None
-
-    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
-    return lax.scan(add_block, zeros, blocks)[0]
-
-
-def _replay_groups(optimizer, params, state, grads, cotangents, block_size):
-    like = of_one(params)
-    groups = [optimizer.split(tree, like) for tree in (params, grads, cotangents)]
-    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
-    result = dict(zeros.optimizers)
-    for name in groups[0]:
-        params, grads, cotangents = (group[name] for group in groups)
-        result[name] = replay(
-            optimizer.optimizers[name],
-            params,
-            state[name],
-            grads,
-            cotangents,
-            block_size=block_size,
-        )
-    return eqx.tree_at(lambda o: o.optimizers, zeros, result)
-
-
-def _replay_block(optimizer, params, state, grads, cotangents):
-    @eqx.filter_grad
-    def total(optimizer):
-        def one_step(carry, inputs):
-            params, state = carry
-            grads, cotangents = inputs
-            updates, state = batched_update(optimizer, grads, state, params)
-            gain = sum(map(_dot, jax.tree.leaves(updates), jax.tree.leaves(cotangents)))
-            # Params are shown as constants, and need not be recorded: they follow from the updates.
-            params = eqx.apply_updates(params, lax.stop_gradient(updates))
-            return (params, state), gain
-
-        if not optimizer.coordinatewise:
-            one_step = jax.checkpoint(one_step)
-        _, gains = lax.scan(one_step, (params, state), (grads, cotangents))
-        return jnp.sum(gains)
-
-    return total(optimizer)
-
-
-def _dot(updates, cotangents):
-    dtype = jnp.result_type(float)
-    return jnp.sum(updates.astype(dtype) * cotangents.astype(dtype))
-
-
-def _split_blocks(x, block_size, mode):
-    num_blocks = -(-x.shape[-1] // block_size)
-    padding = num_blocks * block_size - x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)], mode)
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, block_size), -2, 0)
+def mean_meta_loss(
+    weighting: AbstractWeighting,
+    losses: Float[Array, "losses objectives"],
+    start: StepNumber,
+    num_steps: StepNumber,
+) -> Scalar:
+    """The mean over the objectives of what the weighting makes of their losses."""
+    return jnp.mean(jax.vmap(lambda x: weighting(x, start, num_steps), in_axes=1)(losses))
 
 
 def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:
@@ -322,18 +242,14 @@ def _recorded_meta_gradient(optimizer, grads, losses, params, state, start, leng
 
 
 @eqx.filter_jit
-def _meta_gradient(optimizer, objective, params, state, window, start, num_steps, weighting, key, order):
+def _meta_gradient(optimizer, objective, params, state, *, key, **settings):
     result = batch_meta_gradient(
         optimizer,
         as_batch(objective),
         add_axis(params),
         to_batched_state(optimizer, state),
-        window=window,
-        start=start,
-        num_steps=num_steps,
-        weighting=weighting,
         keys=key[None],
-        order=order,
+        **settings,
     )
     return MetaGradient(
         result.losses[:, 0],

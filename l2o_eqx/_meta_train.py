@@ -12,8 +12,8 @@ from jax import lax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import place, sharded_over_devices
-from .objectives import AbstractObjectiveFamily, sample_objectives
+from ._devices import chunk_size, place, sharded_over_devices
+from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
 from .transforms import unit_norm
@@ -39,8 +39,9 @@ class Progress(eqx.Module):
     - `super_epoch`: number of super epochs done; `super_epochs`: of how many.
     - `metrics`: host numbers, arrays over restarts if there are any: `meta_loss`, the mean over the super
         epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
-        `grad_norm`, the mean norm of the meta-gradient; `skipped_updates`, how many meta-updates were left
-        out so far because their gradient was not finite.
+        `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
+        an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
+        meta-updates were left out so far because their gradient was not finite.
     - `state`: to save, or to resume from.
     """
 
@@ -81,14 +82,43 @@ def count_meta_parameters(optimizer: AbstractOptimizer) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)))
 
 
+Normalization = Literal["tensor", "block", "global", "clip", "none"]
+
+
 @functools.cache
-def default_meta_optimizer(learning_rate: float = 1e-3) -> optax.GradientTransformation:
+def default_meta_optimizer(
+    learning_rate: float = 1e-3,
+    *,
+    normalization: Normalization = "tensor",
+    norm_floor: float = 0.0,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
     """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
 
     A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
-    learning rate return the same object, which lets trainings share one compiled program.
+    arguments return the same object, which lets trainings share one compiled program.
+
+    **Arguments:**
+
+    - `learning_rate`: Adam's.
+    - `normalization`: unit norm per `"tensor"`, `"block"` or `"global"` (see
+        `l2o_eqx.transforms.unit_norm`), `"clip"` for `optax.clip_by_global_norm`, or `"none"`.
+    - `norm_floor`: smallest norm that unit norm divides by; 1e-6 in the thesis's released code.
+    - `clip_norm`: largest global norm that `"clip"` lets through.
+
+    **Raises:** `ValueError` for an unknown normalization.
     """
-    chain = optax.chain(unit_norm(), optax.adam(learning_rate, eps=1e-7))
+    before = {
+        "none": optax.identity,
+        "clip": lambda: optax.clip_by_global_norm(clip_norm),
+        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
+    }
+    if normalization not in before:
+        raise ValueError(
+            f"`default_meta_optimizer(normalization={normalization!r})`: the normalizations are "
+            f"{', '.join(map(repr, before))}."
+        )
+    chain = optax.chain(before[normalization](), optax.adam(learning_rate, eps=1e-7))
     return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
 
 
@@ -253,7 +283,7 @@ def meta_step(
             "meta_loss": jnp.mean(result.meta_losses),
             "mean_loss": jnp.mean(result.losses),
             "final_loss": jnp.mean(result.losses[-1]),
-            "grad_norm": jnp.mean(result.grad_norms),
+            **{name: jnp.mean(values) for name, values in result.metrics.items()},
             "skipped_updates": sum((count for _, count in skipped), jnp.asarray(0)),
         }
         return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
@@ -263,7 +293,12 @@ def meta_step(
     if restarts is None:
         arrays, meta_state, metrics = train(arrays, state.meta_optimizer_state, key)
     else:
-        arrays, meta_state, metrics = sharded_over_devices(jax.vmap(train), restarts)(
+        side_by_side = chunk_size(num_objectives * count_coordinates(family))
+
+        def train_all(*batches):
+            return lax.map(lambda batch: train(*batch), batches, batch_size=side_by_side)
+
+        arrays, meta_state, metrics = sharded_over_devices(train_all, restarts)(
             arrays, state.meta_optimizer_state, jr.split(key, restarts)
         )
     optimizer = eqx.combine(arrays, static)

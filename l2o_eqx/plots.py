@@ -93,6 +93,32 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
     return _written(figure, path)
 
 
+def plot_pretraining(losses: Any, path: str | Path | None = None) -> "Figure":
+    """Draws the losses of a pretraining: each update's thin, medians of neighbors bold.
+
+    **Arguments:**
+
+    - `losses`: of `PretrainSolution`, or from `read_pretraining`; with restarts, the bold line is that of
+        their medians.
+    - `path`: where to write the figure, if anywhere.
+
+    **Returns:** the figure.
+    """
+    figure, axes = _figure(7.5, 4.2)
+    rows = np.atleast_2d(np.asarray(losses, float))
+    rows = np.where(np.isfinite(rows), rows, np.nan)
+    updates = 1 + np.arange(rows.shape[1])
+    axes.plot(updates, rows.T, color=_OTHERS[0], linewidth=0.6, alpha=0.35)
+    width = max(1, len(updates) // 50)
+    neighbors = np.lib.stride_tricks.sliding_window_view(np.median(rows, axis=0), width)
+    middle = updates[: len(neighbors)] + (width - 1) / 2
+    axes.plot(middle, np.median(neighbors, axis=1), color=_OTHERS[0], linewidth=2)
+    axes.set_ylabel("loss in pretraining")
+    axes.set_xlabel("update")
+    _log_if_positive(axes)
+    return _written(figure, path)
+
+
 def read_curves(path: str | Path) -> dict[str, np.ndarray]:
     """Reads what `Comparison.write_curves` wrote.
 
@@ -132,12 +158,34 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
     return {name: np.array(column, float) for name, column in values.items()}
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple["Figure", Any]:
+def read_pretraining(path: str | Path) -> np.ndarray:
+    """Reads what `PretrainSolution.write_losses` wrote.
+
+    **Arguments:**
+
+    - `path`: the CSV file.
+
+    **Returns:** the losses, as `plot_pretraining` takes them.
+
+    **Raises:** `ValueError` if the file is another one.
+    """
+    rows: dict[str, list[float]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["restart", "update", "loss"]:
+            raise ValueError(f"{path} is no file of a pretraining: its columns are {reader.fieldnames}.")
+        for row in reader:
+            rows.setdefault(row["restart"], []).append(float(row["loss"]))
+    losses = np.array(list(rows.values()))
+    return losses[0] if len(losses) == 1 else losses
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", Any]:
     # Not pyplot, which keeps figures alive and wants a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, 1, sharex=True)
+    axes = figure.subplots(rows, columns, sharex="col")
     for one in np.atleast_1d(axes):
         one.spines[["top", "right"]].set_visible(False)
         one.grid(True, which="major", color="#DDDDDD", linewidth=0.6)

@@ -1,14 +1,17 @@
-"""Optax transformations for meta-gradients."""
+"""Optax transformations for meta-gradients. To clip them, `optax.clip` and its like are all it takes."""
 
 from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 
+from .optimizers import AbstractOptimizer
+
 
 def unit_norm(
-    per: Literal["tensor", "global"] = "tensor", *, eps: float = 0.0
+    per: Literal["tensor", "block", "global"] = "tensor", *, eps: float = 0.0
 ) -> optax.GradientTransformation:
     """Scales meta-gradients to Euclidean norm one.
 
@@ -16,15 +19,17 @@ def unit_norm(
 
     **Arguments:**
 
-    - `per`: every weight `"tensor"` by itself, as the thesis's code does, or all of them together.
+    - `per`: every weight `"tensor"` by itself, as the thesis's code does, all tensors of a `"block"` of the
+        optimizer together (see `AbstractOptimizer.blocks`), so that the meta-gradient of one layer's
+        optimizer is not small beside another's, or all there are, `"global"`.
     - `eps`: smallest norm to divide by; the released code has 1e-6. A zero gradient stays zero.
 
     **Raises:** `ValueError` for an unknown `per`.
 
     Reference: thesis sec. 5.3.2.
     """
-    if per not in ("tensor", "global"):
-        raise ValueError(f"`unit_norm(per={per!r})`: a norm is taken per 'tensor' or 'global'.")
+    if per not in ("tensor", "block", "global"):
+        raise ValueError(f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'block' or 'global'.")
 
     def init(params):
         del params
@@ -33,12 +38,19 @@ def unit_norm(
     def update(updates, state, params=None):
         del params
 
-        if per == "global":
-            norm = _norm(jax.tree.leaves(updates), eps)
-            return jax.tree.map(lambda u: u / norm.astype(u.dtype), updates), state
-        return jax.tree.map(lambda u: u / _norm([u], eps).astype(u.dtype), updates), state
+        if per == "tensor":
+            return jax.tree.map(lambda u: _scaled(u, eps), updates), state
+        if per == "block" and isinstance(updates, AbstractOptimizer) and len(updates.blocks()) > 1:
+            scaled = [_scaled(block, eps) for block in updates.blocks().values()]
+            return eqx.tree_at(lambda u: list(u.blocks().values()), updates, scaled), state
+        return _scaled(updates, eps), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _scaled(tree, eps):
+    norm = _norm(jax.tree.leaves(tree), eps)
+    return jax.tree.map(lambda u: u / norm.astype(u.dtype), tree)
 
 
 def _norm(arrays, eps):

@@ -68,7 +68,7 @@ def _per_layer(key):
         return optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
 
     # One optimizer for every label that any of the families below has.
-    labels = ["layers.0", "layers.1", "params"]
+    labels = ["layers.0", "layers.1", "layers.2", "params"]
     keys = dict(zip(labels, jr.split(key, len(labels)), strict=True))
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
@@ -120,11 +120,17 @@ def _from_model():
     return objectives.FromModel(make, loss, (images, labels), 8)
 
 
+def _mnist(hidden_sizes, **settings):
+    return objectives.MNIST(hidden_sizes, batch_size=4, num_examples=50, data="embedded", **settings)
+
+
 FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "quadratic": lambda: objectives.Quadratic(5),
     "quadratic_norm": lambda: objectives.Quadratic(5, squared=False, theta_std=0.05),
     "from_model": _from_model,
-    "mnist": lambda: objectives.MNIST((2,), batch_size=4, num_examples=50, data="embedded"),
+    "mnist": lambda: _mnist((2,)),
+    "mnist_conv": lambda: _mnist((), conv_channels=(2, 2)),
+    "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
 }
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {

@@ -13,7 +13,8 @@ from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import as_batch, batched_init, run_steps
-from l2o_eqx._meta_gradient import batch_meta_gradient, replay, suffix_sums
+from l2o_eqx._meta_gradient import batch_meta_gradient
+from l2o_eqx._replay import replay, suffix_sums
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.weightings import Constant, Exponential, Linear

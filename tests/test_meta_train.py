@@ -249,7 +249,14 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
         **{**SMALL, "super_epochs": 5},
     )
     assert [row[:2] for row in seen] == [(1, 5), (2, 5)]
-    assert seen[0][2] == {"meta_loss", "mean_loss", "final_loss", "grad_norm", "skipped_updates"}
+    assert seen[0][2] == {
+        "meta_loss",
+        "mean_loss",
+        "final_loss",
+        "grad_norm",
+        "zero_share",
+        "skipped_updates",
+    }
     assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
 
 

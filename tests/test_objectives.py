@@ -1,20 +1,26 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import FAMILIES, assert_trees_close
+from helpers import FAMILIES, assert_trees_close, to_float64
 
 from l2o_eqx.objectives import (
     ACTIVATIONS,
     MLP,
     MNIST,
+    ConvNet,
     FromModel,
     Quadratic,
+    digit_cross_entropy,
+    digit_sigmoid_cross_entropy,
     minibatch_indices,
+    params_shapes,
     sample_objectives,
 )
+from l2o_eqx.optimizers import by_layer
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -119,6 +125,120 @@ def test_mlp_is_its_formula(activation, getkey):
     np.testing.assert_allclose(model(x), last[0] @ hidden + last[1], rtol=1e-5, atol=1e-6)
 
 
+def _nudged(params, key):
+    # Zero biases would hide mistakes that concern them.
+    def nudged(x):
+        return x + 0.3 * jr.normal(jr.fold_in(key, x.size), x.shape) if eqx.is_array(x) else x
+
+    return jax.tree.map(nudged, params)
+
+
+def test_conv_net_is_its_formula(getkey):
+    """Every output pixel written out: kernels slide by two over the image and its border of zeros."""
+    model = _nudged(ConvNet(5, (2,), (4, 3), jnp.tanh, key=getkey()), getkey())
+    image = jr.normal(getkey(), (25,))
+    conv, hidden, last = ((np.asarray(m.weight), np.asarray(m.bias)) for m in model.layers)
+    padded = np.zeros((7, 7))
+    padded[1:6, 1:6] = np.asarray(image).reshape(5, 5)
+    pixels = [
+        conv[1][channel, 0, 0] + np.sum(conv[0][channel, 0] * padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3])
+        for channel in range(2)
+        for i in range(3)
+        for j in range(3)
+    ]
+    x = np.tanh(hidden[0] @ np.tanh(pixels) + hidden[1])
+    np.testing.assert_allclose(model(image), last[0] @ x + last[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "activation, image_size, channels, dense",
+    [
+        ("sigmoid", 28, (3, 2), (5,)),
+        ("tanh", 7, (3,), (4, 5)),
+        ("relu", 2, (), (4, 5)),
+        ("leaky_relu", 3, (2, 1, 3, 2), (2, 4, 3)),
+    ],
+)
+def test_conv_net_computes_what_its_layers_do(activation, image_size, channels, dense, getkey):
+    """Value and derivatives, for a batch: the matrix products against Equinox's own convolutions."""
+    function = ACTIVATIONS[activation]
+    model = _nudged(ConvNet(image_size, channels, dense, function, key=getkey()), getkey())
+    images = jr.normal(getkey(), (2, image_size**2))
+
+    def with_equinox(model, x):
+        x = x.reshape(1, image_size, image_size)
+        *hidden, last = model.layers
+        for layer in hidden:
+            x = function(layer(x if isinstance(layer, eqx.nn.Conv2d) else x.ravel()))
+        return last(x.ravel())
+
+    @eqx.filter_jit
+    def sum_of_squares(apply):
+        return eqx.filter_value_and_grad(lambda m: jnp.sum(jax.vmap(apply, (None, 0))(m, images) ** 2))(model)
+
+    expected, expected_grads = sum_of_squares(with_equinox)
+    actual, grads = sum_of_squares(lambda model, x: model(x))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert_trees_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
+
+
+def test_conv_net_starts_glorot_uniform(getkey):
+    """Uniform within ±√(6 / (fan in + fan out)), a kernel's fans counting its nine entries."""
+    conv, dense = ConvNet(4, (300,), (100,), jnp.tanh, key=getkey()).layers
+    for layer, fans in ((conv, 9 + 9 * 300), (dense, 4 * 300 + 100)):
+        bound = np.sqrt(6 / fans)
+        weight = np.asarray(layer.weight)
+        assert 0.99 * bound < np.abs(weight).max() <= bound
+        np.testing.assert_allclose(weight.std(), bound / np.sqrt(3), rtol=0.03)
+        np.testing.assert_array_equal(layer.bias, 0)
+
+
+def test_mnist_conv_net_has_a_group_per_layer():
+    """Two convolutions and a dense layer: 28, 14, 7 pixels, and 8·7·7 inputs to the last."""
+    shapes = params_shapes(MNIST((), conv_channels=(4, 8), data="embedded"))
+    assert [x.shape for x in jax.tree.leaves(shapes)] == [
+        *((4, 1, 3, 3), (4, 1, 1), (8, 4, 3, 3), (8, 1, 1), (10, 392), (10,))
+    ]
+    paths = ["layers.0", "layers.0", "layers.1", "layers.1", "layers.2", "layers.2"]
+    assert [by_layer(path, x) for path, x in jax.tree.leaves_with_path(shapes)] == paths
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist_conv", "mnist_sigmoid_output"])
+def test_families_built_alike_share_one_program(name, getkey):
+    traces = []
+
+    @eqx.filter_jit
+    def loss(family, key):
+        traces.append(name)
+        objective = family.sample(key)
+        return objective.loss(objective.init(key), 0, key)
+
+    first, second, key = FAMILIES[name](), FAMILIES[name](), getkey()
+    assert eqx.tree_equal(first, second)
+    assert loss(first, key) == loss(second, key)
+    assert len(traces) == 1
+
+
+def test_sigmoid_output_is_its_formula(getkey):
+    """p_i = σ(z_i) / Σ_j σ(z_j) in double precision; ln 10 for zero logits; finite for huge ones."""
+    labels = jnp.arange(8, dtype=jnp.uint8)
+    images = jr.randint(getkey(), (8, 28, 28), 0, 256).astype(jnp.uint8)
+    with jax.enable_x64(True):
+        model = to_float64(MLP((784, 10), jnp.tanh, key=getkey()))
+        logits = np.asarray(images, np.float64).reshape(8, 784) / 255 @ np.asarray(model.layers[0].weight).T
+        outputs = 1 / (1 + np.exp(-logits))
+        expected = -np.mean(np.log((outputs / outputs.sum(1, keepdims=True))[np.arange(8), np.arange(8)]))
+        actual = digit_sigmoid_cross_entropy(model, (images, labels))
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)  # the pixels are in single precision
+        assert abs(actual - digit_cross_entropy(model, (images, labels))) > 1e-3
+    # With an image of zeros the logits are the bias.
+    black = jnp.zeros((1, 28, 28), jnp.uint8)
+    for bias, loss in ((jnp.zeros(10), np.log(10)), (1e4 * (jnp.arange(10.0) - 20), 1e4 * 9)):
+        one = eqx.tree_at(lambda m: m.layers[-1].bias, MLP((784, 10), jnp.tanh, key=getkey()), bias)
+        actual = digit_sigmoid_cross_entropy(one, (black, labels[:1]))
+        np.testing.assert_allclose(actual, loss, rtol=1e-6)
+
+
 def test_mnist_is_the_thesis_network(getkey):
     family = MNIST(data="embedded")
     objective = family.sample(getkey())
@@ -164,7 +284,10 @@ def test_sgd_learns_the_digits(getkey):
         (lambda: Quadratic(0), "dim=0"),
         (lambda: Quadratic(2, theta_std=-1.0), "theta_std=-1.0"),
         (lambda: MNIST(activation="cube", data="embedded"), "sigmoid, tanh, relu, leaky_relu"),
+        (lambda: MNIST(output="cube", data="embedded"), "softmax, sigmoid"),
         (lambda: MNIST((0,), data="embedded"), r"hidden_sizes=\(0,\)"),
+        (lambda: MNIST(conv_channels=(8, 0), data="embedded"), r"conv_channels=\(8, 0\)"),
+        (lambda: ConvNet(28, (8,), (), jnp.tanh, key=jr.key(0)), r"dense_sizes=\(\)"),
         (lambda: MNIST(batch_size=5001, data="embedded"), "batch_size=5001"),
         (lambda: FromModel(len, lambda m, b: m, (jnp.ones(3), jnp.ones(4)), 2), r"\[3, 4\]"),
     ],

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 # A command `name` is the function of that name in the module `_name`.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.",
+    "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }

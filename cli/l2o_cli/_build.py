@@ -13,12 +13,18 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
-from l2o_eqx import data, objectives, optimizers, preprocessors, strategies, transforms, weightings
+from l2o_eqx import data, objectives, optimizers, preprocessors, strategies, weightings
 
 from . import _config as config
 from ._errors import UsageError, label
 
-GROUPS = {"layer": optimizers.by_layer, "leaf": optimizers.by_leaf, "rank": optimizers.by_rank}
+GROUPS = {
+    "layer": optimizers.by_layer,
+    "leaf": optimizers.by_leaf,
+    "rank": optimizers.by_rank,
+    "shape": optimizers.by_shape,
+    "kind": optimizers.by_kind,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +56,53 @@ def build(given: config.RunConfig) -> Parts:
     **Raises:** `UsageError` for values that only the library can judge.
     """
     objective, family, used = make_family(given.objective)
-    strategy = make_strategy(given.strategy)
-    has_window = isinstance(given.strategy, config.EveryWindow)
-    blamed = ("strategy", "window") if has_window else ("meta", "num_steps")
-    with blaming(*blamed):
-        strategy.num_updates(given.meta.num_steps)
+    meta = _with_num_steps(given.meta, given.objective.kind, family)
+    with blaming(*_blamed_for_strategy(given)):
+        strategy = make_strategy(given.strategy)
+        strategy.num_updates(meta.num_steps)
+    pretraining = given.pretraining
+    if pretraining.enabled and pretraining.num_samples < pretraining.batch_size:
+        raise UsageError(
+            f"{label(('pretraining', 'num_samples'))}: got {pretraining.num_samples}, must be at least "
+            f"{pretraining.batch_size}, one batch"
+        )
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     evaluation = given.evaluation.model_copy(update={"learning_rates": rates})
-    resolved = given.model_copy(update={"objective": objective, "evaluation": evaluation})
+    resolved = given.model_copy(update={"objective": objective, "meta": meta, "evaluation": evaluation})
     return Parts(
         resolved,
         used,
         family,
         strategy,
         make_weighting(given.weighting),
-        make_meta_optimizer(given.meta),
+        make_meta_optimizer(meta),
         optimizer_maker(given.optimizer, family),
     )
+
+
+def _with_num_steps(
+    meta: config.Meta, objective: str, family: objectives.AbstractObjectiveFamily
+) -> config.Meta:
+    # Steps say the same as epochs, without the data: a run's config.toml has the steps alone.
+    if meta.num_epochs is None:
+        return meta
+    if not isinstance(family, objectives.FromModel):
+        steps = label(("meta", "num_steps"))
+        raise UsageError(
+            f"{label(('meta', 'num_epochs'))}: the objective {objective!r} has no data and so no epochs; "
+            f"use {steps}"
+        )
+    num_steps = meta.num_epochs * family.steps_per_epoch
+    return meta.model_copy(update={"num_steps": num_steps, "num_epochs": None})
+
+
+def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
+    table = given.strategy
+    if isinstance(table, config.OncePerSuperEpoch):
+        return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"
+    if isinstance(table, config.EveryStep) and table.gradient == "recorded" and table.order == "second":
+        return "strategy", "gradient"
+    return "strategy", "window"
 
 
 @contextlib.contextmanager
@@ -157,9 +193,13 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
     """The update strategy of the table `strategy`."""
     match table:
         case config.EveryWindow():
-            return strategies.EveryWindow(table.window, table.order)
+            return strategies.EveryWindow(
+                table.window, table.order, table.detach_state, table.lookahead, table.remainder
+            )
         case config.OncePerSuperEpoch():
-            return strategies.OncePerSuperEpoch(table.order)
+            return strategies.OncePerSuperEpoch(table.order, table.detach_state, table.lookahead)
+        case config.EveryStep():
+            return strategies.EveryStep(table.window, table.gradient, table.order, table.detach_state)
         case _:
             raise AssertionError(table)
 
@@ -181,13 +221,12 @@ def make_weighting(table: Any) -> weightings.AbstractWeighting:
 
 def make_meta_optimizer(meta: config.Meta) -> optax.GradientTransformation:
     """Adam after the normalization of the table `meta`; leaves out what is not finite."""
-    if meta.normalization == "tensor":
-        return l2o.default_meta_optimizer(meta.learning_rate)
-    adam = optax.adam(meta.learning_rate, eps=1e-7)
-    chain = adam
-    if meta.normalization == "global":
-        chain = optax.chain(transforms.unit_norm("global"), adam)
-    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
+    return l2o.default_meta_optimizer(
+        meta.learning_rate,
+        normalization=meta.normalization,
+        norm_floor=meta.norm_floor,
+        clip_norm=meta.clip_norm,
+    )
 
 
 def _make_mnist(
@@ -205,6 +244,8 @@ def _make_mnist(
             table.hidden_sizes,
             table.activation,
             table.batch_size,
+            conv_channels=table.conv_channels,
+            output=table.output,
             num_examples=table.num_examples,
             digits=digits,
         )

@@ -40,10 +40,16 @@ class Quadratic(Table):
 class Mnist(Table):
     kind: Literal["mnist"] = "mnist"
     hidden_sizes: Annotated[tuple[Positive, ...], OptionName("--network-sizes")] = Field(
-        (32,), description="Widths of the hidden layers of the network that is optimized."
+        (32,), description="Widths of the hidden dense layers of the network that is optimized; '' for none."
+    )
+    conv_channels: tuple[Positive, ...] = Field(
+        (), description="Channels of the convolutions before its dense layers; none if not given."
     )
     activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = Field(
         "sigmoid", description="Activation of its hidden layers."
+    )
+    output: Annotated[Literal["softmax", "sigmoid"], OptionName("--network-output")] = Field(
+        "softmax", description="Its output, of which the loss is the cross-entropy."
     )
     batch_size: Positive = Field(128, description="Digits per minibatch.")
     num_examples: Positive = Field(48_000, description="Use at most this many training digits.")
@@ -96,8 +102,10 @@ class CoordinatewiseLSTM(_LSTM):
 
 class PerLayer(_LSTM):
     kind: Literal["per-layer"] = "per-layer"
-    groups: Literal["layer", "leaf", "rank"] = Field(
-        "layer", description="What has an LSTM of its own: each layer, array, or number of axes."
+    groups: Literal["layer", "leaf", "rank", "shape", "kind"] = Field(
+        "layer",
+        description="What has an LSTM of its own: each layer, array, number of axes, shape, or kind of "
+        "layer (convolutions, dense layers).",
     )
 
 
@@ -110,15 +118,33 @@ class Hierarchical(Table):
     preprocessor: Preprocessor
 
 
-class EveryWindow(Table):
+class _Strategy(Table):
+    order: Order = Field("first", description="Order of the meta-gradient.")
+    detach_state: bool = Field(
+        False, description="No derivatives through the LSTM's state, as in the thesis's released code."
+    )
+
+
+class EveryWindow(_Strategy):
     kind: Literal["every-window"] = "every-window"
-    window: int = Field(ge=2, description="Inner steps that one meta-gradient sees.")
-    order: Order = Field("first", description="Order of the meta-gradient.")
+    window: int = Field(ge=1, description="Inner steps that one meta-gradient sees.")
+    lookahead: bool = Field(False, description="Count the loss after the window's last update, too.")
+    remainder: Literal["skip", "train"] = Field(
+        "skip", description="Whether steps after the last full window make a shorter one."
+    )
 
 
-class OncePerSuperEpoch(Table):
+class OncePerSuperEpoch(_Strategy):
     kind: Literal["once-per-super-epoch"] = "once-per-super-epoch"
-    order: Order = Field("first", description="Order of the meta-gradient.")
+    lookahead: bool = Field(False, description="Count the loss after the window's last update, too.")
+
+
+class EveryStep(_Strategy):
+    kind: Literal["every-step"] = "every-step"
+    window: int = Field(ge=1, description="Inner steps that one meta-gradient sees.")
+    gradient: Literal["replayed", "recorded"] = Field(
+        "replayed", description="Run the window again as the optimizer is now, or take it as it was run."
+    )
 
 
 class Constant(Table):
@@ -148,13 +174,55 @@ class Meta(Table):
     learning_rate: Annotated[PositiveFloat, OptionName("--meta-learning-rate")] = Field(
         1e-3, description="Adam's, for the meta-parameters."
     )
-    normalization: Literal["tensor", "global", "none"] = Field(
-        "tensor", description="Scale meta-gradients to norm one, per tensor or all together."
+    normalization: Literal["tensor", "block", "global", "clip", "none"] = Field(
+        "tensor",
+        description="Scale meta-gradients to norm one, per tensor, per block of the optimizer or all "
+        "together; or clip their norm.",
     )
+    norm_floor: float = Field(
+        0.0, ge=0, description="Smallest norm to divide by; 1e-6 in the thesis's released code."
+    )
+    clip_norm: PositiveFloat = Field(1.0, description="Largest norm that 'clip' lets through.")
     num_steps: Positive = Field(description="Inner steps of a super epoch.")
+    num_epochs: Positive | None = Field(
+        None, description="Length of a super epoch in epochs of the data instead of steps (mnist only)."
+    )
     super_epochs: Positive = Field(description="Inner optimizations one after the other.")
     num_objectives: Positive = Field(description="Inner optimizations side by side.")
     restarts: Positive = Field(1, description="Independent trainings from other initial weights.")
+
+
+class Pretraining(Table):
+    enabled: Annotated[bool, OptionName("--pretrain")] = Field(
+        False, description="Pretrain the optimizer to start as gradient descent."
+    )
+    loss: Annotated[Literal["sign-weighted", "squared"], OptionName("--pretrain-loss")] = Field(
+        "sign-weighted", description="How far its updates are from those of gradient descent."
+    )
+    omega: Annotated[float, OptionName("--pretrain-omega")] = Field(
+        2.0, ge=0, description="How much signs matter to the sign-weighted loss."
+    )
+    input_std: Annotated[PositiveFloat, OptionName("--pretrain-input-std")] = Field(
+        1e-3, description="Standard deviation of the random inputs."
+    )
+    num_steps: Annotated[Positive, OptionName("--pretrain-steps")] = Field(
+        16, description="Inputs that a coordinate is given one after the other."
+    )
+    batch_size: Annotated[Positive, OptionName("--pretrain-batch-size")] = Field(
+        128, description="Coordinates per update."
+    )
+    num_samples: Annotated[Positive, OptionName("--pretrain-samples")] = Field(
+        200_000, description="Coordinates in all."
+    )
+    carry_state: Annotated[bool, OptionName("--pretrain-carry-state")] = Field(
+        False, description="Let the optimizer's state go on from batch to batch."
+    )
+    learning_rate: Annotated[PositiveFloat, OptionName("--pretrain-learning-rate")] = Field(
+        1e-3, description="Adam's, for the pretraining."
+    )
+    eps: Annotated[PositiveFloat, OptionName("--pretrain-eps")] = Field(
+        1e-7, description="Adam's ε, for the pretraining; smaller for small learning rates of the optimizer."
+    )
 
 
 class Evaluation(Table):
@@ -183,7 +251,7 @@ class RunConfig(Table):
         Field(discriminator="kind", description="What is trained."),
     ]
     strategy: Annotated[
-        EveryWindow | OncePerSuperEpoch,
+        EveryWindow | OncePerSuperEpoch | EveryStep,
         Field(discriminator="kind", description="When it is trained, and on which losses."),
     ]
     weighting: Annotated[
@@ -191,6 +259,8 @@ class RunConfig(Table):
         Field(discriminator="kind", description="How losses make the meta-loss."),
     ]
     meta: Meta
+    # Files of versions that did not have it are read as without pretraining.
+    pretraining: Pretraining = Pretraining.model_validate({})
     evaluation: Evaluation
 
 

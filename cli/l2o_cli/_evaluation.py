@@ -26,7 +26,7 @@ from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._output import Output
 from ._resolve import Layer, merge, resolve
-from ._training import OPTIMIZER_FILE, RESTART_PATTERN, describe_device
+from ._run import OPTIMIZER_FILE, RESTART_PATTERN, describe_device
 
 
 def evaluate(

@@ -89,6 +89,11 @@ class Record:
         self.facts = {"format": 1, **facts, "started": now(), "ended": None, "result": "running"}
         self._write()
 
+    def add(self, **facts: Any) -> None:
+        """Writes what became known on the way."""
+        self.facts |= facts
+        self._write()
+
     def finish(self, result: str, **facts: Any) -> None:
         """Writes how it ended: `result` is `"completed"`, `"stopped"` or `"failed"`."""
         self.facts |= {**facts, "ended": now(), "result": result}

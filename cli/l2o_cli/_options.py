@@ -15,6 +15,7 @@ PANELS = {
     "strategy": "Strategy",
     "weighting": "Weighting",
     "meta": "Meta-training",
+    "pretraining": "Pretraining",
     "evaluation": "Evaluation",
 }
 

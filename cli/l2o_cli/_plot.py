@@ -1,13 +1,15 @@
 """`l2o plot`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ._errors import UsageError
 
 Format = Literal["png", "svg", "pdf"]
+# The figure that is drawn from each file of a folder.
+FIGURES = {"curves.csv": "curves", "metrics.jsonl": "training", "pretraining.csv": "pretraining"}
 
 
 def plot(
@@ -23,13 +25,13 @@ def plot(
     if not run.is_dir():
         raise UsageError(f"RUN: there is no folder {run}")
     folders = [run, *sorted(run.glob("evaluations/*/"))]
-    sources = [f / name for f in folders for name in ("curves.csv", "metrics.jsonl")]
+    sources = [f / name for f in folders for name in FIGURES]
     sources = [source for source in sources if source.is_file()]
     drawn = [
         _redraw(source, (out or run) / source.parent.relative_to(run), file_format) for source in sources
     ]
     if not any(drawn):
-        raise UsageError(f"RUN: {run} holds nothing to draw, neither curves.csv nor metrics.jsonl")
+        raise UsageError(f"RUN: {run} holds nothing to draw, none of {', '.join(FIGURES)}")
     for figure in drawn:
         if figure and not quiet:
             typer.echo(figure)
@@ -40,18 +42,25 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
 
     from ._folder import replacing
 
-    name = "curves" if source.suffix == ".csv" else "training"
+    name = FIGURES[source.name]
     path = folder / f"{name}.{file_format}"
+    readers: dict[str, Any] = {
+        "curves": plots.read_curves,
+        "training": plots.read_metrics,
+        "pretraining": plots.read_pretraining,
+    }
     try:
-        content = plots.read_curves(source) if name == "curves" else plots.read_metrics(source)
-        if not content:
+        content = readers[name](source)
+        if not len(content):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             if name == "curves":
                 plots.plot_curves(content, temporary, title=_title(source.parent))
-            else:
+            elif name == "training":
                 plots.plot_training(content, temporary)
+            else:
+                plots.plot_pretraining(content, temporary)
     except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"{source} cannot be drawn: {error}") from None
     return path

@@ -10,10 +10,13 @@ import tomli_w
 from pydantic import ValidationError
 
 from ._config import DEFAULT_OBJECTIVE, PRESETS, RunConfig
-from ._errors import UsageError, describe, first_of
+from ._errors import UsageError, describe, first_of, label
 from ._fields import members_at
 
 Layer = dict[str, Any]
+
+# Two ways to say how long a super epoch is: a layer that has one takes the other out of those below.
+LENGTHS = ("num_steps", "num_epochs")
 
 
 def resolve(layers: Iterable[Layer]) -> RunConfig:
@@ -27,7 +30,10 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     """
     data: Layer = {}
     for layer in layers:
-        data = merge(data, layer)
+        data = merge(_without_other_length(data, layer), layer)
+    if all(name in _meta(data) for name in LENGTHS):
+        steps, epochs = (label(("meta", name)) for name in LENGTHS)
+        raise UsageError(f"{epochs} and {steps} cannot both be given: each is the length of a super epoch")
     data = _with_presets(data)
     try:
         return RunConfig.model_validate(data)
@@ -110,6 +116,17 @@ def to_toml(config: RunConfig) -> str:
     - `config`: fields that are `None` are left out, as TOML has no null.
     """
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _meta(data: Layer) -> Layer:
+    meta = data.get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+def _without_other_length(below: Layer, above: Layer) -> Layer:
+    if not _meta(above).keys() & {*LENGTHS}:
+        return below
+    return {**below, "meta": {name: v for name, v in _meta(below).items() if name not in LENGTHS}}
 
 
 def _with_presets(data: Layer) -> Layer:

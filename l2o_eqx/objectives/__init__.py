@@ -8,7 +8,10 @@ from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives
 from ._classifiers import ACTIVATIONS as ACTIVATIONS
 from ._classifiers import MLP as MLP
+from ._classifiers import OUTPUTS as OUTPUTS
+from ._classifiers import ConvNet as ConvNet
 from ._classifiers import digit_cross_entropy as digit_cross_entropy
+from ._classifiers import digit_sigmoid_cross_entropy as digit_sigmoid_cross_entropy
 from ._classifiers import leaky_relu as leaky_relu
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective

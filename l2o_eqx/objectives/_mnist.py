@@ -5,7 +5,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from ..data import Digits, load_mnist
-from ._classifiers import ACTIVATIONS, MLP, digit_cross_entropy
+from ._classifiers import ACTIVATIONS, MLP, OUTPUTS, ConvNet
 from ._from_model import FromModel
 
 
@@ -18,26 +18,43 @@ class _MakeMLP(eqx.Module):
         return MLP(self.sizes, ACTIVATIONS[self.activation], key=key)
 
 
+class _MakeConvNet(eqx.Module):
+    conv_channels: tuple[int, ...] = eqx.field(static=True)
+    dense_sizes: tuple[int, ...] = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> ConvNet:
+        return ConvNet(28, self.conv_channels, self.dense_sizes, ACTIVATIONS[self.activation], key=key)
+
+
 def MNIST(
     hidden_sizes: tuple[int, ...] = (32,),
     activation: str = "sigmoid",
     batch_size: int = 128,
     *,
+    conv_channels: tuple[int, ...] = (),
+    output: str = "softmax",
     num_examples: int = 48_000,
     digits: Digits | None = None,
     data: Literal["auto", "embedded", "tfds"] = "auto",
     data_dir: str | Path | None = None,
 ) -> FromModel:
-    """Training a fully connected network on handwritten digits, as the thesis does.
+    """Training a fully connected or convolutional network on handwritten digits, as the thesis does.
 
     By default the 784-32-10 network with a sigmoid hidden layer and softmax cross-entropy on the logits.
     (The thesis speaks of a sigmoid output too; its code trains on the logits all the same.)
+    `MNIST((), conv_channels=(8, 8))` is the thesis's network of two convolutions and a dense layer; it
+    gives no widths and strides for it, and those here are ours.
 
     **Arguments:**
 
-    - `hidden_sizes`: widths of the hidden layers.
+    - `hidden_sizes`: widths of the hidden dense layers; may be empty.
     - `activation`: of the hidden layers: `"sigmoid"`, `"tanh"`, `"relu"` or `"leaky_relu"` (slope 0.1).
     - `batch_size`: digits per minibatch.
+    - `conv_channels`: channels of the convolutions before the dense layers, see `ConvNet`; by default
+        none.
+    - `output`: `"softmax"`, or `"sigmoid"` for what the thesis says: sigmoids, which the loss makes sum
+        to one (`digit_sigmoid_cross_entropy`).
     - `num_examples`: use at most this many of the training digits, the first ones. The thesis trains on
         48,000, which makes an epoch of 375 batches.
     - `digits`: the digits, if you have loaded them; otherwise `load_mnist(data, data_dir)` does.
@@ -46,21 +63,27 @@ def MNIST(
     **Returns:** a `FromModel` family. Each objective draws its own initial weights; minibatches follow
     the key of the super epoch.
 
-    **Raises:** `ValueError` for an unknown activation, sizes below 1, or more examples per batch than
-    there are; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for an unknown activation or output, sizes below 1, or more examples per
+    batch than there are; `l2o_eqx.data.DataError` if the digits cannot be had.
 
-    Reference: thesis sec. 5.1.2; LeCun et al. 1998, "Gradient-based learning applied to document
+    Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.")
-    if not all(size >= 1 for size in hidden_sizes) or num_examples < 1:
+    if output not in OUTPUTS:
+        raise ValueError(f"`MNIST(output={output!r})`: the outputs are {', '.join(OUTPUTS)}.")
+    if min(1, *hidden_sizes, *conv_channels, num_examples) < 1:
         raise ValueError(
-            "`MNIST(...)` needs layers and a data set of at least one. "
-            f"Got hidden_sizes={hidden_sizes}, num_examples={num_examples}."
+            "`MNIST(...)` needs layers and a data set of at least one. Got "
+            f"hidden_sizes={hidden_sizes}, conv_channels={conv_channels}, num_examples={num_examples}."
         )
     if digits is None:
         digits = load_mnist(data, data_dir)
     examples = (digits.train_images[:num_examples], digits.train_labels[:num_examples])
-    make_model = _MakeMLP((784, *hidden_sizes, 10), activation)
-    return FromModel(make_model, digit_cross_entropy, examples, batch_size)
+    sizes = (*hidden_sizes, 10)
+    if conv_channels:
+        make_model = _MakeConvNet(tuple(conv_channels), sizes, activation)
+    else:
+        make_model = _MakeMLP((784, *sizes), activation)
+    return FromModel(make_model, OUTPUTS[output], examples, batch_size)

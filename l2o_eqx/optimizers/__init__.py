@@ -7,6 +7,8 @@ from ._from_optax import as_optax as as_optax
 from ._from_optax import as_optimizer as as_optimizer
 from ._hierarchical import Hierarchical as Hierarchical
 from ._per_layer import PerLayer as PerLayer
+from ._per_layer import by_kind as by_kind
 from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
+from ._per_layer import by_shape as by_shape

@@ -2,6 +2,7 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+from jaxtyping import PyTree
 
 from .._types import Params, State
 
@@ -40,3 +41,11 @@ class AbstractOptimizer(eqx.Module):
         **Returns:** the updates, which are added to the params, and the next state, of the same
         structure, shapes and dtypes as before.
         """
+
+    def blocks(self) -> dict[str, PyTree]:
+        """Its parts that have meta-parameters of their own, by name; here a single one, the whole.
+
+        Meta-training reports the norm of the meta-gradient for each, and
+        `l2o_eqx.transforms.unit_norm("block")` scales each to norm one.
+        """
+        return {"optimizer": self}

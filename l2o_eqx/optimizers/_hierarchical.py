@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._misc import unravel_like
 from .._types import Params, State
@@ -64,6 +64,9 @@ class Hierarchical(AbstractOptimizer):
         (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)
         (self.global_cell,) = make_cells(tensor_size, (global_size,), key=gkey)
         self.learning_rate = learning_rate
+
+    def blocks(self) -> dict[str, PyTree]:
+        return {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
 
     def init(self, params: Params) -> State:
         sizes = [leaf.size for leaf in jax.tree.leaves(params)]

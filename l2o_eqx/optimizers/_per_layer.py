@@ -32,6 +32,22 @@ def by_rank(path: tuple[Any, ...], leaf: Any) -> str:
     return f"rank{len(leaf.shape)}"
 
 
+def by_shape(path: tuple[Any, ...], leaf: Any) -> str:
+    """One group per shape, e.g. `"32x784"`."""
+    del path
+    return "x".join(map(str, leaf.shape)) or "scalar"
+
+
+def by_kind(path: tuple[Any, ...], leaf: Any) -> str:
+    """The convolutions in one group, all else in another.
+
+    Kernels have three axes or more, and so have the biases that Equinox gives them; the arrays of dense
+    layers have one or two.
+    """
+    del path
+    return "convolution" if len(leaf.shape) >= 3 else "dense"
+
+
 class PerLayer(AbstractOptimizer):
     """Several optimizers, each for its own group of params; with one group it is that optimizer.
 
@@ -41,7 +57,8 @@ class PerLayer(AbstractOptimizer):
     **Arguments:**
 
     - `optimizers`: by label.
-    - `label`: `(path, leaf) -> label` of each leaf; `by_layer`, `by_leaf`, `by_rank`, or your own.
+    - `label`: `(path, leaf) -> label` of each leaf; `by_layer`, `by_leaf`, `by_rank`, `by_shape`,
+        `by_kind`, or your own.
 
     **Raises:** `ValueError` for no optimizers, and on use if a leaf's label has none.
 
@@ -78,6 +95,9 @@ class PerLayer(AbstractOptimizer):
         labels = sorted(set(jax.tree.leaves(labels_of(params, label))))
         keys = jr.split(key, len(labels))
         return cls({name: make_optimizer(k) for name, k in zip(labels, keys, strict=True)}, label)
+
+    def blocks(self) -> dict[str, PyTree]:
+        return dict(self.optimizers)
 
     def init(self, params: Params) -> State:
         return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)

@@ -16,16 +16,16 @@ MetaUpdate = Callable[[AbstractOptimizer, PyTree, PyTree], tuple[AbstractOptimiz
 class SuperEpoch(eqx.Module):
     """What a strategy hands back after one super epoch.
 
-    `losses` are those of the inner steps, in order. `meta_losses` and `grad_norms` have one entry per
-    meta-update: the meta-loss, and the Euclidean norm of the meta-gradient before the meta-optimizer
-    touched it.
+    `losses` are those of the inner steps, in order. `meta_losses` and every entry of `metrics` have one
+    number per meta-update: the meta-loss, and the norms and shares of zeros of the meta-gradient before
+    the meta-optimizer touched it.
     """
 
     optimizer: AbstractOptimizer
     meta_state: PyTree
     losses: Float[Array, "steps objectives"]
     meta_losses: Float[Array, " updates"]
-    grad_norms: Float[Array, " updates"]
+    metrics: dict[str, Float[Array, " updates"]]
 
 
 class AbstractUpdateStrategy(eqx.Module):

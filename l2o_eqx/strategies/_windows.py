@@ -1,9 +1,12 @@
+from typing import Literal
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import PyTree
 
+from .._grad_metrics import grad_metrics
 from .._inner import batched_init, init_params, run_steps
 from .._meta_gradient import Order, batch_meta_gradient
 from .._types import Keys
@@ -12,40 +15,66 @@ from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import AbstractUpdateStrategy, MetaUpdate, SuperEpoch
 
+Remainder = Literal["skip", "train"]
+
 
 class EveryWindow(AbstractUpdateStrategy):
     """One meta-update every T steps, on the losses of these T steps: truncated backpropagation.
 
-    Params and the optimizer's state are constants where a window begins. Steps after the last full
-    window are taken but train nothing (7 of the thesis's 375).
+    Params and the optimizer's state are constants where a window begins.
 
     **Arguments:**
 
-    - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing.
-    - `order`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing
+        without `lookahead`.
+    - `order`, `detach_state`, `lookahead`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
+        takes them but trains nothing on them; `"train"` makes a shorter window of them.
 
-    **Raises:** `ValueError` for T < 2, or, when training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, or, when training, for
+    a T longer than the super epoch.
 
     Reference: thesis sec. 5.5.2.
     """
 
     window: int = eqx.field(static=True, default=16)
     order: Order = eqx.field(static=True, default="first")
+    detach_state: bool = eqx.field(static=True, default=False)
+    lookahead: bool = eqx.field(static=True, default=False)
+    remainder: Remainder = eqx.field(static=True, default="skip")
 
     def __check_init__(self):
-        if self.window < 2:
+        if self.window < self._shortest:
             raise ValueError(
-                "`EveryWindow(window=...)` needs at least 2 steps: in a window of one the loss comes "
-                f"before the update it should judge. Got window={self.window}."
+                f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
+                "loss comes before the update it should judge, unless with `lookahead`. "
+                f"Got window={self.window}."
             )
+        if self.remainder not in ("skip", "train"):
+            raise ValueError(
+                f"`EveryWindow(remainder={self.remainder!r})`: the steps after the last full window can be "
+                "'skip' or 'train'."
+            )
+
+    @property
+    def _shortest(self):
+        return 1 if self.lookahead else 2
 
     def num_updates(self, num_steps: int) -> int:
         if self.window > num_steps:
             raise ValueError(
                 f"`EveryWindow(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps. It can have 2 to {num_steps} steps."
+                f"{num_steps} steps. It can have {self._shortest} to {num_steps} steps."
             )
-        return num_steps // self.window
+        return num_steps // self.window + self._trains_rest(num_steps)
+
+    def num_trained_steps(self, num_steps: int) -> int:
+        """How many steps of a super epoch of `num_steps` lie in a window."""
+        rest = num_steps % self.window
+        return num_steps - (0 if self._trains_rest(num_steps) else rest)
+
+    def _trains_rest(self, num_steps):
+        return self.remainder == "train" and num_steps % self.window >= self._shortest
 
     def super_epoch(
         self,
@@ -59,13 +88,13 @@ class EveryWindow(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
     ) -> SuperEpoch:
-        num_updates = self.num_updates(num_steps)
-        # To a weighting the super epoch ends with the last window: its last step must be a trained one.
-        trained = num_updates * self.window
+        num_full = num_steps // self.window
+        # To a weighting the super epoch ends with the last window: its last loss must be a trained one.
+        trained = self.num_trained_steps(num_steps)
         params = init_params(objectives, init_keys)
         arrays, static = eqx.partition(optimizer, eqx.is_array)
 
-        def one_window(carry, start):
+        def train_window(carry, start, window):
             arrays, meta_state, params, state = carry
             optimizer = eqx.combine(arrays, static)
             result = batch_meta_gradient(
@@ -73,37 +102,39 @@ class EveryWindow(AbstractUpdateStrategy):
                 objectives,
                 params,
                 state,
-                window=self.window,
+                window=window,
                 start=start,
-                num_steps=trained,
+                num_steps=trained + self.lookahead,
                 weighting=weighting,
                 keys=loss_keys,
                 order=self.order,
+                detach_state=self.detach_state,
+                lookahead=self.lookahead,
             )
             optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
-            out = (result.losses, result.meta_loss, optax.tree.norm(result.grads))
+            out = (result.losses[:window], result.meta_loss, grad_metrics(result.grads))
             arrays = eqx.filter(optimizer, eqx.is_array)
             return (arrays, meta_state, result.params, result.state), out
 
-        starts = self.window * jnp.arange(num_updates)
+        starts = self.window * jnp.arange(num_full)
         carry = (arrays, meta_state, params, batched_init(optimizer, params))
-        carry, (losses, meta_losses, grad_norms) = lax.scan(one_window, carry, starts)
-        arrays, meta_state, params, state = carry
-        optimizer = eqx.combine(arrays, static)
+        carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
+        losses, *per_update = out
         losses = losses.reshape(-1, losses.shape[-1])
 
+        rest = num_steps % self.window
+        if self._trains_rest(num_steps):
+            carry, (rest_losses, *last) = train_window(carry, num_steps - rest, rest)
+            per_update = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), per_update, last)
+            losses = jnp.concatenate([losses, rest_losses])
+        arrays, meta_state, params, state = carry
+        optimizer = eqx.combine(arrays, static)
         if trained < num_steps:
-            *_, rest = run_steps(
-                optimizer,
-                objectives,
-                params,
-                state,
-                num_steps - trained,
-                start=trained,
-                keys=loss_keys,
+            *_, record = run_steps(
+                optimizer, objectives, params, state, rest, start=num_steps - rest, keys=loss_keys
             )
-            losses = jnp.concatenate([losses, rest.losses])
-        return SuperEpoch(optimizer, meta_state, losses, meta_losses, grad_norms)
+            losses = jnp.concatenate([losses, record.losses])
+        return SuperEpoch(optimizer, meta_state, losses, *per_update)
 
 
 class OncePerSuperEpoch(AbstractUpdateStrategy):
@@ -113,15 +144,17 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `order`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `lookahead`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
 
     Reference: thesis sec. 5.5.1.
     """
 
     order: Order = eqx.field(static=True, default="first")
+    detach_state: bool = eqx.field(static=True, default=False)
+    lookahead: bool = eqx.field(static=True, default=False)
 
     def num_updates(self, num_steps: int) -> int:
-        if num_steps < 2:
+        if num_steps < 2 and not self.lookahead:
             raise ValueError(
                 "`OncePerSuperEpoch`: a super epoch needs at least 2 steps, so that a loss comes after an "
                 f"update. Got {num_steps}."
@@ -140,7 +173,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
     ) -> SuperEpoch:
-        return EveryWindow(num_steps, self.order).super_epoch(
+        return EveryWindow(num_steps, self.order, self.detach_state, self.lookahead).super_epoch(
             optimizer,
             meta_state,
             objectives,

@@ -1,0 +1,152 @@
+"""A run of `l2o train` or `l2o pretrain`: what it starts from, pretraining, and the optimizers it keeps."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+
+import l2o_eqx as l2o
+
+from ._build import Parts, build
+from ._config import RunConfig
+from ._folder import Record, environment, make_folder, write_text
+from ._interrupt import run_interruptibly
+from ._output import Output
+from ._pretrained import Pretrained, run_pretraining, show_pretraining, write_pretraining
+from ._resolve import to_toml
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+RESTART_FILE = "optimizers/restart-{:03}.safetensors"
+RESTART_PATTERN = "optimizers/restart-*.safetensors"
+
+# Far from the small numbers that splitting the seed's key amounts to.
+_PRETRAINING = 1000
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way. The keys depend on the seed alone."""
+
+    parts: Parts
+    output: Output
+    optimizer: Any
+    folder: Path
+    record: Record
+    key: Any
+    comparison_key: Any
+    pretraining_key: Any
+    pretraining: dict[str, Any] | None = None
+
+    @property
+    def restarts(self) -> int | None:
+        """How many there are side by side, if more than one."""
+        restarts = self.parts.config.meta.restarts
+        return restarts if restarts > 1 else None
+
+
+def begin(
+    given: RunConfig,
+    out: Path | None,
+    output: Output,
+    *,
+    name: str,
+    describe: Callable[[Parts, int, int], str],
+) -> Run:
+    """Makes the untrained optimizer, and the folder with what is known at the start.
+
+    **Arguments:**
+
+    - `given`, `out`, `output`: as in `train`.
+    - `name`: that of the folder in `runs`.
+    - `describe`: `(parts, number of meta-parameters, number of coordinates) -> what is going to be done`.
+
+    **Raises:** `UsageError` before anything is written.
+    """
+    parts = build(given)
+    config = parts.config
+    root = jr.key(config.seed)
+    okey, key, comparison_key = jr.split(root, 3)
+    pretraining_key = jr.fold_in(root, _PRETRAINING)
+    if config.meta.restarts > 1:
+        optimizer = eqx.filter_vmap(parts.make_optimizer)(jr.split(okey, config.meta.restarts))
+    else:
+        optimizer = parts.make_optimizer(okey)
+    meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts
+    coordinates = l2o.count_coordinates(parts.family)
+
+    folder = make_folder(out, Path("runs"), name)
+    write_text(folder / "config.toml", to_toml(config))
+    record = Record(
+        folder / "run.json",
+        **environment(describe_device),
+        seed=config.seed,
+        data=parts.data,
+        num_meta_parameters=meta_parameters,
+        num_coordinates=coordinates,
+    )
+    output.say(describe(parts, meta_parameters, coordinates))
+    return Run(parts, output, optimizer, folder, record, key, comparison_key, pretraining_key)
+
+
+def pretrain_first(run: Run) -> None:
+    """Replaces the untrained optimizer by the pretrained one; keeps and says how that went.
+
+    **Raises:** `KeyboardInterrupt` after Ctrl-C.
+    """
+
+    def work() -> Pretrained:
+        return run_pretraining(
+            run.optimizer,
+            run.parts,
+            run.output,
+            restarts=run.restarts,
+            key=run.pretraining_key,
+        )
+
+    pretrained = run_interruptibly(work)
+    write_pretraining(run.folder, pretrained)
+    run.optimizer = pretrained.solution.optimizer
+    run.pretraining = pretrained.facts
+    run.record.add(pretraining=run.pretraining)
+    show_pretraining(pretrained, run.output)
+
+
+def save_optimizers(run: Run, optimizer: Any, **facts: Any) -> list[str]:
+    """Writes the optimizer, or each restart's, and returns the names of the files.
+
+    **Arguments:**
+
+    - `run`: says where to.
+    - `optimizer`: one, or a batch of restarts.
+    - `facts`: to keep in each file beside the settings.
+    """
+    config = run.parts.config
+    metadata = {
+        "config": config.model_dump(mode="json", exclude_none=True),
+        "data": run.parts.data,
+        **facts,
+    }
+    files = optimizer_files(config)
+    for i, name in enumerate(files):
+        path = run.folder / name
+        path.parent.mkdir(exist_ok=True)
+        one = optimizer if run.restarts is None else l2o.select_restart(optimizer, i)
+        l2o.save(path, one, metadata=metadata)
+    return files
+
+
+def optimizer_files(config: RunConfig) -> list[str]:
+    """The names of a run's optimizer files, one per restart."""
+    restarts = config.meta.restarts
+    return [OPTIMIZER_FILE] if restarts == 1 else [RESTART_FILE.format(i) for i in range(restarts)]
+
+
+def describe_device() -> str:
+    """What JAX computes on, e.g. `cpu`."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return f"{len(devices)} x {kind}" if len(devices) > 1 else kind

@@ -1,0 +1,294 @@
+import csv
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ._checks import check_restarts, check_sizes
+from ._meta_train import init_meta_state
+from ._pretraining_report import (
+    NUM_SAMPLES,
+    NUM_STEPS,
+    PretrainReport,
+    RunKeys,
+    answer,
+    blocks_of,
+    check_positive,
+    dtype_of,
+    measure,
+    over_restarts,
+    rate_of,
+)
+from ._types import Scalar
+from .optimizers import AbstractOptimizer
+
+LossName = Literal["sign-weighted", "squared"]
+
+# Updates in one call of the compiled program, and so between callbacks.
+_CHUNK = 100
+
+
+class PretrainProgress(eqx.Module):
+    """What a callback of `pretrain` sees.
+
+    **Fields:**
+
+    - `update`: number of updates done; `num_updates`: of how many.
+    - `losses`: those since the callback before, as in `PretrainSolution`.
+    """
+
+    update: int
+    num_updates: int
+    losses: Float[np.ndarray, "*restarts updates"]
+
+
+# A callback that returns a true value ends the pretraining.
+Callback = Callable[[PretrainProgress], Any]
+
+
+class PretrainSolution(eqx.Module):
+    """The result of `pretrain`.
+
+    **Fields:**
+
+    - `optimizer`: the pretrained optimizer; with `restarts`, a batch of them.
+    - `losses`: before every update; the mean over the blocks of a `PerLayer`.
+    - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
+    - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
+    """
+
+    optimizer: AbstractOptimizer
+    losses: Float[np.ndarray, "*restarts updates"]
+    report: PretrainReport
+    result: Literal["completed", "stopped"]
+
+    def write_losses(self, path: str | Path) -> None:
+        """Writes the losses as a CSV file, one row per restart and update.
+
+        **Arguments:**
+
+        - `path`: the file.
+        """
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["restart", "update", "loss"])
+            for restart, losses in enumerate(np.atleast_2d(self.losses)):
+                writer.writerows([restart, i + 1, loss] for i, loss in enumerate(losses.tolist()))
+
+
+def sign_weighted_loss(
+    updates: Float[Array, "*shape"], targets: Float[Array, "*shape"], omega: float = 2.0
+) -> Scalar:
+    """mean |g − g*|·exp(−ω·sgn(g·g*)): errors count e^ω where the sign is wrong, e^(−ω) where it is right.
+
+    An update of exactly zero has no sign, and its error counts once.
+
+    **Arguments:**
+
+    - `updates`: g.
+    - `targets`: g*.
+    - `omega`: how much signs matter; with 0, this is the mean absolute error.
+
+    Reference: thesis eq. 5.11.
+    """
+    # The product of small numbers could underflow, that of their signs cannot.
+    agreement = jnp.sign(updates) * jnp.sign(targets)
+    errors = updates - targets
+    # JAX's derivative of |x| at 0 is 1; this one is 0, so that an exact optimizer stays so.
+    magnitudes = jnp.sign(errors) * errors
+    return jnp.mean(magnitudes * jnp.exp(-omega * agreement))
+
+
+def pretrain(
+    optimizer: AbstractOptimizer,
+    *,
+    learning_rate: float | None = None,
+    omega: float = 2.0,
+    loss: LossName = "sign-weighted",
+    input_std: float = 1e-3,
+    num_steps: int = NUM_STEPS,
+    batch_size: int = 128,
+    num_samples: int = 200_000,
+    carry_state: bool = False,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    restarts: int | None = None,
+    key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
+) -> PretrainSolution:
+    """Trains an optimizer to start as gradient descent: to answer random inputs ∇ with −α·∇.
+
+    No objective is needed: for each update `batch_size` coordinates, all at zero, are given `num_steps`
+    random gradients one after the other, and all answers are compared with their targets. Each block of a
+    `PerLayer` is pretrained as if alone.
+
+    The thesis's code does `pretrain(num_steps=1, carry_state=True)`. With `num_steps=1` alone, only the very
+    first step of an inner optimization is learned: from the second on, signs are little better than chance.
+    With the sign-weighted loss, signs are soon right, and magnitudes remain off by a factor of order one.
+
+    **Arguments:**
+
+    - `optimizer`: what to train; every floating-point array in it is a meta-parameter.
+    - `learning_rate`: α; by default the optimizer's own `learning_rate`, or that of each block.
+    - `omega`: of `sign_weighted_loss`.
+    - `loss`: `"sign-weighted"`, or `"squared"` for the mean of (g − g*)².
+    - `input_std`: standard deviation of the inputs, whose mean is zero.
+    - `num_steps`: inputs that a coordinate is given.
+    - `batch_size`: coordinates per update.
+    - `num_samples`: coordinates in all, which makes `num_samples // batch_size` updates.
+    - `carry_state`: whether the optimizer's state goes on from batch to batch, without a derivative, instead
+        of starting anew.
+    - `meta_optimizer`: any optax transformation; by default `optax.adam(1e-3, eps=1e-7)`. Where α is well
+        below 0.01, or the loss is squared, gradients are as small as this ε, and a smaller one learns more.
+    - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`. Restart
+        i comes out as if pretrained alone with `jr.split(key, restarts)[i]`.
+    - `key`: the same key gives the same result.
+    - `callbacks`: called with a `PretrainProgress` after every 100 updates and after the last.
+
+    **Returns:** a `PretrainSolution`.
+
+    **Raises:** `ValueError` for sizes below 1, less than a batch of samples, an unknown loss, an `omega`
+    below 0, an `input_std` or a learning rate that is not positive, an optimizer without a learning rate or
+    without meta-parameters.
+
+    Reference: thesis sec. 5.4.4, eq. 5.11.
+    """
+    meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    one_or_more = 1 if restarts is None else restarts
+    check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size, restarts=one_or_more)
+    if num_samples < batch_size:
+        raise ValueError(
+            "`pretrain(num_samples=...)` must be at least `batch_size`, for one update. "
+            f"Got num_samples={num_samples}, batch_size={batch_size}."
+        )
+    if loss not in get_args(LossName):
+        raise ValueError(f"`pretrain(loss=...)` must be one of {get_args(LossName)}. Got loss={loss!r}.")
+    if not omega >= 0:
+        raise ValueError(f"`pretrain(omega=...)` must be at least 0. Got omega={omega}.")
+    if not jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)):
+        raise ValueError(
+            f"`pretrain({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
+            "floating-point arrays. Give a learned optimizer."
+        )
+    check_positive("pretrain", input_std=input_std)
+    check_restarts("pretrain", optimizer, restarts)
+    settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
+
+    keys = key if restarts is None else jr.split(key, restarts)
+    blocks = blocks_of(optimizer)
+    rates = [rate_of("pretrain", block, learning_rate, restarts) for block in blocks]
+    runs = []
+    for block in blocks:
+        start = init_meta_state(block, meta_optimizer, restarts=restarts)
+        state = _init(start.optimizer, batch_size, restarts) if carry_state else None
+        runs.append(_Run(start.optimizer, start.meta_optimizer_state, state))
+
+    num_updates = num_samples // batch_size
+    rows, result = [], "completed"
+    for done in range(0, num_updates, _CHUNK):
+        end = min(done + _CHUNK, num_updates)
+        bounds = jnp.int32(done), jnp.int32(end)
+        losses = []
+        for i, rate in enumerate(rates):
+            runs[i], values = _train(runs[i], rate, keys, *bounds, settings, meta_optimizer, restarts)
+            losses.append(values)
+        rows.append(np.mean([np.asarray(values)[..., : end - done] for values in losses], axis=0))
+        progress = PretrainProgress(end, num_updates, rows[-1])
+        if any([callback(progress) for callback in callbacks]):
+            result = "stopped"
+            break
+    trained = [run.optimizer for run in runs]
+    report = measure(
+        trained,
+        rates,
+        keys,
+        jnp.int32(num_updates),  # the draws before were trained on
+        input_std=input_std,
+        num_steps=NUM_STEPS,
+        num_samples=NUM_SAMPLES,
+        restarts=restarts,
+    )
+    optimizer = eqx.tree_at(blocks_of, optimizer, trained)
+    return PretrainSolution(optimizer, np.concatenate(rows, axis=-1), report, result)
+
+
+class _Settings(NamedTuple):
+    omega: float
+    loss: LossName
+    input_std: float
+    num_steps: int
+    batch_size: int
+    carry_state: bool
+
+
+class _Run(eqx.Module):
+    # The pretraining of one block, between two chunks.
+    optimizer: AbstractOptimizer
+    meta_optimizer_state: PyTree
+    state: PyTree
+
+
+@functools.cache
+def _default_meta_optimizer():
+    return optax.adam(1e-3, eps=1e-7)
+
+
+@eqx.filter_jit
+def _init(optimizer, batch_size, restarts):
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+    params = jnp.zeros(batch_size, dtype_of(optimizer))
+    return over_restarts(lambda arrays: eqx.combine(arrays, static).init(params), restarts)(arrays)
+
+
+@eqx.filter_jit
+def _train(
+    run: _Run,
+    rate: Float[Array, "*restarts"],
+    keys: RunKeys,
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+    settings: _Settings,
+    meta_optimizer: optax.GradientTransformation,
+    restarts: int | None,
+) -> tuple[_Run, Float[Array, "*restarts updates"]]:
+    # A loop of as many updates as asked for and an array for the most there are: one program for all chunks.
+    arrays, static = eqx.partition(run.optimizer, eqx.is_array)
+    dtype = dtype_of(run.optimizer)
+    shape = (settings.num_steps, settings.batch_size)
+
+    def train(arrays, meta_state, state, rate, key):
+        def one_update(update, carry):
+            arrays, meta_state, state, losses = carry
+            inputs = settings.input_std * jr.normal(jr.fold_in(key, update), shape, dtype)
+
+            def error(optimizer):
+                first = state if settings.carry_state else optimizer.init(jnp.zeros_like(inputs[0]))
+                updates, last = answer(optimizer, first, inputs)
+                targets = -rate * inputs
+                if settings.loss == "squared":
+                    return jnp.mean((updates - targets) ** 2), last
+                return sign_weighted_loss(updates, targets, settings.omega), last
+
+            optimizer = eqx.combine(arrays, static)
+            (loss, last), grads = eqx.filter_value_and_grad(error, has_aux=True)(optimizer)
+            meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
+            changes, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
+            arrays = eqx.filter(eqx.apply_updates(optimizer, changes), eqx.is_array)
+            state = last if settings.carry_state else None
+            return arrays, meta_state, state, losses.at[update - start].set(loss)
+
+        losses = jnp.zeros(_CHUNK, dtype)
+        return lax.fori_loop(start, stop, one_update, (arrays, meta_state, state, losses))
+
+    arrays, meta_state, state, losses = over_restarts(train, restarts)(
+        arrays, run.meta_optimizer_state, run.state, rate, keys
+    )
+    return _Run(eqx.combine(arrays, static), meta_state, state), losses

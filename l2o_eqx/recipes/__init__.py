@@ -1,0 +1,42 @@
+"""The thesis's figures as recipes: experiments composed of this package's parts, and what they decide.
+
+`FIGURES` has a function `(Setup) -> Figure` for every figure and for sections without one; `reproduce` runs
+them. Each of these functions is meant to be read and copied.
+"""
+
+from collections.abc import Callable
+
+from ._claims import CLAIMS as CLAIMS
+from ._claims import ThesisClaim as ThesisClaim
+from ._experiment import Experiment as Experiment
+from ._experiment import Pretraining as Pretraining
+from ._experiment import Results as Results
+from ._experiment import run as run
+from ._fig_gradients import fig9, fig10, fig11
+from ._fig_networks import fig12, fig13, fig14, fig15, fig17
+from ._fig_training import every_step, fig7, fig8, fig18, fig19
+from ._figure import Figure as Figure
+from ._figure import Panel as Panel
+from ._setup import Setup as Setup
+from ._thesis import BIN_EDGES as BIN_EDGES
+from ._thesis import CURVES as CURVES
+from ._thesis import HISTOGRAMS as HISTOGRAMS
+from ._thesis import ReferenceCurve as ReferenceCurve
+from ._verdicts import Verdict as Verdict
+
+FIGURES: dict[str, Callable[[Setup], Figure]] = {
+    "fig7": fig7,
+    "fig8": fig8,
+    "fig9": fig9,
+    "fig10": fig10,
+    "fig11": fig11,
+    "fig12": fig12,
+    "fig13": fig13,
+    "fig14": fig14,
+    "fig15": fig15,
+    "fig17": fig17,
+    "fig18": fig18,
+    "fig19": fig19,
+    "every-step": every_step,
+}
+"""The figures by name. Figure 16 is a diagram and has no numbers."""

@@ -1,0 +1,220 @@
+"""Many experiments: cut into jobs, kept on disk as they end, spread over processes."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import queue
+import secrets
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..data import load_mnist
+from ._experiment import Experiment, Results, join, run
+from ._setup import Scale, Setup, Source
+
+# (work done, work in all, what to say), both in seconds of a core of the machine it was calibrated on.
+Progress = Callable[[float, float, str], None]
+# From a setup to experiments by name: what a process can make again for itself.
+MakeExperiments = Callable[[Setup], Mapping[str, Experiment]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run, in a form that another process can read.
+
+    **Fields:**
+
+    - `make_experiments`: a function at the top of a module.
+    - `folder`: keeps the results of every job.
+    - `data`, `data_dir`: of `l2o_eqx.data.load_mnist`.
+    - `scale`, `source`: of `Setup`.
+    - `seed`: same seed, same numbers.
+    """
+
+    make_experiments: MakeExperiments
+    folder: Path
+    data: Any = "auto"
+    data_dir: str | None = None
+    scale: Scale = "full"
+    source: Source = "figures"
+    seed: int = 0
+
+    def setup(self) -> Setup:
+        """Loads the digits."""
+        return Setup(load_mnist(self.data, self.data_dir), self.scale, self.source)
+
+    def path(self, experiment: Experiment, first: int, restarts: int) -> Path:
+        """Where the results of some restarts are kept."""
+        return self.folder / f"{experiment.digest}-seed{self.seed}" / f"restarts-{first:04}-{restarts:03}.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    name: str
+    first: int
+    restarts: int
+
+
+def run_all(
+    plan: Plan,
+    restarts: Mapping[str, int],
+    *,
+    processes: int | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> dict[str, Results]:
+    """Runs experiments, or what is missing of them: results of earlier, interrupted calls are taken up.
+
+    **Arguments:**
+
+    - `plan`: which experiments.
+    - `restarts`: how many of each, by name.
+    - `processes`: how many to work in; by default one per core. On CPUs a process of its own for every
+        core does about twice the work of one process on two cores (docs/performance.md); an accelerator is
+        used from this process.
+    - `progress`: is told how far the work is.
+
+    **Returns:** the results by name.
+    """
+    if jax.default_backend() != "cpu":
+        processes = 1
+    processes = (os.cpu_count() or 1) if processes is None else processes
+    setup = plan.setup()
+    experiments = {name: e for name, e in plan.make_experiments(setup).items() if name in restarts}
+    jobs = {name: _jobs(name, e, restarts[name]) for name, e in experiments.items()}
+    missing = _missing(plan, experiments, jobs)
+    costs = [experiments[job.name].work() * job.restarts for job in missing]
+    total = sum(costs)
+
+    if processes == 1 or len(missing) < 2:
+        done = 0.0
+        for job, cost in zip(missing, costs, strict=True):
+            experiment = experiments[job.name]
+
+            def tell(share: float, done: float = done, cost: float = cost, name: str = job.name) -> None:
+                progress(done + share * cost, total, name)
+
+            _run_job(plan, experiment, job, tell)
+            done += cost
+    else:
+        _run_in_processes(plan, missing, costs, min(processes, len(missing)), progress)
+    return {
+        name: join([load(plan.path(experiments[name], job.first, job.restarts)) for job in jobs[name]])
+        for name in experiments
+    }
+
+
+def _jobs(name: str, experiment: Experiment, restarts: int) -> list[_Job]:
+    size = experiment.restarts_per_job
+    return [_Job(name, i, min(size, restarts - i)) for i in range(0, restarts, size)]
+
+
+def _missing(
+    plan: Plan, experiments: Mapping[str, Experiment], jobs: Mapping[str, Sequence[_Job]]
+) -> list[_Job]:
+    # Experiments that figures share are run once. All experiments advance side by side, so that an
+    # interrupted call leaves as many restarts of each.
+    found: dict[Path, _Job] = {}
+    for some in jobs.values():
+        for job in some:
+            found.setdefault(plan.path(experiments[job.name], job.first, job.restarts), job)
+    missing = [job for path, job in found.items() if not path.exists()]
+    return sorted(missing, key=lambda job: job.first)
+
+
+def _run_job(
+    plan: Plan, experiment: Experiment, job: _Job, tell: Callable[[float], None] = lambda share: None
+) -> None:
+    results = run(
+        experiment,
+        restarts=job.restarts,
+        first=job.first,
+        seed=plan.seed,
+        callbacks=[lambda p: tell(p.super_epoch / (p.super_epochs + 1))],
+    )
+    save(plan.path(experiment, job.first, job.restarts), results)
+    tell(1.0)
+
+
+# What the processes of `_run_in_processes` hold: the plan's experiments, and where to report.
+_WORKER: dict[str, Any] = {}
+
+
+def _start_worker(plan: Plan, reports: Any) -> None:
+    # One thread per process: XLA's would only get into each other's way. XLA reads this when it starts.
+    os.environ["NPROC"] = "1"
+    # The parent decides what an interrupt means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _WORKER.update(plan=plan, reports=reports, experiments=plan.make_experiments(plan.setup()))
+
+
+def _work(index: int, job: _Job) -> None:
+    def tell(share: float) -> None:
+        _WORKER["reports"].put((index, share))
+
+    _run_job(_WORKER["plan"], _WORKER["experiments"][job.name], job, tell)
+
+
+def _run_in_processes(
+    plan: Plan, jobs: Sequence[_Job], costs: Sequence[float], processes: int, progress: Progress
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    shares = dict.fromkeys(range(len(jobs)), 0.0)
+    total = sum(costs)
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, context, initializer=_start_worker, initargs=(plan, reports)
+    ) as pool:
+        futures = [pool.submit(_work, i, job) for i, job in enumerate(jobs)]
+        try:
+            waiting = set(futures)
+            while waiting:
+                done, waiting = concurrent.futures.wait(
+                    waiting, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
+                )
+                for future in done:
+                    future.result()
+                latest = None
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        latest, share = reports.get_nowait()
+                        shares[latest] = share
+                if latest is not None:
+                    work = sum(shares[i] * cost for i, cost in enumerate(costs))
+                    progress(work, total, jobs[latest].name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def save(path: Path, results: Results) -> None:
+    """Writes the results of a job, whole or not at all."""
+    arrays = {"losses": results.losses.astype(np.float32), "seconds": np.asarray(results.seconds)}
+    arrays |= {f"measured:{name}": x for name, x in results.measured.items()}
+    arrays |= {f"metrics:{name}": x for name, x in results.metrics.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.npz")
+    try:
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Results:
+    """Reads what `save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        groups: dict[str, dict[str, np.ndarray]] = {"measured": {}, "metrics": {}}
+        for key in file.files:
+            group, _, name = key.partition(":")
+            if name:
+                groups[group][name] = file[key]
+        return Results(file["losses"], groups["measured"], groups["metrics"], float(file["seconds"]))

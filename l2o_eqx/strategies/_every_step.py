@@ -1,0 +1,179 @@
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .._grad_metrics import grad_metrics
+from .._inner import batched_init, batched_update, init_params, run_steps
+from .._meta_gradient import Order, batch_meta_gradient, mean_meta_loss
+from .._replay import replay, suffix_sums
+from .._types import Keys, Params, State
+from ..objectives import ObjectiveBatch
+from ..optimizers import AbstractOptimizer
+from ..weightings import AbstractWeighting
+from ._base import AbstractUpdateStrategy, MetaUpdate, SuperEpoch
+
+Gradient = Literal["replayed", "recorded"]
+
+
+class _Window(eqx.Module):
+    # The last T steps, oldest first, and where the oldest began. `optimizers` are the floating-point
+    # arrays that each step was taken with: small beside the state, they let the beginning move on
+    # by one step exactly as it did in the run, so that no past state needs to be kept.
+    losses: Float[Array, "window objectives"]
+    grads: PyTree[Float[Array, "window objectives ..."]]
+    optimizers: PyTree[Float[Array, "window ..."]]
+    params: Params
+    state: State
+
+
+class EveryStep(AbstractUpdateStrategy):
+    """A meta-update after every step, on the losses of the last T steps: a window that runs along.
+
+    The meta-parameters change inside the window, so that two gradients can be meant. `"replayed"`: the
+    window is run again, from the params and the state where it began, by the optimizer as it is now; this
+    is the gradient of the window's meta-loss. `"recorded"`: each step counts as it was taken, by the
+    optimizer of its time, as an automatic-differentiation tape that runs along would have it; the objective
+    is not evaluated again. Both need memory for T steps, however long the super epoch.
+
+    The first update comes with the first full window, after step T.
+
+    **Arguments:**
+
+    - `window`: T ≥ 2.
+    - `gradient`: `"replayed"` or `"recorded"`.
+    - `order`, `detach_state`: of the meta-gradient, see `l2o_eqx.meta_gradient`; a recorded one is of
+        first order.
+
+    **Raises:** `ValueError` for T < 2, an unknown gradient, a recorded one of second order, or, when
+    training, for a T longer than the super epoch.
+
+    Reference: thesis sec. 5.5.3, which gives it up as too expensive.
+    """
+
+    window: int = eqx.field(static=True, default=16)
+    gradient: Gradient = eqx.field(static=True, default="replayed")
+    order: Order = eqx.field(static=True, default="first")
+    detach_state: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if self.window < 2:
+            raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
+        if self.gradient not in ("replayed", "recorded"):
+            raise ValueError(
+                f"`EveryStep(gradient={self.gradient!r})`: the gradients are 'replayed' and 'recorded'."
+            )
+        if self.gradient == "recorded" and self.order == "second":
+            raise ValueError(
+                "`EveryStep(gradient='recorded', order='second')`: a record has no second derivatives. "
+                "Take gradient='replayed' or order='first'."
+            )
+
+    def num_updates(self, num_steps: int) -> int:
+        if self.window > num_steps:
+            raise ValueError(
+                f"`EveryStep(window={self.window})`: the window is longer than the super epoch of "
+                f"{num_steps} steps. It can have 2 to {num_steps} steps."
+            )
+        return num_steps - self.window + 1
+
+    def super_epoch(
+        self,
+        optimizer: AbstractOptimizer,
+        meta_state: PyTree,
+        objectives: ObjectiveBatch,
+        *,
+        meta_update: MetaUpdate,
+        weighting: AbstractWeighting,
+        num_steps: int,
+        init_keys: Keys,
+        loss_keys: Keys,
+    ) -> SuperEpoch:
+        arrays, static = eqx.partition(optimizer, eqx.is_array)
+
+        def meta_gradient(optimizer, window, start):
+            if self.gradient == "recorded":
+
+                def meta_loss_of(losses):
+                    return mean_meta_loss(weighting, losses, start, num_steps)
+
+                meta_loss, weights = jax.value_and_grad(meta_loss_of)(window.losses)
+                grads = replay(
+                    optimizer,
+                    window.params,
+                    window.state,
+                    window.grads,
+                    suffix_sums(window.grads, weights),
+                    detach_state=self.detach_state,
+                    history=window.optimizers,
+                )
+                return meta_loss, grads
+            result = batch_meta_gradient(
+                optimizer,
+                objectives,
+                window.params,
+                window.state,
+                window=self.window,
+                start=start,
+                num_steps=num_steps,
+                weighting=weighting,
+                keys=loss_keys,
+                order=self.order,
+                detach_state=self.detach_state,
+            )
+            return result.meta_loss, result.grads
+
+        def begin_later(optimizer, window):
+            first = jax.tree.map(lambda x: x[0], (window.grads, window.optimizers))
+            taken_by = eqx.combine(first[1], optimizer)
+            updates, state = batched_update(taken_by, first[0], window.state, window.params)
+            params = eqx.apply_updates(window.params, updates)
+            return _Window(window.losses, window.grads, window.optimizers, params, state)
+
+        def one_step(carry, step):
+            arrays, meta_state, params, state, window = carry
+            optimizer = eqx.combine(arrays, static)
+            params, state, record = run_steps(
+                optimizer, objectives, params, state, 1, start=step, keys=loss_keys
+            )
+            window = _Window(
+                _push(window.losses, record.losses),
+                jax.tree.map(_push, window.grads, record.grads),
+                jax.tree.map(lambda past, x: _push(past, x[None]), window.optimizers, _meta_params(arrays)),
+                window.params,
+                window.state,
+            )
+            meta_loss, grads = meta_gradient(optimizer, window, step - self.window + 1)
+            window = begin_later(optimizer, window)
+            optimizer, meta_state = meta_update(optimizer, meta_state, grads)
+            carry = (eqx.filter(optimizer, eqx.is_array), meta_state, params, state, window)
+            return carry, (record.losses[0], meta_loss, grad_metrics(grads))
+
+        params = init_params(objectives, init_keys)
+        state = batched_init(optimizer, params)
+        filling = self.window - 1
+        later_params, later_state, record = run_steps(
+            optimizer, objectives, params, state, filling, start=0, keys=loss_keys
+        )
+        window = _Window(
+            *jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), (record.losses, record.grads)),
+            jax.tree.map(lambda x: jnp.stack([x] * self.window), _meta_params(arrays)),
+            params,
+            state,
+        )
+        carry = (arrays, meta_state, later_params, later_state, window)
+        carry, out = lax.scan(one_step, carry, jnp.arange(filling, num_steps))
+        losses, meta_losses, metrics = out
+        losses = jnp.concatenate([record.losses, losses])
+        return SuperEpoch(eqx.combine(carry[0], static), carry[1], losses, meta_losses, metrics)
+
+
+def _push(past: Float[Array, "window ..."], new: Float[Array, "1 ..."]) -> Float[Array, "window ..."]:
+    return jnp.concatenate([past[1:], new])
+
+
+def _meta_params(tree: PyTree) -> PyTree[Float[Array, "..."]]:
+    return eqx.filter(tree, eqx.is_inexact_array)

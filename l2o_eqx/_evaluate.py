@@ -15,7 +15,6 @@ from ._types import Keys, Params
 from .objectives import AbstractObjective, AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
-
 # (objective, params) -> a tree of arrays.
 Measure = Callable[[AbstractObjective, Params], PyTree]
 
@@ -108,7 +107,8 @@ def run_on(
         params, _, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
         if measure is None:
             return record.losses.T, None
-        measured = jax.vmap(lambda own, p: measure(objectives.select(own), p))(objectives.own, params)
+        probe = measure
+        measured = jax.vmap(lambda own, p: probe(objectives.select(own), p))(objectives.own, params)
         return record.losses.T, measured
 
     def run_shard(keys):

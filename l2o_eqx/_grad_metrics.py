@@ -31,4 +31,6 @@ def grad_metrics(grads: AbstractOptimizer) -> dict[str, Scalar]:
 def _zero_share(tree: PyTree[Float[Array, "..."]]) -> Scalar:
     leaves = jax.tree.leaves(tree)
     zeros = sum((jnp.sum(x == 0) for x in leaves), jnp.asarray(0))
-    return zeros / max(1, sum(x.size for x in leaves))
+    size = max(1, sum(x.size for x in leaves))
+    # XLA multiplies by the reciprocal, which may make a little less than 1 of all.
+    return jnp.where(zeros == size, 1.0, zeros / size)

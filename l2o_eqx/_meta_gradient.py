@@ -192,8 +192,8 @@ def batch_meta_gradient(
             optimizer, objectives, params, state, window, start=start, keys=keys, detach_state=detach_state
         )
         if lookahead:
-            last = losses_and_grads(objectives, end[0], start + window, keys)
-            record = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), record, Record(*last))
+            last = Record(*add_axis(losses_and_grads(objectives, end[0], start + window, keys)))
+            record = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), record, last)
         return end, record
 
     if order == "second":

@@ -146,7 +146,12 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window": lambda: strategies.EveryWindow(3),
     "every_window_second": lambda: strategies.EveryWindow(3, "second"),
+    "every_window_rest": lambda: strategies.EveryWindow(
+        3, detach_state=True, lookahead=True, remainder="train"
+    ),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
+    "every_step": lambda: strategies.EveryStep(3),
+    "every_step_recorded": lambda: strategies.EveryStep(3, "recorded"),
 }
 
 

@@ -11,9 +11,12 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
+import equinox as eqx
+import jax.random as jr
 import numpy as np
 import pytest
 from l2o_cli._app import COMMANDS, app
+from l2o_cli._build import build
 from l2o_cli._config import PRESETS, Quadratic
 from l2o_cli._fields import leaves
 from l2o_cli._folder import make_folder
@@ -145,7 +148,9 @@ VALUES = {
     "objective.squared": (None, False),
     "objective.theta_std": ("0.05", 0.05),
     "objective.hidden_sizes": ("5,6", (5, 6)),
+    "objective.conv_channels": ("4,4", (4, 4)),
     "objective.activation": ("relu", "relu"),
+    "objective.output": ("sigmoid", "sigmoid"),
     "objective.batch_size": ("9", 9),
     "objective.num_examples": ("99", 99),
     "objective.data": ("embedded", "embedded"),
@@ -181,6 +186,7 @@ VALUES = {
     "meta.norm_floor": ("1e-6", 1e-6),
     "meta.clip_norm": ("2", 2.0),
     "meta.num_steps": ("77", 77),
+    "meta.num_epochs": ("7", 7),
     "meta.super_epochs": ("77", 77),
     "meta.num_objectives": ("77", 77),
     "meta.restarts": ("3", 3),
@@ -223,9 +229,10 @@ def test_every_option_reaches_its_field(leaf, monkeypatch):
     assert value == expected
 
 
-def test_the_table_of_activations_agrees_with_the_library():
-    choices = leaves()["objective", "activation"].choices
-    assert choices == tuple(l2o.objectives.ACTIVATIONS)
+def test_the_choices_for_a_network_agree_with_the_library():
+    table = {name: leaves()["objective", name].choices for name in ("activation", "output")}
+    assert table["activation"] == tuple(l2o.objectives.ACTIVATIONS)
+    assert table["output"] == tuple(l2o.objectives.OUTPUTS)
 
 
 @pytest.mark.parametrize("objective", PRESETS)
@@ -244,11 +251,45 @@ def test_later_layers_win_and_another_kind_replaces_the_table():
     assert config.optimizer.preprocessor.kind == "log-sign" and config.meta.num_steps == 50
 
 
+def test_the_length_of_a_super_epoch_is_in_one_unit():
+    """Epochs win over the preset's steps; of the layers that say either, the last one counts."""
+    mnist, steps, epochs = {"objective": {"kind": "mnist"}}, {"num_steps": 50}, {"num_epochs": 2}
+    assert resolve([mnist, {"meta": epochs}]).meta.num_epochs == 2
+    assert resolve([mnist, {"meta": steps}, {"meta": epochs}]).meta.num_epochs == 2
+    meta = resolve([mnist, {"meta": epochs}, {"meta": steps}]).meta
+    assert (meta.num_steps, meta.num_epochs) == (50, None)
+
+
+def test_networks_and_epochs_reach_the_library(monkeypatch):
+    """Two convolutions and one dense layer; 43 digits in batches of 4 make 10 steps an epoch."""
+    seen = []
+    monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
+    l2o_cli(
+        *("train", "--objective", "mnist", "--data", "embedded", "--batch-size", 4, "--num-examples", 43),
+        *("--network-sizes", "", "--conv-channels", "2,3", "--network-output", "sigmoid"),
+        *("--optimizer", "per-layer", "--groups", "kind", "--num-epochs", 2),
+    )
+    parts = build(seen[0])
+    family = l2o.objectives.MNIST(
+        (), batch_size=4, conv_channels=(2, 3), output="sigmoid", num_examples=43, data="embedded"
+    )
+    assert eqx.tree_equal(parts.family, family)
+    assert {*parts.make_optimizer(jr.key(0)).blocks()} == {"convolution", "dense"}
+    assert parts.config.meta.num_steps == 20
+    # The file of the run says so in steps, and is read as the same run.
+    text = to_toml(parts.config)
+    assert "num_epochs" not in text
+    assert build(resolve([tomllib.loads(text)])).config == parts.config
+
+
 BAD = {
     "--window 0": ["--window", "0", "2"],
     "--window 30 --num-steps 20": ["--window", "30", "20"],
     "--num-steps -3": ["--num-steps", "-3", "1"],
     "--num-steps abc": ["--num-steps", "abc", "integer"],
+    "--objective mnist --num-steps 9 --num-epochs 2": ["--num-steps", "--num-epochs", "both"],
+    "--num-epochs 2": ["--num-epochs", "'quadratic'", "--num-steps"],
+    "--objective mnist --conv-channels 8,0": ["--conv-channels", "0", "1"],
     "--eval-objectives 0": ["--eval-objectives", "'0'", "1"],
     "--learning-rate nan": ["--learning-rate", "nan", "finite"],
     "--learning-rates 0.1,-1": ["--learning-rates", "-1", "greater than 0"],
@@ -258,7 +299,7 @@ BAD = {
     "--objective quadratc": ["--objective", "quadratc", "did you mean 'quadratic'", "mnist"],
     "--optimizer adam": ["--optimizer", "'adam'", "coordinatewise-lstm"],
     "--preprocessor foo": ["--preprocessor", "'foo'", "log-sign"],
-    "--normalization foo": ["--normalization", "'foo'", "tensor, global, none"],
+    "--normalization foo": ["--normalization", "'foo'", "tensor, block, global, clip, none"],
     "--objective mnist --dim 3": ["--dim", "belongs to", "'quadratic'", "'mnist'"],
     "--p 3": ["--p", "'log-sign' or 'two-feature'", "'identity'"],
     "--objective mnist --data-dir nowhere": ["--data-dir", "nowhere", "embedded"],
@@ -352,7 +393,6 @@ def test_the_kept_configuration_repeats_the_run_bit_for_bit(trained, tmp_path):
 def test_comparing_one_by_one_is_comparing_together(trained):
     folder, _ = trained
     config = resolve([tomllib.loads((folder / "config.toml").read_text())])
-    import jax.random as jr
     import optax
 
     together = l2o.compare(
@@ -394,7 +434,7 @@ def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("normalization", ["global", "none"])
+@pytest.mark.parametrize("normalization", ["block", "clip", "none"])
 def test_other_normalizations_train(normalization, monkeypatch):
     monkeypatch.setattr("l2o_eqx._compare.BASELINES", {})
     settings = (*TINY, "--normalization", normalization, "--weighting", "linear")

@@ -31,6 +31,20 @@ def test_evaluate_is_unroll(family, getkey):
         np.testing.assert_allclose(row, run.losses, rtol=2e-4)
 
 
+def test_evaluate_measures_where_it_ends(getkey):
+    """More objectives than run side by side, so that the last chunk is filled up."""
+    optimizer, family, key = LEARNED["lstm_identity"](getkey()), Quadratic(512), getkey()
+
+    def measure(objective, params):
+        return {"residual": jnp.sum((objective.matrix @ params - objective.target) ** 2), "at": params[:2]}
+
+    end = l2o_eqx.evaluate(optimizer, family, num_steps=2, num_objectives=5, measure=measure, key=key)
+    longer = l2o_eqx.evaluate(optimizer, family, num_steps=3, num_objectives=5, key=key)
+    assert end.measured["at"].shape == (5, 2)
+    np.testing.assert_allclose(end.measured["residual"], longer.losses[:, 2], rtol=1e-4)
+    assert longer.measured is None
+
+
 def test_evaluate_takes_optax_and_shares_draws(getkey):
     key = getkey()
     runs = [

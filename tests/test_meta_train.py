@@ -341,3 +341,31 @@ def test_super_epoch_of_one_step_is_refused():
 def test_window_of_one_is_refused():
     with pytest.raises(ValueError, match="window=1"):
         EveryWindow(1)
+
+
+def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
+    """Restarts too large to run side by side run one after the other in the same program."""
+    meta_optimizer = l2o_eqx.default_meta_optimizer()
+
+    step: Any = l2o_eqx.meta_step
+
+    def temporaries(restarts):
+        make = eqx.filter_vmap(lambda key: CoordinatewiseLSTM((4,), key=key))
+        optimizer = make(jr.split(getkey(), restarts))
+        lowered = step.lower(
+            l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts),
+            Quadratic(64),
+            EveryWindow(3),
+            weighting=Constant(),
+            meta_optimizer=meta_optimizer,
+            num_steps=6,
+            num_objectives=40,
+            restarts=restarts,
+            key=getkey(),
+        )
+        own = sum(x.nbytes for x in meta_leaves(optimizer))
+        return lowered.compile().compiled.memory_analysis().temp_size_in_bytes, own
+
+    (few, own_few), (many, own_many) = temporaries(2), temporaries(12)
+    # Twice Adam's moments, the weights, and their next values.
+    assert many - few < 8 * (own_many - own_few) < 0.1 * few

@@ -14,8 +14,10 @@ from l2o_eqx.optimizers import (
     Hierarchical,
     PerLayer,
     as_optax,
+    by_kind,
     by_leaf,
     by_rank,
+    by_shape,
 )
 from l2o_eqx.preprocessors import AdamLike, LogSign
 
@@ -161,6 +163,29 @@ def test_per_layer_gives_each_group_its_own(getkey):
         "rank1",
         "rank2",
     ]
+
+
+@pytest.mark.parametrize(
+    "label, groups",
+    [
+        (by_shape, {"2x1x3x3", "2x1x1", "10x392", "10", "scalar"}),
+        (by_kind, {"convolution", "dense"}),
+    ],
+)
+def test_groups_of_a_convolutional_network_survive_a_file(label, groups, getkey, tmp_path):
+    """A kernel and its bias are one kind; shapes tell all four arrays apart. Both labels have names."""
+
+    def make(key):
+        return CoordinatewiseLSTM((2,), key=key)
+
+    conv, dense = eqx.nn.Conv2d(1, 2, 3, 2, 1, key=getkey()), eqx.nn.Linear(392, 10, key=getkey())
+    params = {"layers": eqx.filter((conv, dense), eqx.is_array), "scalar": jnp.ones(())}
+    optimizer = PerLayer.make(make, params, label=label, key=getkey())
+    assert {*optimizer.optimizers} == groups
+    path = l2o_eqx.save(tmp_path / "optimizer.safetensors", optimizer)
+    loaded = l2o_eqx.load(path)
+    assert loaded.label is label
+    assert_trees_close(loaded, optimizer, rtol=0, atol=0)
 
 
 def test_per_layer_names_missing_labels(getkey):

@@ -117,7 +117,8 @@ def _convolve(
     layer: eqx.nn.Conv2d, image: Float[Array, "channels size size"]
 ) -> Float[Array, "out half half"]:
     # What the layer itself computes, as one matrix product. XLA's convolutions are slow on a CPU inside a
-    # loop, and more so where each of many objectives has its own kernels: a step of training by 2 to 9 times.
+    # loop, and more so where each of many objectives has its own kernels: a step of training took 2 to 10
+    # times as long.
     assert layer.bias is not None
     half = _halved(image.shape[1])
     padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)))

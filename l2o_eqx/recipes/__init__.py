@@ -17,6 +17,15 @@ from ._fig_networks import fig12, fig13, fig14, fig15, fig17
 from ._fig_training import every_step, fig7, fig8, fig18, fig19
 from ._figure import Figure as Figure
 from ._figure import Panel as Panel
+from ._reproduce import Reproduction as Reproduction
+from ._reproduce import Request as Request
+from ._reproduce import reproduce as reproduce
+from ._sec_baselines import baselines
+from ._sec_conv import conv
+from ._sec_gradients import gradients
+from ._sec_pretraining import pretraining_loss
+from ._sec_settings import batch_size, learning_rate, readout, transfer
+from ._sec_windows import windows
 from ._setup import Setup as Setup
 from ._thesis import BIN_EDGES as BIN_EDGES
 from ._thesis import CURVES as CURVES
@@ -38,5 +47,14 @@ FIGURES: dict[str, Callable[[Setup], Figure]] = {
     "fig18": fig18,
     "fig19": fig19,
     "every-step": every_step,
+    "readout": readout,
+    "learning-rate": learning_rate,
+    "batch-size": batch_size,
+    "gradients": gradients,
+    "conv": conv,
+    "pretraining-loss": pretraining_loss,
+    "windows": windows,
+    "transfer": transfer,
+    "baselines": baselines,
 }
 """The figures by name. Figure 16 is a diagram and has no numbers."""

@@ -148,6 +148,11 @@ def _finite(losses):
     return np.where(np.isfinite(losses), losses, np.inf).astype(np.float64)
 
 
+def key_of_tests(seed: int) -> PRNGKeyArray:
+    """The key of the objectives, starting points and minibatches that all experiments are tested on."""
+    return jr.split(jr.key(seed), 4)[3]
+
+
 def run(
     experiment: Experiment,
     *,
@@ -169,7 +174,8 @@ def run(
     **Returns:** the `Results`.
     """
     begin = time.perf_counter()
-    init_key, pretrain_key, train_key, test_key = jr.split(jr.key(seed), 4)
+    init_key, pretrain_key, train_key, _ = jr.split(jr.key(seed), 4)
+    test_key = key_of_tests(seed)
     numbers = first + jnp.arange(restarts)
     keys = jax.vmap(lambda i: jr.fold_in(init_key, i))(numbers)
     optimizer = eqx.filter_vmap(experiment.make_optimizer)(keys)

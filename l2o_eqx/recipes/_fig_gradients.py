@@ -28,7 +28,8 @@ def fig9(setup: Setup) -> Figure:
             Panel("9", "ρ, p = 10", graph=rho(2.0)),
             Panel("9, near zero", "ρ between −2e⁻¹⁰ and 2e⁻¹⁰", graph=rho(2 * float(np.exp(-10.0)))),
         ],
-        notes="Not an experiment. ρ takes every value in (−1, 0) and (0, 1) at least twice, and jumps between ±1 at e⁻¹⁰.",
+        notes="Not an experiment. ρ takes every value in (−1, 0) and (0, 1) at least twice: it jumps "
+        "between ±1 at e⁻¹⁰.",
     )
 
 
@@ -71,7 +72,8 @@ def fig10(setup: Setup) -> Figure:
         ],
         (9, 10, 11),
         judge,
-        "ρ is eq. 5.2, one feature. The two-feature form is that of Andrychowicz et al., to whom the thesis ascribes ρ.",
+        "ρ is eq. 5.2, one feature. The two-feature form is that of Andrychowicz et al., to whom the thesis "
+        "ascribes ρ.",
     )
 
 
@@ -83,9 +85,9 @@ def fig11(setup: Setup) -> Figure:
     def judge(results: PanelResults) -> list[Verdict]:
         a, b = results["11a"], results["11b"]
         names = (_NORM, _NO_NORM)
-        norms = [np.median(panel[_NO_NORM].metrics["grad_norm"], axis=1) for panel in (b, a)]
+        small, large = (np.median(panel[_NO_NORM].metrics["grad_norm"], axis=1) for panel in (b, a))
         return [
-            judge_smaller(14, *norms, ("norm of the meta-gradient on MNIST", "on the quadratic")),
+            judge_smaller(14, small, large, ("norm of the meta-gradient on MNIST", "on the quadratic")),
             judge_smaller(15, a[_NORM].final, a[_NO_NORM].final, names, paired=True),
             judge_similar(16, b[_NORM].last(), b[_NO_NORM].last(), names, paired=True),
         ]

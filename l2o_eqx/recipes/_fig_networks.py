@@ -117,9 +117,10 @@ def fig13(setup: Setup) -> Figure:
         [_histogram(setup, f"13{p}", {k: series[k] for k in labels}) for p, labels in _PANELS.items()],
         (1, 18, 19, 20, 21),
         judge,
-        "5 super epochs of 160 steps, so 50 meta-updates: numbers of the released code, which has one Adam for all "
-        "100 restarts (`--as code`); here each restart has its own. Histograms show the last minibatch's loss, as "
-        "in the thesis; near 2.3 means that the mean of the last 20 is within 0.02 of ln 10.",
+        "5 super epochs of 160 steps, so 50 meta-updates: numbers of the released code, which has one Adam "
+        "for all 100 restarts (`--as code`); here each restart has its own. Histograms show the last "
+        "minibatch's loss, as in the thesis; near 2.3 means that the mean of the last 20 is within 0.02 of "
+        "ln 10.",
     )
 
 
@@ -157,8 +158,8 @@ def fig14(setup: Setup) -> Figure:
         ],
         (23,),
         judge,
-        "Weight and bias of a layer share an optimizer (`by_layer`). All of them share one Adam state, whose count the "
-        "released code advances once per layer.",
+        "Weight and bias of a layer share an optimizer (`by_layer`). There is one Adam for all; the "
+        "released code advances its count once per layer.",
     )
 
 
@@ -174,15 +175,12 @@ def fig15(setup: Setup) -> Figure:
         below = {p: {k: r.final < _LEARNED for k, r in results[f"15{p}"].items()} for p in _PAIR}
         above = results["15a"][_PER_LAYER].final >= _WORSE
         names = ("below 2 with one per layer", "with one optimizer")
-        norms = [
-            judge_smaller(
-                24,
-                *(np.median(r.metrics[f"grad_norm/layers.{i}"], axis=1) for i in (0, 1)),
-                (f"norm of the meta-gradient, hidden layer, {label}", "output layer"),
-                paired=True,
-            )
-            for label, r in ((label, results[f"15{p}"][_PER_LAYER]) for p, label in _PAIR.items())
-        ]
+        norms = []
+        for p, label in _PAIR.items():
+            metrics = results[f"15{p}"][_PER_LAYER].metrics
+            hidden, output = (np.median(metrics[f"grad_norm/layers.{i}"], axis=1) for i in (0, 1))
+            names_of_layers = (f"norm of the meta-gradient, hidden layer, {label}", "output layer")
+            norms.append(judge_smaller(24, hidden, output, names_of_layers, paired=True))
         return [
             judge_shares_differ(23, below["a"][_PER_LAYER], below["a"][_ONE], names, direction="less"),
             judge_share(19, above, "of sigmoid restarts at 2.5 or above, one per layer", at_most=0.05),
@@ -237,6 +235,6 @@ def fig17(setup: Setup) -> Figure:
         [_histogram(setup, f"17{p}", some) for p, some in series.items()],
         (28,),
         judge,
-        "Pretraining gives every coordinate a few gradients in turn, from a state of zero; the released code gives it "
-        "one and carries its state over to unrelated ones (`--as code`).",
+        "Pretraining gives every coordinate 16 gradients in turn, from a state of zero; the released code "
+        "gives it one and carries its state over to unrelated ones (`--as code`).",
     )

@@ -68,8 +68,8 @@ def fig7(setup: Setup) -> Figure:
         _length_panels(setup, 7, (320, epoch)),
         (5, 6),
         judge,
-        "The thesis's long training on the quadratic makes ten times the meta-updates of the short one; the third "
-        "curve gives the short one as many.",
+        "The thesis's long training on the quadratic makes ten times the meta-updates of the short one; the "
+        "third curve gives the short one as many.",
     )
 
 
@@ -129,8 +129,8 @@ def fig18(setup: Setup) -> Figure:
         ],
         (30, 31),
         judge,
-        "With as many steps, T = 8 makes four times the meta-updates of T = 32 (1000, 500, 250); panel c has about "
-        "500 for each.",
+        "With as many steps, T = 8 makes four times the meta-updates of T = 32 (1000, 500, 250); panel c has "
+        "about 500 for each.",
     )
 
 
@@ -178,16 +178,15 @@ def every_step(setup: Setup) -> Figure:
     def judge(results: PanelResults) -> list[Verdict]:
         found = results["every step"]
         often, window = found["every step, replayed"], found["every 16 steps"]
-        early = [
-            r.metrics["final_loss"][:, : r.metrics["final_loss"].shape[1] // 4 + 1].mean(1)
-            for r in (often, window)
-        ]
+        quarter = often.metrics["final_loss"].shape[1] // 4 + 1
+        soon, later = (r.metrics["final_loss"][:, :quarter].mean(1) for r in (often, window))
+        names = ("final loss in the first quarter of training, every step", "every 16 steps")
         longer = found["every 16 steps, 16 times as long"]
         return [
             combine(
                 33,
                 [
-                    judge_smaller(33, *early, ("early final loss in training, every step", "every 16 steps")),
+                    judge_smaller(33, soon, later, names),
                     judge_similar(
                         33, often.final, longer.final, ("every step", "every 16 steps, as many updates")
                     ),
@@ -202,6 +201,6 @@ def every_step(setup: Setup) -> Figure:
         [Panel("every step", "quadratic", series, restarts)],
         (33,),
         judge,
-        "The thesis gives this strategy up for its cost; here a step needs the time and the memory of one window, "
-        "however long the super epoch.",
+        "The thesis gives this strategy up for its cost; here a step needs the time and the memory of one "
+        "window, however long the super epoch.",
     )

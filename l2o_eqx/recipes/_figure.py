@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -48,16 +48,34 @@ class Figure:
     - `section`: of the thesis.
     - `claims`: numbers of the claims that `judge` decides.
     - `panels`: its experiments.
-    - `judge`: from the results to one verdict per claim.
+    - `judge`: from the results, and from what `extra` gave if there is one, to one verdict per claim.
     - `notes`: where the text and the released code differ here, and what else one must know.
+    - `extra`: from a seed to numbers that are no experiment's, as JSON has them, such as memory and times.
     """
 
     title: str
     section: str
     panels: Sequence[Panel]
     claims: tuple[int, ...] = ()
-    judge: Callable[[PanelResults], Sequence[Verdict]] = lambda results: ()
+    judge: Callable[..., Sequence[Verdict]] = lambda results: ()
     notes: str = ""
+    extra: Callable[[int], dict[str, Any]] | None = None
+
+    def verdicts(self, results: PanelResults, extra: Mapping[str, Any] | None = None) -> Sequence[Verdict]:
+        """What `judge` says.
+
+        **Arguments:**
+
+        - `results`: by panel, then by label.
+        - `extra`: what the field `extra` gave, computed or read from where it was kept.
+
+        **Raises:** `ValueError` if the figure has an `extra` and it is not given.
+        """
+        if self.extra is None:
+            return self.judge(results)
+        if extra is None:
+            raise ValueError(f"`Figure.verdicts(extra=...)` must be given: {self.title!r} is judged by it.")
+        return self.judge(results, extra)
 
     def experiments(self) -> dict[str, tuple[Experiment, int]]:
         """Every experiment and its number of restarts, by `panel/label`."""

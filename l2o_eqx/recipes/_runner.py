@@ -8,7 +8,8 @@ import os
 import queue
 import secrets
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What there is to do.
+
+    **Fields:**
+
+    - `restarts`: of all experiments together, those that figures share counted once.
+    - `kept`: how many of them earlier calls left on disk.
+    - `seconds`: roughly what the others take, in seconds of one core.
+    """
+
+    restarts: int
+    kept: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class _Job:
     name: str
     first: int
@@ -85,10 +102,9 @@ def run_all(
     if jax.default_backend() != "cpu":
         processes = 1
     processes = (os.cpu_count() or 1) if processes is None else processes
-    setup = plan.setup()
-    experiments = {name: e for name, e in plan.make_experiments(setup).items() if name in restarts}
+    experiments = _experiments(plan, restarts)
     jobs = {name: _jobs(name, e, restarts[name]) for name, e in experiments.items()}
-    missing = _missing(plan, experiments, jobs)
+    missing = _missing(_by_path(plan, experiments, jobs))
     costs = [experiments[job.name].work() * job.restarts for job in missing]
     total = sum(costs)
 
@@ -110,20 +126,64 @@ def run_all(
     }
 
 
+def outlook(plan: Plan, restarts: Mapping[str, int]) -> Outlook:
+    """What `run_all` with the same arguments would have to do."""
+    experiments = _experiments(plan, restarts)
+    jobs = {name: _jobs(name, e, restarts[name]) for name, e in experiments.items()}
+    found = _by_path(plan, experiments, jobs)
+    missing = _missing(found)
+    total = sum(job.restarts for job in found.values())
+    seconds = sum(experiments[job.name].work() * job.restarts for job in missing)
+    return Outlook(total, total - sum(job.restarts for job in missing), seconds)
+
+
+def load_kept(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Results]:
+    """What earlier calls left on disk, however many restarts they were asked for.
+
+    **Arguments:**
+
+    - `plan`: which experiments.
+    - `restarts`: at most so many of each, by name.
+
+    **Returns:** the results of the restarts 0, 1, … up to the first that is missing; experiments of which
+        there are none are left out.
+    """
+    kept = {}
+    for name, experiment in _experiments(plan, restarts).items():
+        parts = []
+        position = 0
+        folder = plan.path(experiment, 0, 0).parent
+        ends = [tuple(map(int, path.stem.split("-")[1:])) for path in folder.glob("restarts-*.npz")]
+        while fitting := [n for first, n in ends if first == position and first + n <= restarts[name]]:
+            parts.append(load(plan.path(experiment, position, max(fitting))))
+            position += max(fitting)
+        if parts:
+            kept[name] = join(parts)
+    return kept
+
+
+def _experiments(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Experiment]:
+    return {name: e for name, e in plan.make_experiments(plan.setup()).items() if name in restarts}
+
+
 def _jobs(name: str, experiment: Experiment, restarts: int) -> list[_Job]:
     size = experiment.restarts_per_job
     return [_Job(name, i, min(size, restarts - i)) for i in range(0, restarts, size)]
 
 
-def _missing(
+def _by_path(
     plan: Plan, experiments: Mapping[str, Experiment], jobs: Mapping[str, Sequence[_Job]]
-) -> list[_Job]:
-    # Experiments that figures share are run once. All experiments advance side by side, so that an
-    # interrupted call leaves as many restarts of each.
+) -> dict[Path, _Job]:
+    # Experiments that figures share are run once.
     found: dict[Path, _Job] = {}
     for some in jobs.values():
         for job in some:
             found.setdefault(plan.path(experiments[job.name], job.first, job.restarts), job)
+    return found
+
+
+def _missing(found: Mapping[Path, _Job]) -> list[_Job]:
+    # All experiments advance side by side, so that an interrupted call leaves as many restarts of each.
     missing = [job for path, job in found.items() if not path.exists()]
     return sorted(missing, key=lambda job: job.first)
 
@@ -171,7 +231,8 @@ def _run_in_processes(
     with concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_start_worker, initargs=(plan, reports)
     ) as pool:
-        futures = [pool.submit(_work, i, job) for i, job in enumerate(jobs)]
+        with _no_interrupts():
+            futures = [pool.submit(_work, i, job) for i, job in enumerate(jobs)]
         try:
             waiting = set(futures)
             while waiting:
@@ -193,6 +254,20 @@ def _run_in_processes(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    # Processes begin with the signals that are blocked where they are started. Until `_start_worker` is
+    # called they would answer an interrupt with a traceback.
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def save(path: Path, results: Results) -> None:

@@ -1,6 +1,7 @@
 """The thesis's two kinds of objective with its settings, at full scale or at a small one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -110,7 +111,7 @@ class Setup:
             super_epochs = min(super_epochs, 2)
         else:
             sizes = (32,)
-        family = MNIST(sizes, activation, batch_size, digits=self.digits)
+        family = self.mnist(sizes, activation, batch_size)
         make_optimizer = optimizer_maker(family, preprocessor or LogSign(), learning_rate, per_layer)
         common = {
             "family": family,
@@ -124,11 +125,27 @@ class Setup:
         }
         return Experiment(**{**common, **self._released(), **changes})
 
+    def mnist(self, *args: Any, **kwargs: Any) -> FromModel:
+        """`MNIST` on the digits of this setup, which all its families share."""
+        family = MNIST(*args, **kwargs, digits=self.digits)
+        return dataclasses.replace(family, data=self._data)
+
+    @functools.cached_property
+    def _data(self) -> PyTree[Array]:
+        return MNIST((1,), digits=self.digits).data
+
     def short_network(self, activation: str, **changes: Any) -> Experiment:
         """The networks of the histograms: 5 super epochs of 160 steps, so 50 meta-updates."""
         return self.network(
             activation, **{"num_steps": 160, "super_epochs": 5, "num_test_objectives": 1, **changes}
         )
+
+    def conv_network(self, activation: str, **changes: Any) -> Experiment:
+        """Two convolutions and a dense layer, with one optimizer for each of the three (sec. 5.4.3)."""
+        channels, batch_size = ((2, 2), 32) if self.quick else ((8, 8), 128)
+        family = self.mnist((), activation, batch_size, conv_channels=channels)
+        make_optimizer = optimizer_maker(family, LogSign(), 0.01, per_layer=True)
+        return self.network(activation, **{"family": family, "make_optimizer": make_optimizer, **changes})
 
     def _released(self) -> dict[str, Any]:
         return {"norm_floor": 1e-6, "shared_adam": True} if self.source == "code" else {}
@@ -151,9 +168,9 @@ def optimizer_maker(
 class NetworkProbe(eqx.Module):
     """What the weights of a trained classifier are like, measured on digits it was not trained on.
 
-    Called with an objective of `MNIST` and its params, it gives `held_out_loss`, `accuracy`, `entropy` (of the
-    outputs, in nats), and for an `MLP` of the last hidden layer `dead_units`, the share of units that give
-    the same value to all digits, and `hidden_size`, the root mean square of their values.
+    Called with an objective of `MNIST` and its params, it gives `held_out_loss`, `accuracy`, `entropy` (of
+    the outputs, in nats), and for an `MLP` of the last hidden layer `dead_units`, the share of units that
+    give the same value to all digits, and `hidden_size`, the root mean square of their values.
     """
 
     images: UInt8[Array, "digits 28 28"]

@@ -217,6 +217,18 @@ def combine(claim: int, verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(claim, status, statement, tuple(e for verdict in verdicts for e in verdict.estimates))
 
 
+def beside(verdict: Verdict, *estimates: Estimate) -> Verdict:
+    """The verdict with more numbers, which do not decide it but help to understand it.
+
+    **Arguments:**
+
+    - `verdict`: as it was decided.
+    - `estimates`: the numbers.
+    """
+    statement = "; ".join([verdict.statement, *(estimate.in_words() for estimate in estimates)])
+    return dataclasses.replace(verdict, statement=statement, estimates=(*verdict.estimates, *estimates))
+
+
 def _medians_and_ratio(a, b, names, paired, seed) -> tuple[Estimate, ...]:
     medians = [
         median_interval(values, _CONFIDENCE, seed, what=f"median of {name}")

@@ -158,12 +158,10 @@ class EveryStep(AbstractUpdateStrategy):
         later_params, later_state, record = run_steps(
             optimizer, objectives, params, state, filling, start=0, keys=loss_keys
         )
-        window = _Window(
-            *jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), (record.losses, record.grads)),
-            jax.tree.map(lambda x: jnp.stack([x] * self.window), _meta_params(arrays)),
-            params,
-            state,
-        )
+        # The oldest place is empty; the first step pushes it out.
+        losses, grads = jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), (record.losses, record.grads))
+        optimizers = jax.tree.map(lambda x: jnp.stack([x] * self.window), _meta_params(arrays))
+        window = _Window(losses, grads, optimizers, params, state)
         carry = (arrays, meta_state, later_params, later_state, window)
         carry, out = lax.scan(one_step, carry, jnp.arange(filling, num_steps))
         losses, meta_losses, metrics = out

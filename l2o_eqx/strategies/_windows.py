@@ -119,13 +119,15 @@ class EveryWindow(AbstractUpdateStrategy):
         starts = self.window * jnp.arange(num_full)
         carry = (arrays, meta_state, params, batched_init(optimizer, params))
         carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
-        losses, *per_update = out
+        losses, meta_losses, metrics = out
         losses = losses.reshape(-1, losses.shape[-1])
 
         rest = num_steps % self.window
         if self._trains_rest(num_steps):
             carry, (rest_losses, *last) = train_window(carry, num_steps - rest, rest)
-            per_update = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), per_update, last)
+            meta_losses, metrics = jax.tree.map(
+                lambda x, y: jnp.concatenate([x, y[None]]), (meta_losses, metrics), tuple(last)
+            )
             losses = jnp.concatenate([losses, rest_losses])
         arrays, meta_state, params, state = carry
         optimizer = eqx.combine(arrays, static)
@@ -134,7 +136,7 @@ class EveryWindow(AbstractUpdateStrategy):
                 optimizer, objectives, params, state, rest, start=num_steps - rest, keys=loss_keys
             )
             losses = jnp.concatenate([losses, record.losses])
-        return SuperEpoch(optimizer, meta_state, losses, *per_update)
+        return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics)
 
 
 class OncePerSuperEpoch(AbstractUpdateStrategy):

@@ -1,0 +1,242 @@
+"""What is written of a figure: the picture, tables of numbers, statistics."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from .._compare import _as_infinite, _quartiles
+from ._experiment import Experiment, Results
+from ._figure import Figure, Panel, PanelResults
+from ._panels import draw_curves_panel, draw_histogram_panel, draw_map_panel, figure_of_panels
+from ._setup import Scale
+from ._statistics import Estimate, histogram_counts, median_interval, near_chance, share_interval
+from ._thesis import CURVES, HISTOGRAMS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy")
+
+
+def cut(results: Results, *, restarts: int | None = None, steps: int | None = None) -> Results:
+    """The first restarts, and the first steps of the test, of some results."""
+    return dataclasses.replace(
+        results,
+        losses=results.losses[:restarts, :steps],
+        measured={name: values[:restarts] for name, values in results.measured.items()},
+        metrics={name: values[:restarts] for name, values in results.metrics.items()},
+    )
+
+
+def write_figure(
+    folder: Path,
+    name: str,
+    figure: Figure,
+    results: PanelResults,
+    *,
+    asked: Mapping[str, int],
+    scale: Scale,
+) -> dict[str, Path]:
+    """Writes the picture and the tables of a figure.
+
+    **Arguments:**
+
+    - `folder`, `name`: the files are `<folder>/<name>.png` and so on.
+    - `figure`, `results`: what there is to show.
+    - `asked`: how many restarts were asked for, by panel.
+    - `scale`: of the experiments.
+
+    **Returns:** the files: `picture`, `finals`, `curves`, if there is anything to be in them.
+    """
+    files: dict[str, Path] = {}
+    shown = {
+        panel.name: {label: cut(r, steps=panel.steps) for label, r in results[panel.name].items()}
+        for panel in figure.panels
+    }
+    if figure.panels:
+        files["picture"] = folder / f"{name}.png"
+        with replacing(files["picture"]) as path:
+            figure_of_panels(
+                *(
+                    functools.partial(_draw, panel=p, results=shown[p.name], asked=asked[p.name])
+                    for p in figure.panels
+                ),
+                scale=scale if any(panel.series for panel in figure.panels) else None,
+                path=path,
+            )
+    if any(panel.series for panel in figure.panels):
+        files["finals"] = folder / f"{name}-finals.csv"
+        with replacing(files["finals"]) as path:
+            _write_finals(path, shown)
+        files["curves"] = folder / f"{name}-curves.csv"
+        with replacing(files["curves"]) as path:
+            _write_curves(path, shown)
+    return files
+
+
+def _draw(axes: "Axes", *, panel: Panel, results: Mapping[str, Results], asked: int) -> str:
+    if panel.graph is not None:
+        return draw_map_panel(axes, *panel.graph, title=panel.title)
+    title = f"{panel.name}: {panel.title}, {_count(results, asked)}"
+    if panel.kind == "histogram":
+        reference = HISTOGRAMS.get(panel.name, {})
+        return draw_histogram_panel(axes, {k: r.final for k, r in results.items()}, reference, title=title)
+    reference = {
+        label: curve
+        for label, curve in CURVES.get(panel.name, {}).items()
+        if label in results and results[label].losses.shape[1] == curve.steps
+    }
+    return draw_curves_panel(axes, {k: r.losses for k, r in results.items()}, reference, title=title)
+
+
+def _count(results: Mapping[str, Results], asked: int) -> str:
+    numbers = sorted({len(r.losses) for r in results.values()})
+    there = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    of = "" if numbers == [asked] else f" of {asked}"
+    return f"{there}{of} restart{'s' * (asked != 1)}"
+
+
+def _write_finals(path: Path, panels: PanelResults) -> None:
+    names = sorted({name for series in panels.values() for r in series.values() for name in r.measured})
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["panel", "series", "restart", "final_loss", "mean_of_last_20", *names])
+        for panel, series in panels.items():
+            for label, r in series.items():
+                columns = [r.losses[:, -1], r.last(), *(r.measured.get(name) for name in names)]
+                for i in range(len(r.losses)):
+                    values = ("" if x is None else float(x[i]) for x in columns)
+                    writer.writerow([panel, label, i, *values])
+
+
+def _write_curves(path: Path, panels: PanelResults) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["panel", "series", "step", "q25", "median", "q75"])
+        for panel, series in panels.items():
+            for label, r in series.items():
+                quartiles = _quartiles(_as_infinite(r.losses))
+                writer.writerows([panel, label, i, *map(float, q)] for i, q in enumerate(quartiles.T))
+
+
+def describe_series(
+    panel: Panel, label: str, experiment: Experiment, results: Results, asked: int
+) -> dict[str, Any]:
+    """Statistics over the restarts of one series, and what the thesis has in its place.
+
+    **Arguments:**
+
+    - `panel`, `label`, `experiment`: which series.
+    - `results`: of its restarts.
+    - `asked`: how many restarts there should be.
+
+    **Returns:** a dict as JSON has them.
+    """
+    shown = cut(results, steps=panel.steps)
+    facts = {
+        "panel": panel.name,
+        "series": label,
+        "digest": experiment.digest,
+        "restarts": len(shown.losses),
+        "restarts_asked": asked,
+        "meta_updates": experiment.num_updates,
+        "steps": shown.losses.shape[1],
+        "final_loss": _spread(shown.final),
+        "mean_of_last_20": _spread(shown.last()),
+        "measured": {name: _spread(values.astype(float)) for name, values in shown.measured.items()},
+        "seconds": results.seconds,
+        "thesis": None,
+    }
+    if panel.kind == "histogram":
+        histogram = histogram_counts(shown.final)
+        chance = near_chance(shown.last()).shares()
+        facts["histogram"] = {
+            "counts": list(histogram.counts),
+            "not_finite": histogram.not_finite,
+            "shares": _shares(histogram.counts),
+            "chance": {name: share.to_json() for name, share in chance.items()},
+        }
+        theirs = HISTOGRAMS.get(panel.name, {}).get(label)
+        if theirs is not None:
+            facts["thesis"] = {"counts": list(theirs), "shares": _shares(theirs)}
+    elif label in CURVES.get(panel.name, {}):
+        curve = CURVES[panel.name][label]
+        facts["thesis"] = {
+            "steps": curve.steps,
+            "first_loss": curve.start,
+            "final_loss": curve.final,
+            "mean_of_last_20": curve.mean_last_20,
+        }
+    return facts
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    values = np.where(np.isfinite(values), values, np.inf)
+    interval = median_interval(values)
+    q25, _, q75 = _quartiles(values)
+    numbers = {
+        "median": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "q25": float(q25),
+        "q75": float(q75),
+    }
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+
+
+def _shares(counts: tuple[int, ...]) -> dict[str, Any]:
+    # Of the thesis's bins, the last but one has ln 10 in it.
+    parts: dict[str, int] = {
+        "below 2": sum(counts[:-2]),
+        "2 to 2.5": counts[-2],
+        "2.5 or above": counts[-1],
+    }
+    estimates: dict[str, Estimate] = {
+        name: share_interval(count, sum(counts), what=f"share {name}") for name, count in parts.items()
+    }
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
+
+
+def describe_environment() -> dict[str, Any]:
+    """The versions and the machine that numbers and times may depend on."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes strict JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which then takes the place of `path`; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

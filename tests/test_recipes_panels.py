@@ -212,6 +212,13 @@ def test_the_caption_says_each_thing_once():
     assert said.startswith("20 restarts, full scale. Line: median over restarts;")
     assert said.count("Line:") == 1 and said.count("Bars:") == 1
     assert caption(histogram_panel, restarts=1).startswith("1 restart. Bars:")
+
+    def without_thesis(axes):
+        return panels.draw_curves_panel(axes, {"a": falling(4.0)}, {}, title="curves")
+
+    for two in ((curves_panel, without_thesis), (without_thesis, curves_panel)):
+        said = caption(*two, scale="quick")
+        assert said.startswith("Quick scale. Line:") and said.count("Line:") == 1 and "hollow" in said
     assert caption(map_panel) == ""
 
 

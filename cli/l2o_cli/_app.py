@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
+    "reproduce": "Run the thesis's figures over many restarts; say which of its claims hold.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 

@@ -26,7 +26,8 @@ def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | N
     **Arguments:**
 
     - `work`: what to run.
-    - `on_first`: called at the first Ctrl-C instead of giving up; the second one gives up.
+    - `on_first`: called at the first Ctrl-C instead of giving up, which it does if it raises
+        `KeyboardInterrupt`; the second one gives up.
 
     **Returns:** what `work` returns.
 
@@ -65,7 +66,11 @@ def _wait(thread: threading.Thread, signals: list[int], on_first: Callable[[], N
             raise KeyboardInterrupt
         if signals and on_first is not None and not asked:
             asked = True
-            on_first()
+            try:
+                on_first()
+            except KeyboardInterrupt:
+                _Abandoned.any = True
+                raise
 
 
 def interrupted() -> NoReturn:

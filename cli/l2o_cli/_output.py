@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 # (number done, what to say about it)
-Update = Callable[[int, str], None]
+Update = Callable[[float, str], None]
 
 
 class Output:
@@ -39,7 +39,7 @@ class Output:
             typer.echo(dumps(content, indent=2))
 
     @contextmanager
-    def progress(self, name: str, total: int, waiting: str) -> Iterator[Update]:
+    def progress(self, name: str, total: float, waiting: str, *, percent: bool = False) -> Iterator[Update]:
         """A bar on a terminal, and a line at every tenth elsewhere.
 
         **Arguments:**
@@ -47,34 +47,36 @@ class Output:
         - `name`: of what is going on.
         - `total`: how many there are to do.
         - `waiting`: shown until the first one is done; may be empty.
+        - `percent`: shows the share that is done and not the numbers.
         """
         if self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TaskProgressColumn() if percent else MofNCompleteColumn(),
                 TextColumn("{task.fields[status]}"),
             )
             with Progress(*columns, console=self.console, transient=True) as bar:
                 task = bar.add_task(name, total=total, status=waiting)
                 eta = _remaining(total)
 
-                def update(done: int, status: str) -> None:
+                def update(done: float, status: str) -> None:
                     bar.update(task, completed=done, status=f"{status}{eta(done)}")
 
                 yield update
         else:
             if waiting:
                 self.say(f"{name}: {waiting}")
-            yield self._plain_update(name, total)
+            yield self._plain_update(name, total, percent)
 
-    def _plain_update(self, name: str, total: int) -> Update:
+    def _plain_update(self, name: str, total: float, percent: bool) -> Update:
         eta = _remaining(total)
         tenth = -1
 
-        def update(done: int, status: str) -> None:
+        def update(done: float, status: str) -> None:
             nonlocal tenth
-            text = f"{name} {done}/{total}: {status}{eta(done)}"
+            share = f"{done / total:.0%}" if percent else f"{done}/{total}"
+            text = f"{name} {share}: {status}{eta(done)}"
             if (10 * done) // total > tenth:
                 tenth = (10 * done) // total
                 self.say(text)
@@ -142,11 +144,11 @@ def _number(x: float) -> str:
     return f"{x:.4g}" if math.isfinite(x) else "diverged"
 
 
-def _remaining(total: int) -> Callable[[int], str]:
+def _remaining(total: float) -> Callable[[float], str]:
     # The first one includes the compilation and says nothing about the others.
-    begin: tuple[int, float] | None = None
+    begin: tuple[float, float] | None = None
 
-    def remaining(done: int) -> str:
+    def remaining(done: float) -> str:
         nonlocal begin
         now = time.monotonic()
         if begin is None and done > 0:

@@ -17,6 +17,8 @@ from ._fig_networks import fig12, fig13, fig14, fig15, fig17
 from ._fig_training import every_step, fig7, fig8, fig18, fig19
 from ._figure import Figure as Figure
 from ._figure import Panel as Panel
+from ._kept import Outlook as Outlook
+from ._report import write_report as write_report
 from ._reproduce import Reproduction as Reproduction
 from ._reproduce import Request as Request
 from ._reproduce import reproduce as reproduce

@@ -66,18 +66,19 @@ def write_figure(
         panel.name: {label: cut(r, steps=panel.steps) for label, r in results[panel.name].items()}
         for panel in figure.panels
     }
-    if figure.panels:
+    drawn = [panel for panel in figure.panels if shown[panel.name] or panel.graph is not None]
+    if drawn:
         files["picture"] = folder / f"{name}.png"
         with replacing(files["picture"]) as path:
             figure_of_panels(
                 *(
                     functools.partial(_draw, panel=p, results=shown[p.name], asked=asked[p.name])
-                    for p in figure.panels
+                    for p in drawn
                 ),
-                scale=scale if any(panel.series for panel in figure.panels) else None,
+                scale=scale if any(shown.values()) else None,
                 path=path,
             )
-    if any(panel.series for panel in figure.panels):
+    if any(shown.values()):
         files["finals"] = folder / f"{name}-finals.csv"
         with replacing(files["finals"]) as path:
             _write_finals(path, shown)
@@ -183,18 +184,17 @@ def describe_series(
     return facts
 
 
-def _spread(values: np.ndarray) -> dict[str, float | None]:
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    # None is infinite; a single restart has no interval.
     values = np.where(np.isfinite(values), values, np.inf)
-    interval = median_interval(values)
-    q25, _, q75 = _quartiles(values)
-    numbers = {
-        "median": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "q25": float(q25),
-        "q75": float(q75),
-    }
-    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+    median = median_interval(values)
+    q25, _, q75 = map(float, _quartiles(values))
+    ends = None if math.isnan(median.low) else [_finite(median.low), _finite(median.high)]
+    return {"median": _finite(median.value), "interval": ends, "q25": _finite(q25), "q75": _finite(q75)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _shares(counts: tuple[int, ...]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One meta-training and its test, repeated over restarts: what every figure is composed of."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,10 @@ from ..weightings import AbstractWeighting, Constant
 # Coordinates of all restarts together that one job trains on a CPU: short enough jobs to report progress
 # by, and to lose little when stopped.
 _JOB_COORDINATES = 2**17
+
+
+# Part of every digest: to be raised with any change after which equal settings give other results.
+_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Experiment:
     def digest(self) -> str:
         """Names the experiment: equal settings, equal digest."""
         optimizer = eqx.filter_eval_shape(self.make_optimizer, jr.key(0))
-        settings = {"make_optimizer": optimizer, "per_job": self.restarts_per_job}
+        settings = {"version": _VERSION, "make_optimizer": optimizer, "per_job": self.restarts_per_job}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             # What is left at its default is left out, so that a new field leaves old digests alone.
@@ -244,6 +249,13 @@ def _travel(optimizers, experiment, key):
         return sum(jax.tree.leaves(way)) / l2o.count_coordinates(experiment.family)
 
     return np.asarray(travel(optimizers))
+
+
+def no_results(experiment: Experiment) -> Results:
+    """The results of no restarts, in which everything that may be asked for is empty."""
+    measured = collections.defaultdict(lambda: np.zeros(0))
+    metrics = collections.defaultdict(lambda: np.zeros((0, experiment.super_epochs)))
+    return Results(np.zeros((0, experiment.test_steps)), measured, metrics, 0.0)
 
 
 def join(parts: Sequence[Results]) -> Results:

@@ -236,8 +236,9 @@ def figure_of_panels(
     marks = [panel(one) for panel, one in zip(panels, np.atleast_1d(axes), strict=True)]
     number = None if restarts is None else f"{restarts} restart{'s' * (restarts != 1)}"
     run = ", ".join(filter(None, (number, scale and f"{scale} scale")))
-    # Panels of one kind mean the same; it is said once.
-    sentences = filter(None, (run and f"{run}.", *dict.fromkeys(marks)))
+    # Panels of one kind mean the same; it is said once, and by the panel that has most to say.
+    said = [m for m in dict.fromkeys(marks) if not any(m != o and o.startswith(m[:-1]) for o in marks)]
+    sentences = filter(None, (run and f"{run[0].upper()}{run[1:]}.", *said))
     caption = textwrap.fill(" ".join(sentences), round(_LETTERS_PER_INCH * width))
     if caption:
         figure.supxlabel(caption, fontsize=9, color="#444444", x=0.01, ha="left", multialignment="left")

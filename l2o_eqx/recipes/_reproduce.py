@@ -3,14 +3,17 @@
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._artifacts import cut, describe_environment, describe_series, replacing, write_figure, write_json
-from ._experiment import Experiment, Results
-from ._figure import Figure, PanelResults
-from ._runner import Outlook, Plan, Progress, load_kept, outlook, run_all
+from ..data import load_mnist
+from ._artifacts import cut, describe_environment, describe_series, write_figure, write_json
+from ._experiment import Experiment, Results, no_results
+from ._figure import Figure, Panel, PanelResults
+from ._kept import Outlook, load_kept, outlook
+from ._runner import Plan, Progress, run_all
 from ._setup import Scale, Setup, Source
 from ._verdicts import Verdict
 
@@ -67,11 +70,19 @@ class Request:
             self.seed,
         )
 
-    def outlook(self) -> Outlook:
-        """How many restarts there are to run, how many are kept from earlier calls, and the time to expect."""
-        plan = self.plan
-        figures = {name: make(plan.setup()) for name, make in self.figures.items()}
-        return outlook(plan, self._asked(figures))
+    def make_figures(self) -> dict[str, Figure]:
+        """The figures by name; loads the digits."""
+        setup = self.plan.setup()
+        return {name: make(setup) for name, make in self.figures.items()}
+
+    def outlook(self, figures: Mapping[str, Figure]) -> Outlook:
+        """How many restarts there are, how many earlier calls kept, and the time to expect.
+
+        **Arguments:**
+
+        - `figures`: all or some of what `make_figures` gives.
+        """
+        return outlook(self.plan, _experiments(figures), self._asked(figures))
 
     def _asked(self, figures: Mapping[str, Figure]) -> dict[str, int]:
         return {
@@ -83,10 +94,14 @@ class Request:
 
 def experiments_of(setup: Setup, figures: Mapping[str, MakeFigure]) -> dict[str, Experiment]:
     """All experiments of some figures, by `figure/panel/label`."""
+    return _experiments({name: make(setup) for name, make in figures.items()})
+
+
+def _experiments(figures: Mapping[str, Figure]) -> dict[str, Experiment]:
     return {
         f"{name}/{key}": experiment
-        for name, make in figures.items()
-        for key, (experiment, _) in make(setup).experiments().items()
+        for name, figure in figures.items()
+        for key, (experiment, _) in figure.experiments().items()
     }
 
 
@@ -126,9 +141,11 @@ def reproduce(
     **Arguments:**
 
     - `request`: which figures, and how.
-    - `processes`: as in `run_all`.
-    - `partial`: runs nothing and takes the restarts that are on disk. Figures of which a series or a
-        measurement has nothing yet are left out.
+    - `processes`: how many to work in; by default one per core, on an accelerator this one. Several import
+        the calling script, which must be guarded by `if __name__ == "__main__":`.
+    - `partial`: runs nothing and takes the restarts that are on disk. Series without any are not drawn, and
+        claims that need them are undecided; figures of which there is nothing, or of which a measurement is
+        missing, are left out.
     - `progress`: is told how far the work is.
 
     **Returns:** the figures by name.
@@ -137,30 +154,31 @@ def reproduce(
     """
     plan = request.plan
     setup = plan.setup()
-    figures = {name: make(setup) for name, make in request.figures.items()}
+    figures = request.make_figures()
     asked = request._asked(figures)
     if partial:
         found = load_kept(plan, asked)
     else:
         found = run_all(plan, asked, processes=processes, progress=progress)
     reproductions = {}
-    for name, figure in figures.items():
+    # Measurements may take long: what needs none is written first.
+    for name, figure in sorted(figures.items(), key=lambda item: item[1].extra is not None):
         results = _by_panel(name, figure, found)
+        if figure.extra is not None and not partial:
+            progress(1.0, 1.0, f"{name}, measuring")
         extra = _extra(plan, setup, name, figure, measure=not partial)
-        if results is not None and (extra is not None or figure.extra is None):
+        there = any(results.values()) or not figure.experiments()
+        if there and (extra is not None or figure.extra is None):
             reproductions[name] = _write(request, setup, name, figure, results, extra)
-    return reproductions
+    return {name: reproductions[name] for name in figures if name in reproductions}
 
 
-def _by_panel(name: str, figure: Figure, found: Mapping[str, Results]) -> PanelResults | None:
-    results: dict[str, dict[str, Results]] = {panel.name: {} for panel in figure.panels}
-    for panel in figure.panels:
-        for label in panel.series:
-            key = f"{name}/{panel.name}/{label}"
-            if key not in found:
-                return None
-            results[panel.name][label] = found[key]
-    return results
+def _by_panel(name: str, figure: Figure, found: Mapping[str, Results]) -> PanelResults:
+    keys = {p.name: {label: f"{name}/{p.name}/{label}" for label in p.series} for p in figure.panels}
+    return {
+        panel: {label: found[key] for label, key in labels.items() if key in found}
+        for panel, labels in keys.items()
+    }
 
 
 def _extra(plan: Plan, setup: Setup, name: str, figure: Figure, *, measure: bool) -> dict[str, Any] | None:
@@ -172,7 +190,9 @@ def _extra(plan: Plan, setup: Setup, name: str, figure: Figure, *, measure: bool
     if not kept.exists():
         if not measure:
             return None
-        write_json(kept, figure.extra(plan.seed))
+        begin = time.perf_counter()
+        numbers = figure.extra(plan.seed)
+        write_json(kept, {"numbers": numbers, "seconds": time.perf_counter() - begin})
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
@@ -186,8 +206,8 @@ def _write(
 ) -> Reproduction:
     asked = {panel.name: request.restarts or panel.restarts for panel in figure.panels}
     files = write_figure(Path(request.folder), name, figure, results, asked=asked, scale=setup.scale)
-    judged = {panel: _common(series) for panel, series in results.items()}
-    verdicts = list(figure.verdicts(judged, extra))
+    judged = {panel.name: _common(panel, results[panel.name]) for panel in figure.panels}
+    verdicts = list(figure.verdicts(judged, extra["numbers"] if extra else None))
     facts = {
         "format": FORMAT,
         "name": name,
@@ -199,11 +219,18 @@ def _write(
         "files": {kind: path.name for kind, path in files.items()},
         "settings": _settings(request, setup),
         "verdicts": [verdict.to_json() for verdict in verdicts],
-        "judged_on": {panel: _restarts(series) for panel, series in judged.items() if series},
+        "judged_on": {panel: _restarts(series) for panel, series in results.items() if series},
         "series": [
             describe_series(panel, label, experiment, results[panel.name][label], asked[panel.name])
             for panel in figure.panels
             for label, experiment in panel.series.items()
+            if label in results[panel.name]
+        ],
+        "not_run": [
+            f"{panel.name}/{label}"
+            for panel in figure.panels
+            for label in panel.series
+            if label not in results[panel.name]
         ],
         "extra": extra,
         "environment": describe_environment(),
@@ -213,10 +240,12 @@ def _write(
     return Reproduction(figure, results, verdicts, {**files, "facts": path})
 
 
-def _common(series: Mapping[str, Results]) -> dict[str, Results]:
+def _common(panel: Panel, found: Mapping[str, Results]) -> dict[str, Results]:
     # Claims on restart i of one series and of another need both; an interrupted run may have one of them.
-    fewest = _restarts(series) if series else 0
-    return {label: cut(results, restarts=fewest) for label, results in series.items()}
+    return {
+        label: cut(found[label], restarts=_restarts(found)) if label in found else no_results(experiment)
+        for label, experiment in panel.series.items()
+    }
 
 
 def _restarts(series: Mapping[str, Results]) -> int:
@@ -224,11 +253,13 @@ def _restarts(series: Mapping[str, Results]) -> int:
 
 
 def _settings(request: Request, setup: Setup) -> dict[str, Any]:
+    digits = setup.digits
     return {
         "scale": setup.scale,
         "source": setup.source,
         "seed": request.seed,
         "restarts": request.restarts,
-        "data": setup.digits.describe(),
-        "data_sha256": setup.digits.sha256,
+        "data": "embedded" if digits.sha256 == load_mnist("embedded").sha256 else "tfds",
+        "data_description": digits.describe(),
+        "data_sha256": digits.sha256,
     }

@@ -9,6 +9,7 @@ import queue
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,23 +58,9 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outlook:
-    """What there is to do.
+class Job:
+    """Some restarts of the experiment `name`, from number `first` on."""
 
-    **Fields:**
-
-    - `restarts`: of all experiments together, those that figures share counted once.
-    - `kept`: how many of them earlier calls left on disk.
-    - `seconds`: roughly what the others take, in seconds of one core.
-    """
-
-    restarts: int
-    kept: int
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
     name: str
     first: int
     restarts: int
@@ -102,10 +89,10 @@ def run_all(
     if jax.default_backend() != "cpu":
         processes = 1
     processes = (os.cpu_count() or 1) if processes is None else processes
-    experiments = _experiments(plan, restarts)
-    jobs = {name: _jobs(name, e, restarts[name]) for name, e in experiments.items()}
-    missing = _missing(_by_path(plan, experiments, jobs))
-    costs = [experiments[job.name].work() * job.restarts for job in missing]
+    experiments = experiments_to_run(plan, restarts)
+    missing = missing_jobs(distinct_jobs(plan, experiments, restarts))
+    work = {name: experiments[name].work() for name in {job.name for job in missing}}
+    costs = [work[job.name] * job.restarts for job in missing]
     total = sum(costs)
 
     if processes == 1 or len(missing) < 2:
@@ -121,75 +108,41 @@ def run_all(
     else:
         _run_in_processes(plan, missing, costs, min(processes, len(missing)), progress)
     return {
-        name: join([load(plan.path(experiments[name], job.first, job.restarts)) for job in jobs[name]])
-        for name in experiments
+        name: join([load(plan.path(e, job.first, job.restarts)) for job in _jobs(name, e, restarts[name])])
+        for name, e in experiments.items()
     }
 
 
-def outlook(plan: Plan, restarts: Mapping[str, int]) -> Outlook:
-    """What `run_all` with the same arguments would have to do."""
-    experiments = _experiments(plan, restarts)
-    jobs = {name: _jobs(name, e, restarts[name]) for name, e in experiments.items()}
-    found = _by_path(plan, experiments, jobs)
-    missing = _missing(found)
-    total = sum(job.restarts for job in found.values())
-    seconds = sum(experiments[job.name].work() * job.restarts for job in missing)
-    return Outlook(total, total - sum(job.restarts for job in missing), seconds)
-
-
-def load_kept(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Results]:
-    """What earlier calls left on disk, however many restarts they were asked for.
-
-    **Arguments:**
-
-    - `plan`: which experiments.
-    - `restarts`: at most so many of each, by name.
-
-    **Returns:** the results of the restarts 0, 1, … up to the first that is missing; experiments of which
-        there are none are left out.
-    """
-    kept = {}
-    for name, experiment in _experiments(plan, restarts).items():
-        parts = []
-        position = 0
-        folder = plan.path(experiment, 0, 0).parent
-        ends = [tuple(map(int, path.stem.split("-")[1:])) for path in folder.glob("restarts-*.npz")]
-        while fitting := [n for first, n in ends if first == position and first + n <= restarts[name]]:
-            parts.append(load(plan.path(experiment, position, max(fitting))))
-            position += max(fitting)
-        if parts:
-            kept[name] = join(parts)
-    return kept
-
-
-def _experiments(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Experiment]:
+def experiments_to_run(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Experiment]:
+    """The plan's experiments that `restarts` names."""
     return {name: e for name, e in plan.make_experiments(plan.setup()).items() if name in restarts}
 
 
-def _jobs(name: str, experiment: Experiment, restarts: int) -> list[_Job]:
-    size = experiment.restarts_per_job
-    return [_Job(name, i, min(size, restarts - i)) for i in range(0, restarts, size)]
-
-
-def _by_path(
-    plan: Plan, experiments: Mapping[str, Experiment], jobs: Mapping[str, Sequence[_Job]]
-) -> dict[Path, _Job]:
-    # Experiments that figures share are run once.
-    found: dict[Path, _Job] = {}
-    for some in jobs.values():
-        for job in some:
-            found.setdefault(plan.path(experiments[job.name], job.first, job.restarts), job)
+def distinct_jobs(
+    plan: Plan, experiments: Mapping[str, Experiment], restarts: Mapping[str, int]
+) -> dict[Path, Job]:
+    """What experiments are cut into, by where its results belong: what figures share is there once."""
+    found: dict[Path, Job] = {}
+    for name, experiment in experiments.items():
+        for job in _jobs(name, experiment, restarts[name]):
+            found.setdefault(plan.path(experiment, job.first, job.restarts), job)
     return found
 
 
-def _missing(found: Mapping[Path, _Job]) -> list[_Job]:
+def missing_jobs(found: Mapping[Path, Job]) -> list[Job]:
+    """The jobs without results, in the order to run them."""
     # All experiments advance side by side, so that an interrupted call leaves as many restarts of each.
     missing = [job for path, job in found.items() if not path.exists()]
     return sorted(missing, key=lambda job: job.first)
 
 
+def _jobs(name: str, experiment: Experiment, restarts: int) -> list[Job]:
+    size = experiment.restarts_per_job
+    return [Job(name, i, min(size, restarts - i)) for i in range(0, restarts, size)]
+
+
 def _run_job(
-    plan: Plan, experiment: Experiment, job: _Job, tell: Callable[[float], None] = lambda share: None
+    plan: Plan, experiment: Experiment, job: Job, tell: Callable[[float], None] = lambda share: None
 ) -> None:
     results = run(
         experiment,
@@ -209,12 +162,20 @@ _WORKER: dict[str, Any] = {}
 def _start_worker(plan: Plan, reports: Any) -> None:
     # One thread per process: XLA's would only get into each other's way. XLA reads this when it starts.
     os.environ["NPROC"] = "1"
-    # The parent decides what an interrupt means.
+    # The parent decides what an interrupt means, and when it is killed there is nobody left to work for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _WORKER.update(plan=plan, reports=reports, experiments=plan.make_experiments(plan.setup()))
 
 
-def _work(index: int, job: _Job) -> None:
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(index: int, job: Job) -> None:
     def tell(share: float) -> None:
         _WORKER["reports"].put((index, share))
 
@@ -222,7 +183,7 @@ def _work(index: int, job: _Job) -> None:
 
 
 def _run_in_processes(
-    plan: Plan, jobs: Sequence[_Job], costs: Sequence[float], processes: int, progress: Progress
+    plan: Plan, jobs: Sequence[Job], costs: Sequence[float], processes: int, progress: Progress
 ) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()

@@ -18,11 +18,10 @@ from ..objectives import FromModel
 from ..optimizers import FromOptax
 from ._figure import Figure, PanelResults
 from ._setup import Setup
-from ._verdicts import Verdict, combine, judge_smaller
+from ._verdicts import Verdict, combine, judge_median
 
 _UNTRAINED, _TRAINED = "untrained", "after 100 steps of Adam"
 _STEPS = 100
-_RARE = 0.05
 
 
 def gradients(setup: Setup) -> Figure:
@@ -38,19 +37,14 @@ def gradients(setup: Setup) -> Figure:
         sizes, rare = [], []
         for stage in (_UNTRAINED, _TRAINED):
             found = {name: np.asarray(values) for name, values in extra[stage].items()}
-            bar = np.full(found["small"].shape, _RARE)
-            named = (f"twice the mean |∇| of the other weights, {stage}", "that of the output layer's biases")
+            biases, layers = found["output_bias"] / found["other"], found["hidden"] / found["output"]
+            mean = f"mean |∇| {stage}, "
             sizes += [
-                judge_smaller(12, 2 * found["other"], found["output_bias"], named),
-                judge_smaller(
-                    12,
-                    found["hidden"],
-                    found["output"],
-                    (f"mean |∇| of the hidden layer, {stage}", "output layer"),
-                ),
+                judge_median(12, biases, f"{mean}output layer's biases / all other weights", at_least=2.0),
+                judge_median(12, layers, f"{mean}hidden layer / output layer", at_most=1.0),
             ]
             rare += [
-                judge_smaller(13, found[name], bar, (f"share below e⁻¹⁰ of {what}, {stage}", "five percent"))
+                judge_median(13, found[name], f"share below e⁻¹⁰ {stage}, {what}", at_most=0.05)
                 for name, what in (("small", "all entries"), ("small_not_zero", "those not exactly zero"))
             ]
         return [combine(12, sizes), combine(13, rare)]
@@ -61,8 +55,9 @@ def gradients(setup: Setup) -> Figure:
         [],
         (12, 13),
         judge,
-        "Gradients of one minibatch. Much larger means twice as large, rare means at most 5 %. Pixels that are black "
-        "in the whole minibatch have weights with a gradient of exactly zero; means of |∇| leave these out.",
+        "Gradients of one minibatch. Much larger means twice as large, rare means at most 5 %. Pixels that "
+        "are black in the whole minibatch have weights with a gradient of exactly zero; means of |∇| leave "
+        "these out.",
         extra,
     )
 

@@ -69,7 +69,7 @@ def pretraining_loss(setup: Setup) -> Figure:
         [],
         (27,),
         judge,
-        "Optimizers with ρ, α = 0.01. The gradients of the squared error are so small that the ε = 1e-7 of Adam rules "
-        "their steps; a smaller ε shows what the loss itself can do.",
+        "Optimizers with ρ, α = 0.01. The gradients of the squared error are so small that the ε = 1e-7 of "
+        "Adam rules their steps; a smaller ε shows what the loss itself can do.",
         extra,
     )

@@ -63,7 +63,9 @@ def readout(setup: Setup) -> Figure:
         found = results["readout"]
         stuck = {label: r.final > 0.9 * r.at(0) for label, r in found.items()}
         others = [
-            share_interval(int(stuck[x].sum()), stuck[x].size, what=f"the same, {x}") for x in (_DENSE, _SUM)
+            share_interval(int(stuck[x].sum()), stuck[x].size, what=f"the same, {x}")
+            for x in (_DENSE, _SUM)
+            if stuck[x].size
         ]
         claimed = "of restarts that end above 90 % of where they begin, " + _BIASED
         return [beside(judge_share(2, stuck[_BIASED], claimed, at_least=0.5), *others)]
@@ -74,8 +76,9 @@ def readout(setup: Setup) -> Figure:
         [Panel("readout", "quadratic", series, setup.restarts("quadratic"))],
         (2,),
         judge,
-        "Learning nothing means to end above 90 % of the first loss; the claim asks it of half of the restarts. "
-        "The bias begins at zero. Its meta-gradient is a single number: normalized per tensor, it is always ±1.",
+        "Learning nothing means to end above 90 % of the first loss; the claim asks it of half of the "
+        "restarts. The bias begins at zero. Its meta-gradient is a single number: normalized per tensor, "
+        "it is always ±1.",
     )
 
 
@@ -116,8 +119,8 @@ def learning_rate(setup: Setup) -> Figure:
         ],
         (3,),
         judge,
-        "The thesis's α comes first; the claim holds if it gives the smallest median of all, on both objectives. "
-        "On MNIST these are the short trainings of figure 13.",
+        "The thesis's α comes first; the claim holds if it gives the smallest median of all, on both "
+        "objectives. On MNIST these are the short trainings of figure 13.",
     )
 
 
@@ -193,6 +196,6 @@ def transfer(setup: Setup) -> Figure:
         panels,
         (37,),
         judge,
-        "An optimizer carries over if it ends at no more than 1.25 times the loss of one that was trained on "
-        "functions of the size that both are tested on.",
+        "An optimizer carries over if it ends at no more than 1.25 times the loss of one that was trained "
+        "on functions of the size that both are tested on.",
     )

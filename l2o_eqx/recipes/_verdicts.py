@@ -1,6 +1,7 @@
 """Whether a claim of the thesis holds for the restarts that were run.
 
-A claim holds, or does not, only if a whole confidence interval says so; otherwise it is undecided.
+A claim holds, or does not, only if a whole confidence interval says so; otherwise it is undecided. So it
+is where there are no restarts yet, as in a figure that was interrupted.
 """
 
 import dataclasses
@@ -77,8 +78,10 @@ def judge_smaller(
     - `names`: what to call `a` and `b`.
     - `paired`, `seed`: as in `ratio_of_medians`.
 
-    **Raises:** `ValueError` as `ratio_of_medians` does.
+    **Raises:** `ValueError` as `ratio_of_medians` does for pairs.
     """
+    if not (a.size and b.size):
+        return _not_run(claim, names)
     estimates = _medians_and_ratio(a, b, names, paired, seed)
     ratio = estimates[-1]
     status = _status(holds=ratio.high < 1, fails=ratio.low > 1)
@@ -105,10 +108,12 @@ def judge_similar(
     - `claim`, `a`, `b`, `names`, `paired`, `seed`: as in `judge_smaller`.
     - `tolerance`: the factor, above 1.
 
-    **Raises:** `ValueError` as `ratio_of_medians` does, and for a `tolerance` that is not above 1.
+    **Raises:** `ValueError` as `ratio_of_medians` does for pairs, and for a `tolerance` that is not above 1.
     """
     if not tolerance > 1:
         raise ValueError(f"`judge_similar(tolerance=...)` must be above 1. Got tolerance={tolerance}.")
+    if not (a.size and b.size):
+        return _not_run(claim, names)
     estimates = _medians_and_ratio(a, b, names, paired, seed)
     low, high = estimates[-1].low, estimates[-1].high
     status = _status(
@@ -138,21 +143,40 @@ def judge_share(
     - `name`: what it does, in words.
     - `at_least`, `at_most`: the threshold; one of the two.
 
-    **Raises:** `ValueError` if there are no restarts, or unless just one threshold is given.
+    **Raises:** `ValueError` unless just one threshold is given.
     """
-    if (at_least is None) == (at_most is None):
-        raise ValueError(
-            f"`judge_share` needs either `at_least` or `at_most`. Got at_least={at_least}, at_most={at_most}."
-        )
+    if not flags.size:
+        return _not_run(claim, [f"share {name}"])
     share = share_interval(int(flags.sum()), flags.size, _CONFIDENCE, what=f"share {name}")
-    if at_least is not None:
-        status = _status(holds=share.low >= at_least, fails=share.high < at_least)
-        asked = f"asked for is at least {at_least:g}"
-    else:
-        assert at_most is not None
-        status = _status(holds=share.high <= at_most, fails=share.low > at_most)
-        asked = f"asked for is at most {at_most:g}"
-    return _verdict(claim, status, (share,), flags.size, asked)
+    return _judge_threshold("judge_share", claim, share, flags.size, at_least, at_most)
+
+
+def judge_median(
+    claim: int,
+    values: Float[np.ndarray, " restarts"],
+    name: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Verdict:
+    """Whether the median of some numbers is at least, or at most, a threshold.
+
+    It holds if the interval of the median lies on that side of the threshold, and does not hold if it lies
+    on the other.
+
+    **Arguments:**
+
+    - `claim`: its number.
+    - `values`: one per restart, or whatever else was repeated.
+    - `name`: what they are, in words.
+    - `at_least`, `at_most`: the threshold; one of the two.
+
+    **Raises:** `ValueError` unless just one threshold is given.
+    """
+    if not values.size:
+        return _not_run(claim, [name])
+    median = median_interval(values, _CONFIDENCE, what=f"median of {name}")
+    return _judge_threshold("judge_median", claim, median, values.size, at_least, at_most)
 
 
 def judge_shares_differ(
@@ -176,12 +200,14 @@ def judge_shares_differ(
     - `names`: what to call the two.
     - `direction`: `"less"` or `"greater"`.
 
-    **Raises:** `ValueError` if there are no restarts or for another `direction`.
+    **Raises:** `ValueError` for another `direction`.
     """
     if direction not in ("less", "greater"):
         raise ValueError(
             f"`judge_shares_differ(direction=...)` must be 'less' or 'greater'. Got direction={direction!r}."
         )
+    if not (flags_a.size and flags_b.size):
+        return _not_run(claim, names)
     shares = [
         share_interval(int(flags.sum()), flags.size, _CONFIDENCE, what=f"share of {name}")
         for flags, name in zip((flags_a, flags_b), names, strict=True)
@@ -237,6 +263,27 @@ def _medians_and_ratio(a, b, names, paired, seed) -> tuple[Estimate, ...]:
     what = f"{names[0]} / {names[1]}"
     ratio = ratio_of_medians(a, b, paired, confidence=_CONFIDENCE, seed=seed, what=what)
     return (*medians, ratio)
+
+
+def _not_run(claim: int, names: Sequence[str]) -> Verdict:
+    return Verdict(claim, "undecided", f"{' against '.join(names)}: not run yet", ())
+
+
+def _judge_threshold(
+    function: str, claim: int, found: Estimate, restarts: int, at_least: float | None, at_most: float | None
+) -> Verdict:
+    if (at_least is None) == (at_most is None):
+        raise ValueError(
+            f"`{function}` needs either `at_least` or `at_most`. Got at_least={at_least}, at_most={at_most}."
+        )
+    if at_least is not None:
+        status = _status(holds=found.low >= at_least, fails=found.high < at_least)
+        asked = f"asked for is at least {at_least:g}"
+    else:
+        assert at_most is not None
+        status = _status(holds=found.high <= at_most, fails=found.low > at_most)
+        asked = f"asked for is at most {at_most:g}"
+    return _verdict(claim, status, (found,), restarts, asked)
 
 
 def _status(*, holds: bool, fails: bool) -> Status:

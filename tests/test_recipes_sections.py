@@ -1,0 +1,316 @@
+"""Recipes of claims that have no figure: their parts, and what they decide on made-up results."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import assert_trees_close
+from jax import lax
+
+from l2o_eqx import data, recipes
+from l2o_eqx._inner import as_batch, batched_init, run_steps
+from l2o_eqx._replay import replay, suffix_sums
+from l2o_eqx.objectives import MNIST, Quadratic
+from l2o_eqx.objectives._minibatch import minibatch_indices
+from l2o_eqx.optimizers import CoordinatewiseLSTM
+from l2o_eqx.recipes import _experiment, _sec_baselines
+from l2o_eqx.recipes._sec_gradients import gradient_sizes
+from l2o_eqx.recipes._sec_settings import BiasedReadout, fluctuation
+from l2o_eqx.recipes._sec_windows import window_memory, window_times
+from l2o_eqx.recipes._statistics import median_interval
+from l2o_eqx.recipes._verdicts import beside, judge_median
+from l2o_eqx.strategies import EveryWindow
+
+DIGITS = data.load_mnist("embedded")
+SETUP = recipes.Setup(DIGITS, "quick")
+RESTARTS = 12
+
+
+def tiny(key):
+    return CoordinatewiseLSTM((2,), key=key)
+
+
+@pytest.fixture
+def biased(getkey):
+    lstm = CoordinatewiseLSTM((3,), learning_rate=0.1, linear_readout=True, key=getkey())
+    return BiasedReadout(lstm, jnp.asarray(0.7, jnp.float32))
+
+
+def test_a_bias_moves_every_coordinate_alike(biased, getkey):
+    params = {"a": jr.normal(getkey(), (3, 2)), "b": jr.normal(getkey(), (4,))}
+    state = biased.init(params)
+    with_bias, next_state = biased.update(params, state, None)
+    without, expected_state = biased.lstm.update(params, state, None)
+    assert_trees_close(with_bias, jax.tree.map(lambda u: u + 0.07, without), rtol=1e-6)
+    assert_trees_close(next_state, expected_state, rtol=0, atol=0)
+
+
+def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, getkey):
+    objective, key = Quadratic(5).sample(getkey()), getkey()
+    params = objective.init(getkey())
+    batch = params[None]
+    state = batched_init(biased, batch)
+
+    @eqx.filter_jit
+    def in_blocks(optimizer):
+        *_, record = run_steps(optimizer, as_batch(objective), batch, state, 4, start=0, keys=key[None])
+        cotangents = suffix_sums(record.grads, jnp.ones_like(record.losses))
+        return replay(optimizer, batch, state, record.grads, cotangents, block_size=2), cotangents
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def plain(optimizer):
+        def one_step(carry, step):
+            theta, h = carry
+            loss, grads = jax.value_and_grad(objective.loss)(theta, step, key)
+            updates, h = optimizer.update(lax.stop_gradient(grads), h, None)
+            return (theta + updates, h), loss
+
+        return jnp.sum(lax.scan(one_step, (params, state), jnp.arange(4))[1])
+
+    grads, cotangents = in_blocks(biased)
+    assert_trees_close(grads, plain(biased), rtol=1e-4, atol=1e-5)
+    # Every update has the bias in it once per coordinate, times α.
+    np.testing.assert_allclose(grads.bias, 0.1 * jnp.sum(cotangents), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "low, high, status",
+    [(2.1, 2.2, "holds"), (1.0, 1.9, "does not hold"), (1.0, 3.0, "undecided"), (2.5, np.inf, "holds")],
+)
+def test_a_median_is_at_least_what_its_whole_interval_is(low, high, status):
+    values = np.array([low] * 6 + [high] * 6)
+    assert judge_median(1, values, "them", at_least=2.0).status == status
+    opposite = {"holds": "does not hold", "does not hold": "holds"}
+    assert judge_median(1, values, "them", at_most=2.0).status == opposite.get(status, status)
+    assert judge_median(1, values[-4:], "them", at_least=2.0).status == "undecided"
+    with pytest.raises(ValueError, match="`judge_median` needs either"):
+        judge_median(1, values, "them")
+
+
+def test_numbers_beside_a_verdict_do_not_change_it():
+    verdict = judge_median(1, np.ones(9), "them", at_most=2.0)
+    more = beside(verdict, median_interval(np.full(9, 3.0), what="others"))
+    assert (more.claim, more.status) == (verdict.claim, verdict.status)
+    assert more.statement.startswith(verdict.statement) and more.statement.endswith("others: 3 (3 to 3)")
+    assert [e.value for e in more.estimates] == [1, 3]
+
+
+def falling(end, *, start=4.0, seed=0):
+    """Losses of restarts that fall from `start` to about `end`."""
+    spread = 1 + 0.02 * np.random.default_rng(seed).standard_normal((RESTARTS, 1))
+    return np.linspace(start, end * spread[:, 0], 40, axis=1).astype(np.float32)
+
+
+def made_up(figure, losses, metrics=lambda label: {}):
+    """Results of all experiments of a figure, from `(panel, label) -> losses`."""
+    return {
+        panel.name: {
+            label: recipes.Results(losses(panel.name, label), {}, metrics(label), 1.0)
+            for label in panel.series
+        }
+        for panel in figure.panels
+    }
+
+
+def statuses(name, losses=lambda panel, label: falling(1.0), *, extra=None, metrics=lambda label: {}):
+    figure = recipes.FIGURES[name](SETUP)
+    verdicts = figure.verdicts(made_up(figure, losses, metrics), extra)
+    assert tuple(v.claim for v in verdicts) == figure.claims
+    return {v.claim: v.status for v in verdicts}
+
+
+@pytest.mark.parametrize("end, status", [(3.9, "holds"), (1.0, "does not hold")])
+def test_a_readout_learns_nothing_above_90_percent(end, status):
+    assert statuses("readout", lambda panel, label: falling(end if "bias" in label else 1.0))[2] == status
+
+
+@pytest.mark.parametrize("better, status", [(None, "holds"), ("α=0.1", "does not hold")])
+def test_the_best_learning_rate_beats_all_others(better, status):
+    best = {"learning-rate a": "α=0.001", "learning-rate b": "α=0.01"}
+
+    def losses(panel, label):
+        if label == better:
+            return falling(0.5)
+        return falling(1.0 if best[panel] == label else 2.0, seed=len(label))
+
+    assert statuses("learning-rate", losses)[3] == status
+
+
+def test_fluctuation_is_what_a_line_leaves_over():
+    line = np.linspace(3.0, 1.0, 30)
+    swinging = line + 0.25 * (-1.0) ** np.arange(30)
+    diverged = np.where(np.arange(30) < 25, line, np.nan)
+    found = fluctuation(np.stack([line, swinging, diverged]).astype(np.float32))
+    assert found[0] < 1e-6 and found[2] == np.inf
+    # Twenty alternating values, less the little that a line through them explains.
+    np.testing.assert_allclose(found[1], 0.25, rtol=0.01)
+
+
+@pytest.mark.parametrize("power, status", [(-1, "holds"), (1, "does not hold")])
+def test_smaller_batches_fluctuate_more(power, status):
+    def losses(panel, label):
+        size = float(label.split()[0])
+        noise = np.random.default_rng(0).standard_normal((RESTARTS, 40))
+        return (2 + 0.01 * size**power * noise).astype(np.float32)
+
+    assert statuses("batch-size", losses)[4] == status
+
+
+@pytest.mark.parametrize("foreign, status", [(0.7, "holds"), (1.1, "holds"), (1.5, "does not hold")])
+def test_carrying_over_is_to_be_at_most_a_quarter_worse(foreign, status):
+    found = statuses("transfer", lambda panel, label: falling(foreign if "n=16" in label else 1.0))
+    assert found[37] == status
+
+
+@pytest.mark.parametrize(
+    "zero_share, end, expected",
+    [
+        ([0.0, 1.0, 0.3], 1.0, {25: "holds", 26: "holds"}),
+        ([0.0, 1.0, 0.3], 3.9, {25: "holds", 26: "does not hold"}),
+        ([0.0, 0.9, 0.9], 1.0, {25: "does not hold", 26: "undecided"}),
+    ],
+)
+def test_a_layer_has_vanished_after_a_super_epoch_of_zeros(zero_share, end, expected):
+    metrics = {
+        "zero_share/layers.0": np.tile(np.float32(zero_share), (RESTARTS, 1)),
+        "grad_norm/layers.0": np.ones((RESTARTS, 3), np.float32),
+    }
+    assert statuses("conv", lambda *_: falling(end), metrics=lambda label: metrics) == expected
+
+
+def test_the_blocks_of_the_convolutional_network_are_its_layers():
+    optimizer = eqx.filter_eval_shape(SETUP.conv_network("relu").make_optimizer, jr.key(0))
+    assert list(optimizer.blocks()) == ["layers.0", "layers.1", "layers.2"]
+
+
+def found_baselines(adam):
+    one = {"learning_rate": 0.01, "at_edge": False, "final": adam, "last": adam}
+    return {"SGD": {**one, "final": None, "last": None}, "Adam": one}
+
+
+@pytest.mark.parametrize(
+    "on_quadratic, on_network, status",
+    [(2.0, 0.2, "holds"), (0.5, 0.5, "does not hold"), (2.0, 3.0, "undecided")],
+)
+def test_learned_optimizers_beat_adam_on_quadratics_and_less_elsewhere(on_quadratic, on_network, status):
+    extra = {"quadratic": found_baselines(on_quadratic), "MNIST": found_baselines(on_network)}
+    assert statuses("baselines", extra=extra)[36] == status
+
+
+def test_baselines_see_the_draws_that_restarts_are_tested_on(monkeypatch):
+    monkeypatch.setattr(_sec_baselines, "_BASELINES", ("SGD",))
+    family = Quadratic(3, theta_std=0.5)
+    experiment = SETUP.quadratic(
+        family=family,
+        make_optimizer=tiny,
+        num_steps=6,
+        super_epochs=1,
+        strategy=EveryWindow(3),
+        num_test_objectives=5,
+    )
+    found = _sec_baselines.run_baselines(experiment, seed=4, num_tuning_objectives=2)["SGD"]
+    keys = [jr.split(k, 3) for k in jr.split(_experiment.key_of_tests(4), 5)]
+    trajectories = []
+    for okey, ikey, _ in keys:
+        objective = family.sample(okey)
+        matrix, target = np.asarray(objective.matrix), np.asarray(objective.target)
+        theta, losses = np.asarray(objective.init(ikey)), []
+        for _ in range(6):
+            residual = matrix @ theta - target
+            losses.append(residual @ residual)
+            theta = theta - found["learning_rate"] * 2 * matrix.T @ residual
+        trajectories.append(losses)
+    median = np.median(trajectories, axis=0)
+    np.testing.assert_allclose([found["final"], found["last"]], [median[-1], median.mean()], rtol=1e-4)
+    assert not found["at_edge"] and median[-1] < median[0]
+    learned = recipes.run(experiment, restarts=2, seed=4)
+    np.testing.assert_allclose(learned.losses[:, 0], median[0], rtol=1e-5)
+
+
+def test_gradient_sizes_are_those_of_the_gradient():
+    family = MNIST((3,), batch_size=8, digits=DIGITS)
+    key = jr.key(3)
+    found = gradient_sizes(family, num_networks=2, key=key)
+    for sizes in found.values():
+        small, zero, rest = (np.array(sizes[name]) for name in ("small", "zero", "small_not_zero"))
+        np.testing.assert_allclose(small, zero + (1 - zero) * rest, atol=1e-6)
+
+    sizes = {name: values[1] for name, values in found["untrained"].items()}
+    okey, ikey, lkey = jr.split(jr.split(key, 2)[1], 3)
+    objective = family.sample(okey)
+    grads = jax.grad(objective.loss)(objective.init(ikey), 0, lkey)
+    hidden, output = grads.layers
+    np.testing.assert_allclose(sizes["output_bias"], jnp.mean(jnp.abs(output.bias)), rtol=1e-5)
+    indices = minibatch_indices(0, lkey, num_examples=family.num_examples, batch_size=8)
+    black = np.sum(np.all(DIGITS.train_images[np.asarray(indices)] == 0, axis=0))
+    assert round(sizes["zero"] * (784 * 3 + 3 + 33 + 7)) == 3 * black
+    magnitudes = np.abs(np.concatenate([hidden.weight.ravel(), hidden.bias]))
+    np.testing.assert_allclose(sizes["hidden"], magnitudes[magnitudes > 0].mean(), rtol=1e-5)
+
+
+def gradient_numbers(**changes):
+    sizes = {"output_bias": 1.0, "other": 0.1, "hidden": 0.1, "output": 0.5, "small": 0.01}
+    stage = {name: [x] * RESTARTS for name, x in {**sizes, "small_not_zero": 0.01, **changes}.items()}
+    return {"untrained": stage, "after 100 steps of Adam": stage}
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, {12: "holds", 13: "holds"}),
+        ({"other": 0.6}, {12: "does not hold", 13: "holds"}),
+        ({"hidden": 0.6}, {12: "does not hold", 13: "holds"}),
+        ({"small": 0.4}, {12: "holds", 13: "does not hold"}),
+    ],
+)
+def test_gradients_are_judged_by_ratio_and_share(changes, expected):
+    assert statuses("gradients", extra=gradient_numbers(**changes)) == expected
+
+
+def test_memory_is_that_of_one_block_unless_everything_is_differentiated():
+    """2048 coordinates are four blocks of 512, and a step of a window costs a quarter."""
+    found = window_memory(Quadratic(2048), (2, 6), key=jr.key(0))
+    first, second = (found[order]["6"] - found[order]["2"] for order in ("first", "second"))
+    assert 0 < 3 * first < second
+
+
+def test_times_come_in_turn_for_every_window():
+    experiments = {
+        t: SETUP.quadratic(family=Quadratic(2), make_optimizer=tiny, num_steps=8, strategy=EveryWindow(t))
+        for t in (2, 4)
+    }
+    found = window_times(experiments, runs=3, key=jr.key(0))
+    assert list(found) == ["2", "4"]
+    assert all(len(runs) == 3 and min(runs) > 0 for runs in found.values())
+
+
+@pytest.mark.parametrize("ratio, status", [(3.0, "holds"), (1.0, "does not hold")])
+@pytest.mark.parametrize("per_step, memory", [(10**7, "holds"), (10**5, "does not hold")])
+def test_windows_are_judged_by_what_the_longest_need(ratio, status, per_step, memory):
+    extra = {
+        "bytes": {order: {"16": 16 * per_step, "64": 64 * per_step} for order in ("first", "second")},
+        "seconds_per_step": {"16": [1e-4] * 5, "64": [ratio * 1e-4] * 5},
+    }
+    assert statuses("windows", extra=extra) == {29: memory, 32: status}
+
+
+def pretrained(wrong):
+    return {"sign_agreement": [1 - wrong] * RESTARTS, "relative_error": [1.0] * RESTARTS}
+
+
+@pytest.mark.parametrize("small_epsilon, status", [(0.2, "holds"), (0.01, "does not hold")])
+def test_pretraining_losses_are_judged_by_wrong_signs(small_epsilon, status):
+    extra = {
+        "sign-weighted": pretrained(0.05),
+        "squared": pretrained(0.4),
+        "squared, ε = 1e-12": pretrained(small_epsilon),
+    }
+    assert statuses("pretraining-loss", extra=extra)[27] == status
+
+
+def test_verdicts_need_the_extra_of_a_figure():
+    with pytest.raises(ValueError, match=r"extra=.*must be given: 'What a window costs'"):
+        recipes.FIGURES["windows"](SETUP).verdicts({})

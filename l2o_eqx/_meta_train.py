@@ -296,7 +296,9 @@ def meta_step(
         side_by_side = chunk_size(num_objectives * count_coordinates(family))
 
         def train_all(*batches):
-            return lax.map(lambda batch: train(*batch), batches, batch_size=side_by_side)
+            # A batch of one would turn every product into a batched one, which takes twice the time.
+            batch_size = side_by_side if side_by_side > 1 else None
+            return lax.map(lambda batch: train(*batch), batches, batch_size=batch_size)
 
         arrays, meta_state, metrics = sharded_over_devices(train_all, restarts)(
             arrays, state.meta_optimizer_state, jr.split(key, restarts)

@@ -434,6 +434,21 @@ def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--num-steps", "8"], "The last 2 steps of each super epoch fill no window and train nothing"),
+        (["--num-steps", "7"], "The last 1 step of each"),
+        (["--num-steps", "8", "--remainder", "train"], None),
+        (["--num-steps", "7", "--strategy", "every-step"], None),
+    ],
+)
+def test_steps_that_train_nothing_are_counted(options, text, monkeypatch):
+    monkeypatch.setattr("l2o_eqx._compare.BASELINES", {})
+    output = l2o_cli("train", *TINY, "--super-epochs", 1, *options, "--out", "out").output
+    assert text in output if text else "The last" not in output
+
+
 @pytest.mark.parametrize("normalization", ["block", "clip", "none"])
 def test_other_normalizations_train(normalization, monkeypatch):
     monkeypatch.setattr("l2o_eqx._compare.BASELINES", {})

@@ -8,6 +8,7 @@ import numpy as np
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.strategies import EveryWindow
 
 from ._build import Parts
 from ._comparison import (
@@ -80,8 +81,21 @@ def _intention(parts: Parts, meta_parameters: int, coordinates: int) -> str:
         f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
         f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs "
         f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
-        f"on {describe_device()}"
+        f"on {describe_device()}{_untrained(parts)}"
     )
+
+
+def _untrained(parts: Parts) -> str:
+    num_steps = parts.config.meta.num_steps
+    if not isinstance(parts.strategy, EveryWindow):
+        return ""
+    rest = num_steps - parts.strategy.num_trained_steps(num_steps)
+    what = (
+        "step of each super epoch fills no window and trains"
+        if rest == 1
+        else ("steps of each super epoch fill no window and train")
+    )
+    return f". The last {rest} {what} nothing (--remainder)" if rest else ""
 
 
 def _meta_train(training: _Training) -> l2o.MetaSolution:

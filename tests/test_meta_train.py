@@ -49,7 +49,7 @@ def test_strategy_is_a_loop_over_meta_gradients(name, getkey):
     params = [f.init(k) for f, k in zip(objectives, jr.split(ikey, 2), strict=True)]
     states, keys, losses = [optimizer.init(p) for p in params], jr.split(lkey, 2), []
     window = 7 if isinstance(strategy, OncePerSuperEpoch) else strategy.window
-    trained = 7 if window == 7 else strategy.num_trained_steps(7)
+    trained = strategy.num_trained_steps(7) if isinstance(strategy, EveryWindow) else 7
     for start in range(0, trained, window):
         results = [
             l2o_eqx.meta_gradient(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._compare import LEARNING_RATES as LEARNING_RATES
     from ._compare import Comparison as Comparison
     from ._compare import compare as compare
+    from ._devices import use_cores as use_cores
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
     from ._meta_gradient import MetaGradient as MetaGradient
@@ -65,6 +66,7 @@ _NAMES = {
     name: module
     for module, names in {
         "_compare": "BASELINES LEARNING_RATES Comparison compare",
+        "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_train": "MetaSolution MetaState Progress count_meta_parameters default_meta_optimizer "

@@ -4,17 +4,62 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-_BATCH = PartitionSpec("batch")
+from .objectives import DEVICES
+
+_BATCH = PartitionSpec(DEVICES)
 
 # Coordinates that one batch may hold together: enough for wide operations, few enough for the optimizer's
 # state to stay in the cache.
 _CHUNK_COORDINATES = 2048
 _CHUNK_COORDINATES_ACCELERATOR = 2**20
+
+
+def use_cores(count: int | None = None) -> int:
+    """Makes a device of every core, over which trainings and evaluations are then spread.
+
+    XLA alone gets little out of a second core, because a learned optimizer's operations are small. The
+    command line calls this; call it yourself before anything is computed with JAX. On an accelerator it
+    changes nothing.
+
+    **Arguments:**
+
+    - `count`: how many; by default one per core that this process may use.
+
+    **Returns:** how many there are now.
+
+    **Raises:** `ValueError` for less than one; `RuntimeError` if JAX has started already.
+    """
+    if count is None:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count < 1:
+        raise ValueError(f"`use_cores(count={count})`: there must be at least one.")
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "`use_cores()` must be called before JAX computes anything in this process."
+        ) from error
+    # The devices of one host share a pool of threads, in which each needs one to wait in: with as many
+    # threads as devices jaxlib 0.10.2 can wait for a free one for ever. XLA reads this when it starts.
+    os.environ.setdefault("NPROC", str(count + _SPARE_THREADS))
+    return count
+
+
+_SPARE_THREADS = 2
+
+
+def num_devices() -> int:
+    """How many devices work may be spread over."""
+    # Devices of a host are used only if their pool has threads to spare, see `use_cores`.
+    if jax.default_backend() == "cpu" and int(os.environ.get("NPROC", 0)) <= jax.local_device_count():
+        return 1
+    return jax.local_device_count()
 
 
 def chunk_size(num_coordinates: int) -> int:
@@ -29,24 +74,36 @@ def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..
     For functions that treat the `size` entries of that axis independently. If the devices do not divide
     `size` evenly, the largest number of them that does is used; with one device nothing changes.
     """
-    mesh = _mesh(size)
+    return over_devices(function, mesh_for(size), _BATCH, _BATCH)
+
+
+def over_devices(
+    function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`shard_map`, or with no mesh the function itself."""
     if mesh is None:
         return function
-    return jax.shard_map(function, mesh=mesh, in_specs=_BATCH, out_specs=_BATCH, check_vma=False)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def place(tree: PyTree, size: int) -> PyTree:
-    """Arrays with a leading axis of `size`, placed as `sharded_over_devices` leaves its results."""
-    mesh = _mesh(size)
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, _BATCH))
+def share_out(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Arrays with their leading axis shared out over the devices of a mesh."""
+    return _put(tree, mesh, _BATCH)
 
 
-def _mesh(size):
-    # Several devices made of one host share a pool of as many threads as cores, and can all wait for a free
-    # one for ever (jaxlib 0.10.2 did, on two cores), unless the variable NPROC asks for more. XLA's own
-    # threads use the cores at least as well (docs/performance.md), so that nothing is lost.
-    if jax.default_backend() == "cpu" and "NPROC" not in os.environ:
-        return None
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
-    return None if count == 1 else Mesh(np.array(devices[:count]), ("batch",))
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """A copy of all arrays on every device of a mesh."""
+    return _put(tree, mesh, PartitionSpec())
+
+
+def _put(tree, mesh, spec):
+    if mesh is None:
+        return tree
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, spec)), static)
+
+
+def mesh_for(size: int) -> Mesh | None:
+    """The largest number of devices that shares out `size` entries evenly, if it is more than one."""
+    count = max(n for n in range(1, num_devices() + 1) if size % n == 0)
+    return None if count == 1 else Mesh(np.array(jax.local_devices()[:count]), (DEVICES,))

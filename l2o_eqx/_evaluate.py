@@ -9,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, sharded_over_devices
-from ._inner import batched_init, init_params, run_steps
+from ._devices import chunk_size, mesh_for, sharded_over_devices
+from ._inner import init_params, run_steps
+from ._layout import batched_init
 from ._types import Keys, Params
 from .objectives import AbstractObjective, AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
@@ -94,10 +95,13 @@ def run_on(
     *,
     num_steps: int,
     measure: Measure | None = None,
+    share_out: bool = True,
 ) -> tuple[Float[Array, "objectives steps"], PyTree]:
-    """As `losses_on`, with what is measured on the params after the last step."""
-    num_objectives = keys.shape[0]
-    size = min(num_objectives, chunk_size(count_coordinates(family)))
+    """As `losses_on`, with what is measured on the params after the last step.
+
+    With `share_out=False`, on the device it is called on.
+    """
+    side_by_side = chunk_size(count_coordinates(family))
 
     def run_chunk(keys):
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
@@ -113,20 +117,28 @@ def run_on(
 
     def run_shard(keys):
         # The last chunk is filled up with objectives that are run again and left out of the result.
+        size = min(keys.shape[0], side_by_side)
         num_chunks = -(-keys.shape[0] // size)
         padded = keys[jnp.arange(num_chunks * size) % keys.shape[0]]
         chunks = lax.map(run_chunk, padded.reshape(num_chunks, size, *keys.shape[1:]))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: keys.shape[0]], chunks)
 
-    return sharded_over_devices(run_shard, num_objectives)(keys)
+    return (sharded_over_devices(run_shard, keys.shape[0]) if share_out else run_shard)(keys)
 
 
 @eqx.filter_jit
 def _evaluate(optimizer, family, keys, num_steps, restarts, measure):
-    def run(optimizer):
-        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure)
-
     if restarts is None:
-        return run(optimizer)
+        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure)
     arrays, static = eqx.partition(optimizer, eqx.is_array)
-    return lax.map(lambda a: run(eqx.combine(a, static)), arrays)
+    # The devices share out the restarts, or if that is not even, each restart's objectives.
+    by_restart = mesh_for(restarts) is not None
+
+    def run(arrays):
+        optimizer = eqx.combine(arrays, static)
+        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=not by_restart)
+
+    def run_all(arrays):
+        return lax.map(run, arrays)
+
+    return (sharded_over_devices(run_all, restarts) if by_restart else run_all)(arrays)

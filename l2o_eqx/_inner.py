@@ -1,8 +1,4 @@
-"""One inner optimization step for a batch of objectives: the only place where gradients are taken.
-
-Everything in this module carries an axis for the objectives in front of every leaf of params and
-gradients. One objective is a batch of one.
-"""
+"""Inner optimization steps for a batch of objectives: the only place where gradients are taken."""
 
 import equinox as eqx
 import jax
@@ -10,13 +6,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from ._layout import batched_update, lay_out
 from ._types import Keys, Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer, PerLayer
+from .optimizers import AbstractOptimizer
 
 
 class Record(eqx.Module):
-    """What a number of inner steps leave behind, the steps on the leading axis."""
+    """What a number of inner steps leave behind, the steps on the leading axis.
+
+    The gradients are laid out as the optimizer was shown them, see `lay_out`.
+    """
 
     losses: Float[Array, "steps objectives"]
     grads: PyTree[Float[Array, "..."]]
@@ -26,59 +26,6 @@ def as_batch(objective: AbstractObjective) -> ObjectiveBatch:
     """A batch of one; nothing is copied."""
     own, shared = eqx.partition(objective, False)
     return ObjectiveBatch(own, shared)
-
-
-def add_axis(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[None], tree)
-
-
-def drop_axis(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0], tree)
-
-
-def batched_init(optimizer: AbstractOptimizer, params: Params) -> State:
-    """`optimizer.init` for params with an objectives axis."""
-    # To a coordinatewise optimizer a batch of objectives is just more coordinates, which makes one wide
-    # matrix product out of many narrow ones.
-    if optimizer.coordinatewise:
-        return optimizer.init(params)
-    if isinstance(optimizer, PerLayer):
-        return optimizer.init_with(batched_init, params, like=of_one(params))
-    return jax.vmap(optimizer.init)(params)
-
-
-def batched_update(
-    optimizer: AbstractOptimizer, grads: Params, state: State, params: Params
-) -> tuple[Params, State]:
-    """`optimizer.update` for params with an objectives axis and a state from `batched_init`."""
-    if optimizer.coordinatewise:
-        return optimizer.update(grads, state, params)
-    if isinstance(optimizer, PerLayer):
-        return optimizer.update_with(batched_update, grads, state, params, like=of_one(params))
-    return jax.vmap(optimizer.update)(grads, state, params)
-
-
-def to_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
-    """The state of one objective as that of a batch of one."""
-    return _map_state(optimizer, state, add_axis)
-
-
-def from_batched_state(optimizer: AbstractOptimizer, state: State) -> State:
-    """The inverse of `to_batched_state`."""
-    return _map_state(optimizer, state, drop_axis)
-
-
-def _map_state(optimizer, state, function):
-    if optimizer.coordinatewise:
-        return state
-    if isinstance(optimizer, PerLayer):
-        return {name: _map_state(optimizer.optimizers[name], s, function) for name, s in state.items()}
-    return function(state)
-
-
-def of_one(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes of one objective's part of a tree with an objectives axis."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
 
 
 def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
@@ -123,6 +70,7 @@ def run_steps(
         if detach_state:
             state = lax.stop_gradient(state)
         losses, grads = losses_and_grads(objectives, params, step, keys)
+        grads = lay_out(optimizer, state, grads)
         updates, state = batched_update(optimizer, grads, state, params)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 

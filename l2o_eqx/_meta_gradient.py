@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._inner import (
-    Record,
+from ._inner import Record, as_batch, losses_and_grads, run_steps
+from ._layout import (
     add_axis,
-    as_batch,
+    cut_like,
     drop_axis,
     from_batched_state,
-    losses_and_grads,
-    run_steps,
+    lay_out,
     to_batched_state,
+    uncut,
 )
-from ._replay import replay, suffix_sums
+from ._replay import replay
 from ._types import Keys, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer
@@ -187,28 +187,29 @@ def batch_meta_gradient(
     def meta_loss_of(losses):
         return mean_meta_loss(weighting, losses, start, num_steps)
 
-    def run(optimizer):
+    def run(optimizer, state):
         *end, record = run_steps(
             optimizer, objectives, params, state, window, start=start, keys=keys, detach_state=detach_state
         )
         if lookahead:
-            last = Record(*add_axis(losses_and_grads(objectives, end[0], start + window, keys)))
+            losses, grads = losses_and_grads(objectives, end[0], start + window, keys)
+            last = Record(*add_axis((losses, lay_out(optimizer, state, grads))))
             record = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), record, last)
-        return end, record
+        return *end, record
 
     if order == "second":
 
         @eqx.filter_value_and_grad(has_aux=True)
         def through_everything(optimizer):
-            end, record = run(optimizer)
-            return meta_loss_of(record.losses), (end, record)
+            params, end, record = run(optimizer, uncut(state))
+            return meta_loss_of(record.losses), (params, cut_like(end, state), record)
 
-        (meta_loss, (end, record)), grads = through_everything(optimizer)
+        (meta_loss, (*end, record)), grads = through_everything(optimizer)
     else:
-        end, record = run(optimizer)
+        *end, record = run(optimizer, state)
         meta_loss, weights = jax.value_and_grad(meta_loss_of)(record.losses)
-        cotangents = suffix_sums(record.grads, weights)
-        grads = replay(optimizer, params, state, record.grads, cotangents, detach_state=detach_state)
+        grads = replay(optimizer, params, state, record.grads, weights, detach_state=detach_state)
+    meta_loss, grads = objectives.mean_over_devices((meta_loss, grads))
     return BatchMetaGradient(record.losses, meta_loss, grads, *end)
 
 
@@ -231,23 +232,20 @@ def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -
 @eqx.filter_jit
 def _recorded_meta_gradient(optimizer, grads, losses, params, state, start, length, weighting):
     weights = jax.grad(lambda x: weighting(x, start, length))(losses)
-    record = jax.tree.map(lambda g: g[:, None], grads)
-    return replay(
-        optimizer,
-        add_axis(params),
-        to_batched_state(optimizer, state),
-        record,
-        suffix_sums(record, weights[:, None]),
-    )
+    params = add_axis(params)
+    state = to_batched_state(optimizer, state, params)
+    record = jax.vmap(lambda g: lay_out(optimizer, state, add_axis(g)))(grads)
+    return replay(optimizer, params, state, record, weights[:, None])
 
 
 @eqx.filter_jit
 def _meta_gradient(optimizer, objective, params, state, *, key, **settings):
+    params = add_axis(params)
     result = batch_meta_gradient(
         optimizer,
         as_batch(objective),
-        add_axis(params),
-        to_batched_state(optimizer, state),
+        params,
+        to_batched_state(optimizer, state, params),
         keys=key[None],
         **settings,
     )
@@ -256,5 +254,5 @@ def _meta_gradient(optimizer, objective, params, state, *, key, **settings):
         result.meta_loss,
         result.grads,
         drop_axis(result.params),
-        from_batched_state(optimizer, result.state),
+        from_batched_state(optimizer, result.state, params),
     )

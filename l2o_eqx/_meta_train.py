@@ -9,11 +9,13 @@ import jax.random as jr
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, place, sharded_over_devices
-from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
+from ._devices import chunk_size, mesh_for, num_devices, over_devices, replicate, share_out
+from ._layout import default_block_size, has_blocks
+from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
 from .transforms import unit_norm
@@ -187,6 +189,8 @@ def meta_train(
             "meta-optimizer and restarts as those given."
         )
 
+    # Once, and not again for every super epoch.
+    family = replicate(family, _spread(optimizer, family, strategy, num_objectives, restarts)[0])
     rows = []
     result = "completed"
     while int(state.super_epoch) < super_epochs:
@@ -207,7 +211,10 @@ def meta_train(
             result = "stopped"
             break
     metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-    return MetaSolution(state.optimizer, result, metrics, state)
+    # Back from the devices that took part, so that the result can be used with anything.
+    arrays, static = eqx.partition(state, eqx.is_array)
+    moved: MetaState = eqx.combine(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), arrays), static)
+    return MetaSolution(moved.optimizer, result, metrics, moved)
 
 
 def init_meta_state(
@@ -236,12 +243,9 @@ def init_meta_state(
         return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
     check_restarts("meta_train", optimizer, restarts)
     meta_state = jax.vmap(meta_optimizer.init)(meta_params)
-    arrays, static = eqx.partition(optimizer, eqx.is_array)
-    arrays, meta_state = place((arrays, meta_state), restarts)
-    return MetaState(eqx.combine(arrays, static), meta_state, super_epoch)
+    return MetaState(optimizer, meta_state, super_epoch)
 
 
-@eqx.filter_jit
 def meta_step(
     state: MetaState,
     family: AbstractObjectiveFamily,
@@ -260,49 +264,111 @@ def meta_step(
 
     **Returns:** the next state, and the metrics of `Progress` as device arrays.
     """
+    mesh, spread = _spread(state.optimizer, family, strategy, num_objectives, restarts)
+    put = replicate if restarts is None else share_out
+    state = MetaState(
+        put(state.optimizer, mesh),
+        put(state.meta_optimizer_state, mesh),
+        replicate(state.super_epoch, mesh),
+    )
+    return _meta_step(
+        state,
+        family,
+        strategy,
+        weighting,
+        meta_optimizer,
+        num_steps,
+        num_objectives,
+        restarts,
+        key,
+        mesh,
+        spread,
+    )
 
+
+def _spread(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    strategy: AbstractUpdateStrategy,
+    num_objectives: int,
+    restarts: int | None,
+) -> tuple[Mesh | None, Spread | None]:
+    # The devices to use, and what of a training without restarts they share out. Least is exchanged if that
+    # is restarts, more with objectives (a meta-gradient per update), most with coordinates (every update).
+    if restarts is not None:
+        return mesh_for(restarts), None
+    if (mesh := mesh_for(num_objectives)) is not None:
+        return mesh, "objectives"
+    count = num_devices()
+    wide = num_objectives * count_coordinates(family) >= count * default_block_size()
+    if count > 1 and wide and has_blocks(optimizer) and strategy.coordinates_apart():
+        return mesh_for(count), "coordinates"
+    return None, None
+
+
+@eqx.filter_jit
+def _meta_step(
+    state,
+    family,
+    strategy,
+    weighting,
+    meta_optimizer,
+    num_steps,
+    num_objectives,
+    restarts,
+    key,
+    mesh,
+    spread,
+):
     def meta_update(optimizer, meta_state, grads):
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
         return eqx.apply_updates(optimizer, updates), meta_state
 
-    def train(arrays, meta_state, key):
-        okey, ikey, lkey = jr.split(key, 3)
+    def draw(key):
+        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
+
+    def train(arrays, meta_state, keys):
+        okeys, ikeys, lkeys = keys
+        objectives = sample_objectives(family, okeys, spread=spread)
         result = strategy.super_epoch(
             eqx.combine(arrays, static),
             meta_state,
-            sample_objectives(family, jr.split(okey, num_objectives)),
+            objectives,
             meta_update=meta_update,
             weighting=weighting,
             num_steps=num_steps,
-            init_keys=jr.split(ikey, num_objectives),
-            loss_keys=jr.split(lkey, num_objectives),
+            init_keys=ikeys,
+            loss_keys=lkeys,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
+        losses = {"mean_loss": jnp.mean(result.losses), "final_loss": jnp.mean(result.losses[-1])}
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
-            "mean_loss": jnp.mean(result.losses),
-            "final_loss": jnp.mean(result.losses[-1]),
+            **objectives.mean_over_devices(losses),
             **{name: jnp.mean(values) for name, values in result.metrics.items()},
             "skipped_updates": sum((count for _, count in skipped), jnp.asarray(0)),
         }
         return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
+    meta_state = state.meta_optimizer_state
     key = jr.fold_in(key, state.super_epoch)
+    all_alike, shared_out = PartitionSpec(), PartitionSpec(DEVICES)
     if restarts is None:
-        arrays, meta_state, metrics = train(arrays, state.meta_optimizer_state, key)
+        in_specs = (all_alike, all_alike, shared_out if spread == "objectives" else all_alike)
+        run = over_devices(train, mesh, in_specs, all_alike)
+        arrays, meta_state, metrics = run(arrays, meta_state, draw(key))
     else:
         side_by_side = chunk_size(num_objectives * count_coordinates(family))
 
         def train_all(*batches):
             # A batch of one would turn every product into a batched one, which takes twice the time.
             batch_size = side_by_side if side_by_side > 1 else None
-            return lax.map(lambda batch: train(*batch), batches, batch_size=batch_size)
+            return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)
 
-        arrays, meta_state, metrics = sharded_over_devices(train_all, restarts)(
-            arrays, state.meta_optimizer_state, jr.split(key, restarts)
-        )
+        run = over_devices(train_all, mesh, shared_out, shared_out)
+        arrays, meta_state, metrics = run(arrays, meta_state, jr.split(key, restarts))
     optimizer = eqx.combine(arrays, static)
     return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics
 

@@ -6,21 +6,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ._inner import batched_update, of_one
-from ._misc import ravel, tree_dtype
+from ._layout import BlockedState, drop_axis, lay_out, of_one
 from ._types import Params, State
 from .optimizers import AbstractOptimizer, PerLayer
 
-# Coordinates per block. On a CPU (measured, docs/performance.md) smaller blocks pay for more loop
-# iterations and larger ones fall out of the cache; an accelerator needs wide operations to be busy.
-_BLOCK_SIZE_CPU = 512
-_BLOCK_SIZE_ACCELERATOR = 2**16
-
 
 def suffix_sums(
-    grads: PyTree[Float[Array, "losses objectives ..."]],
-    weights: Float[Array, "losses objectives"],
-) -> PyTree[Float[Array, "updates objectives ..."]]:
+    grads: PyTree[Float[Array, "losses axis ..."]],
+    weights: Float[Array, "losses axis"],
+) -> PyTree[Float[Array, "updates axis ..."]]:
     """λ_τ = Σ_{t>τ} w_t ∇f(θ_t): what the meta-loss gains per unit of the update of step τ.
 
     There is one update less than losses: the update of the last step moves none of them.
@@ -37,73 +31,82 @@ def replay(
     optimizer: AbstractOptimizer,
     params: Params,
     state: State,
-    grads: PyTree[Float[Array, "steps objectives ..."]],
-    cotangents: PyTree[Float[Array, "updates objectives ..."]],
+    grads: PyTree[Float[Array, "losses ..."]],
+    weights: Float[Array, "losses objectives"],
     *,
     detach_state: bool = False,
     history: PyTree[Float[Array, "steps ..."]] | None = None,
-    block_size: int | None = None,
 ) -> PyTree:
     """Σ_τ λ_τᵀ ∂u_τ/∂φ along recorded gradients.
 
     **Arguments:**
 
-    - `params`, `state`: at the start of the window, with an objectives axis.
-    - `grads`: what the optimizer was shown; only as many steps count as there are cotangents.
-    - `cotangents`: λ.
+    - `params`, `state`: at the start of the window, with an objectives axis; the state from `batched_init`.
+    - `grads`: ∇f at every loss, as `run_steps` records them.
+    - `weights`: w_t of every loss.
     - `detach_state`: whether the optimizer's state counts as a constant at every step.
     - `history`: the floating-point arrays of the optimizers that took the steps, if they were others than
         `optimizer`; each update is then differentiated at its own.
-    - `block_size`: coordinates per block, for optimizers whose coordinates are independent; by default
-        what suits the device.
 
-    **Returns:** the sum over steps and objectives, with the structure of the optimizer.
+    **Returns:** the sum over steps, objectives and devices, with the structure of the optimizer.
     """
     zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
-    num_updates = max((x.shape[0] for x in jax.tree.leaves(cotangents)), default=0)
+    num_updates = len(weights) - 1
     if num_updates == 0:
         return zeros
-    grads, history = jax.tree.map(lambda x: x[:num_updates], (grads, history))
     if isinstance(optimizer, PerLayer):
-        like = of_one(params)
-        groups = [optimizer.split(tree, like) for tree in (params, grads, cotangents)]
+        groups = optimizer.split(params, of_one(params))
         result = dict(zeros.optimizers)
-        for name in groups[0]:
+        for name, group in groups.items():
             result[name] = replay(
                 optimizer.optimizers[name],
-                groups[0][name],
+                group,
                 state[name],
-                *(group[name] for group in groups[1:]),
+                grads[name],
+                weights,
                 detach_state=detach_state,
                 history=None if history is None else history.optimizers[name],
-                block_size=block_size,
             )
         return eqx.tree_at(lambda o: o.optimizers, zeros, result)
 
-    def replay_block(*block):
-        return _replay_block(optimizer, history, detach_state, *block)
+    history = jax.tree.map(lambda x: x[:num_updates], history)
 
-    if not optimizer.coordinatewise:
-        return replay_block(params, state, grads, cotangents)
+    def backpropagate(update, params, state, grads, weights):
+        shown = jax.tree.map(lambda x: x[:num_updates], grads)
+        record = (shown, suffix_sums(grads, weights), history)
+        return _backpropagate(optimizer, update, detach_state, params, state, record)
 
-    if block_size is None:
-        block_size = _BLOCK_SIZE_CPU if jax.default_backend() == "cpu" else _BLOCK_SIZE_ACCELERATOR
-    dtype = tree_dtype(params)
-    seen = (ravel(params, dtype), state, ravel(grads, dtype, num_leading=1))
-    cotangents = ravel(cotangents, dtype, num_leading=1)
-    if cotangents.shape[-1] <= block_size:
-        return replay_block(*seen, cotangents)
+    if not isinstance(state, BlockedState):
+        return backpropagate(_update_each, params, state, grads, weights)
 
-    # What fills the last block has λ = 0 and adds nothing; it repeats a real coordinate, because an
-    # optimizer need not be finite on a gradient of zero.
-    blocks = (
-        *jax.tree.map(lambda x: _split_blocks(x, block_size, "edge"), seen),
-        _split_blocks(cotangents, block_size, "constant"),
-    )
-    return lax.scan(lambda total, b: (eqx.apply_updates(total, replay_block(*b)), None), zeros, blocks)[0]
+    blocks = state.blocks
+
+    def one_block(total, block):
+        number, params, arrays = block
+        objectives, real = blocks.objectives_of(number)
+        # What fills the last block has w = 0 and adds nothing.
+        own_weights = jnp.where(real, weights[:, objectives], 0)
+        own_grads = lax.dynamic_index_in_dim(grads, number, axis=1, keepdims=False)
+        result = backpropagate(_update_flat, params, arrays, own_grads, own_weights)
+        return eqx.apply_updates(total, result), None
+
+    each = (jnp.arange(blocks.count), lay_out(optimizer, state, params), state.arrays)
+    if blocks.count == 1:
+        total, _ = one_block(zeros, drop_axis(each))
+    else:
+        total, _ = lax.scan(one_block, zeros, each)
+    return total if blocks.axis is None else lax.psum(total, blocks.axis)
 
 
-def _replay_block(optimizer, history, detach_state, params, state, grads, cotangents):
+def _update_each(optimizer, grads, state, params):
+    return jax.vmap(optimizer.update)(grads, state, params)
+
+
+def _update_flat(optimizer, grads, state, params):
+    return optimizer.update(grads, state, params)
+
+
+def _backpropagate(optimizer, update, detach_state, params, state, record):
     @eqx.filter_grad
     def total(optimizer):
         def one_step(carry, inputs):
@@ -112,7 +115,7 @@ def _replay_block(optimizer, history, detach_state, params, state, grads, cotang
             now = optimizer if past is None else _moved_to(optimizer, past)
             if detach_state:
                 state = lax.stop_gradient(state)
-            updates, state = batched_update(now, grads, state, params)
+            updates, state = update(now, grads, state, params)
             gain = sum(map(_dot, jax.tree.leaves(updates), jax.tree.leaves(cotangents)))
             # Params are shown as constants, and need not be recorded: they follow from the updates.
             params = eqx.apply_updates(params, lax.stop_gradient(updates))
@@ -120,7 +123,7 @@ def _replay_block(optimizer, history, detach_state, params, state, grads, cotang
 
         if not optimizer.coordinatewise:
             one_step = jax.checkpoint(one_step)
-        _, gains = lax.scan(one_step, (params, state), (grads, cotangents, history))
+        _, gains = lax.scan(one_step, (params, state), record)
         return jnp.sum(gains)
 
     return total(optimizer)
@@ -136,10 +139,3 @@ def _moved_to(optimizer, past):
 def _dot(updates, cotangents):
     dtype = jnp.result_type(float)
     return jnp.sum(updates.astype(dtype) * cotangents.astype(dtype))
-
-
-def _split_blocks(x, block_size, mode):
-    num_blocks = -(-x.shape[-1] // block_size)
-    padding = num_blocks * block_size - x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)], mode)
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, block_size), -2, 0)

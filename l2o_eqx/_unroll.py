@@ -2,14 +2,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._inner import (
-    add_axis,
-    as_batch,
-    drop_axis,
-    from_batched_state,
-    run_steps,
-    to_batched_state,
-)
+from ._inner import as_batch, run_steps
+from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state, uncut
 from ._types import Params, State, StepNumber
 from .objectives import AbstractObjective
 from .optimizers import AbstractOptimizer
@@ -59,13 +53,11 @@ def unroll(
 
 @eqx.filter_jit
 def _unroll(optimizer, objective, params, state, num_steps, start, key):
+    params = add_axis(params)
+    # In one block, because others may differentiate through it.
+    state = uncut(to_batched_state(optimizer, state, params))
     params, state, record = run_steps(
-        optimizer,
-        as_batch(objective),
-        add_axis(params),
-        to_batched_state(optimizer, state),
-        num_steps,
-        start=start,
-        keys=key[None],
+        optimizer, as_batch(objective), params, state, num_steps, start=start, keys=key[None]
     )
-    return Unroll(record.losses[:, 0], drop_axis(params), from_batched_state(optimizer, state))
+    state = from_batched_state(optimizer, state, params)
+    return Unroll(record.losses[:, 0], drop_axis(params), state)

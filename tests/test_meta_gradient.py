@@ -12,9 +12,10 @@ from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, to_float6
 from jax import lax
 
 import l2o_eqx
-from l2o_eqx._inner import as_batch, batched_init, run_steps
+from l2o_eqx._inner import init_params, run_steps
+from l2o_eqx._layout import batched_init, uncut
 from l2o_eqx._meta_gradient import batch_meta_gradient
-from l2o_eqx._replay import replay, suffix_sums
+from l2o_eqx._replay import replay
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.weightings import Constant, Exponential, Linear
@@ -115,35 +116,43 @@ def test_float64_agrees_to_ten_digits(name, order, getkey):
         check(optimizer, objective, params, state, order=order, rtol=1e-10, atol=1e-10, **common)
 
 
-def recorded_window(optimizer, objective, params, key, window):
-    """The arguments of `replay` for a batch of one."""
-    params = jax.tree.map(lambda x: x[None], params)
-    state = batched_init(optimizer, params)
-    *_, record = run_steps(optimizer, as_batch(objective), params, state, window, start=0, keys=key[None])
-    return params, state, record.grads, suffix_sums(record.grads, jnp.ones_like(record.losses))
+def recorded_window(optimizer, family, key, window, *, num_objectives=1, block_size=None):
+    """The arguments of `replay`."""
+    okey, ikey, lkey = jr.split(key, 3)
+    objectives = sample_objectives(family, jr.split(okey, num_objectives))
+    params = init_params(objectives, jr.split(ikey, num_objectives))
+    state = batched_init(optimizer, params, block_size=block_size)
+    keys = jr.split(lkey, num_objectives)
+    *end, record = run_steps(optimizer, objectives, params, state, window, start=0, keys=keys)
+    return (params, state, record.grads, 0.5 + record.losses), end
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 42, 43])
+@pytest.mark.parametrize("num_objectives, block_size", [(1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64)])
 @pytest.mark.parametrize(
     "name", ["lstm_adam_like", "per_layer", "user_looking_lstm", "user_root_mean_square"]
 )
-def test_blocks_change_nothing(name, block_size, getkey):
-    """43 coordinates: blocks of one, blocks that leave a rest, all but one, exactly one block."""
-    optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
-    arguments = recorded_window(optimizer, objective, objective.init(getkey()), getkey(), 3)
-    whole, blocks = (
-        eqx.filter_jit(replay)(optimizer, *arguments, block_size=size) for size in (44, block_size)
-    )
+def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
+    """43 coordinates each: blocks of one, that leave a rest, all but one, exactly one, across objectives."""
+    optimizer, family, key = LEARNED[name](getkey()), FAMILIES["from_model"](), getkey()
+
+    @eqx.filter_jit
+    def run(optimizer, block_size):
+        record, (params, state) = recorded_window(
+            optimizer, family, key, 3, num_objectives=num_objectives, block_size=block_size
+        )
+        return replay(optimizer, *record), params, uncut(state)
+
+    whole, blocks = run(optimizer, 1000), run(optimizer, block_size)
     assert_trees_close(blocks, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_follows_the_block(getkey):
     """Temporaries grow with the block, not with the number of coordinates."""
-    optimizer, objective = CoordinatewiseLSTM(key=getkey()), Quadratic(512).sample(getkey())
-    arguments = recorded_window(optimizer, objective, objective.init(getkey()), getkey(), 16)
+    optimizer, family = CoordinatewiseLSTM(key=getkey()), Quadratic(512)
 
     def temporaries(block_size):
-        run = jax.jit(lambda *a: replay(optimizer, *a, block_size=block_size))
+        arguments, _ = recorded_window(optimizer, family, getkey(), 16, block_size=block_size)
+        run = jax.jit(lambda *a: replay(optimizer, *a))
         analysis = run.lower(*arguments).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes

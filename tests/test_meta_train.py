@@ -10,6 +10,7 @@ import pytest
 from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
+from l2o_eqx._meta_train import _meta_step
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -353,7 +354,7 @@ def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
     """Restarts too large to run side by side run one after the other in the same program."""
     meta_optimizer = l2o_eqx.default_meta_optimizer()
 
-    step: Any = l2o_eqx.meta_step
+    step: Any = _meta_step
 
     def temporaries(restarts):
         make = eqx.filter_vmap(lambda key: CoordinatewiseLSTM((4,), key=key))
@@ -368,6 +369,8 @@ def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
             num_objectives=40,
             restarts=restarts,
             key=getkey(),
+            mesh=None,
+            spread=None,
         )
         own = sum(x.nbytes for x in meta_leaves(optimizer))
         return lowered.compile().compiled.memory_analysis().temp_size_in_bytes, own

@@ -10,7 +10,8 @@ from helpers import assert_trees_close
 from jax import lax
 
 from l2o_eqx import data, recipes
-from l2o_eqx._inner import as_batch, batched_init, run_steps
+from l2o_eqx._inner import as_batch, run_steps
+from l2o_eqx._layout import batched_init
 from l2o_eqx._replay import replay, suffix_sums
 from l2o_eqx.objectives import MNIST, Quadratic
 from l2o_eqx.objectives._minibatch import minibatch_indices
@@ -51,13 +52,15 @@ def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, g
     objective, key = Quadratic(5).sample(getkey()), getkey()
     params = objective.init(getkey())
     batch = params[None]
-    state = batched_init(biased, batch)
+    state = batched_init(biased, batch, block_size=2)
 
     @eqx.filter_jit
     def in_blocks(optimizer):
         *_, record = run_steps(optimizer, as_batch(objective), batch, state, 4, start=0, keys=key[None])
-        cotangents = suffix_sums(record.grads, jnp.ones_like(record.losses))
-        return replay(optimizer, batch, state, record.grads, cotangents, block_size=2), cotangents
+        weights = jnp.ones_like(record.losses)
+        grads = jax.vmap(state.blocks.join)(record.grads)
+        cotangents = suffix_sums(grads, jnp.ones_like(grads))
+        return replay(optimizer, batch, state, record.grads, weights), cotangents
 
     @eqx.filter_jit
     @eqx.filter_grad

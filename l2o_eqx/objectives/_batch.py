@@ -1,28 +1,51 @@
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.random as jr
+from jax import lax
 from jaxtyping import PyTree
 
 from .._types import Keys
 from ._base import AbstractObjective, AbstractObjectiveFamily
+
+# What the devices of a mesh share out: objectives to each, or the coordinates of all of them.
+Spread = Literal["objectives", "coordinates"]
+
+DEVICES = "devices"
+"""Name of the mesh's axis."""
 
 
 class ObjectiveBatch(eqx.Module):
     """Many objectives of one family side by side; what they share is held once.
 
     Made by `sample_objectives`. Inside a function batched over `own`, call `select(own)` to get one
-    objective.
+    objective. With `spread` the batch is used inside `shard_map` over the axis `DEVICES`: its
+    `"objectives"` are those of one device, or it is the same on all and each device updates its own
+    `"coordinates"`.
     """
 
     own: PyTree
     shared: PyTree
+    spread: Spread | None = eqx.field(static=True, default=None)
+
+    @property
+    def coordinate_axis(self) -> str | None:
+        """The mesh axis that the coordinates are spread over, if they are."""
+        return DEVICES if self.spread == "coordinates" else None
+
+    def mean_over_devices(self, tree: PyTree) -> PyTree:
+        """Means over the objectives of this device as means over those of all."""
+        return lax.pmean(tree, DEVICES) if self.spread == "objectives" else tree
 
     def select(self, own: PyTree) -> AbstractObjective:
         return eqx.combine(own, self.shared)
 
 
-def sample_objectives(family: AbstractObjectiveFamily, keys: Keys) -> ObjectiveBatch:
-    """Draws one objective per key.
+def sample_objectives(
+    family: AbstractObjectiveFamily, keys: Keys, *, spread: Spread | None = None
+) -> ObjectiveBatch:
+    """Draws one objective per key; `spread` as in `ObjectiveBatch`.
 
     Arrays that `family.sample` hands on untouched (a data set) are recognized and kept once, without an
     axis for the objectives; everything else gets that axis in front.
@@ -37,7 +60,7 @@ def sample_objectives(family: AbstractObjectiveFamily, keys: Keys) -> ObjectiveB
         return own
 
     own = jax.vmap(sample)(keys)
-    return ObjectiveBatch(own, shared)
+    return ObjectiveBatch(own, shared, spread)
 
 
 def params_shapes(family: AbstractObjectiveFamily) -> PyTree[jax.ShapeDtypeStruct]:

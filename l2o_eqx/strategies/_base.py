@@ -38,6 +38,13 @@ class AbstractUpdateStrategy(eqx.Module):
         **Raises:** `ValueError` if the strategy cannot train on a super epoch of this length.
         """
 
+    def coordinates_apart(self) -> bool:
+        """Whether different devices may run different coordinates of one objective.
+
+        A strategy whose meta-gradients come from `batch_meta_gradient` in first order may say so.
+        """
+        return False
+
     @abc.abstractmethod
     def super_epoch(
         self,

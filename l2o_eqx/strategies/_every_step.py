@@ -7,9 +7,10 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._grad_metrics import grad_metrics
-from .._inner import batched_init, batched_update, init_params, run_steps
+from .._inner import init_params, run_steps
+from .._layout import batched_init, batched_update
 from .._meta_gradient import Order, batch_meta_gradient, mean_meta_loss
-from .._replay import replay, suffix_sums
+from .._replay import replay
 from .._types import Keys, Params, State
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
@@ -80,6 +81,9 @@ class EveryStep(AbstractUpdateStrategy):
             )
         return num_steps - self.window + 1
 
+    def coordinates_apart(self) -> bool:
+        return self.order == "first"
+
     def super_epoch(
         self,
         optimizer: AbstractOptimizer,
@@ -106,11 +110,11 @@ class EveryStep(AbstractUpdateStrategy):
                     window.params,
                     window.state,
                     window.grads,
-                    suffix_sums(window.grads, weights),
+                    weights,
                     detach_state=self.detach_state,
                     history=window.optimizers,
                 )
-                return meta_loss, grads
+                return objectives.mean_over_devices((meta_loss, grads))
             result = batch_meta_gradient(
                 optimizer,
                 objectives,
@@ -153,7 +157,7 @@ class EveryStep(AbstractUpdateStrategy):
             return carry, (record.losses[0], meta_loss, grad_metrics(grads))
 
         params = init_params(objectives, init_keys)
-        state = batched_init(optimizer, params)
+        state = batched_init(optimizer, params, axis=objectives.coordinate_axis)
         filling = self.window - 1
         later_params, later_state, record = run_steps(
             optimizer, objectives, params, state, filling, start=0, keys=loss_keys

@@ -7,7 +7,8 @@ from jax import lax
 from jaxtyping import PyTree
 
 from .._grad_metrics import grad_metrics
-from .._inner import batched_init, init_params, run_steps
+from .._inner import init_params, run_steps
+from .._layout import batched_init
 from .._meta_gradient import Order, batch_meta_gradient
 from .._types import Keys
 from ..objectives import ObjectiveBatch
@@ -76,6 +77,9 @@ class EveryWindow(AbstractUpdateStrategy):
     def _trains_rest(self, num_steps):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
 
+    def coordinates_apart(self) -> bool:
+        return self.order == "first"
+
     def super_epoch(
         self,
         optimizer: AbstractOptimizer,
@@ -117,7 +121,8 @@ class EveryWindow(AbstractUpdateStrategy):
             return (arrays, meta_state, result.params, result.state), out
 
         starts = self.window * jnp.arange(num_full)
-        carry = (arrays, meta_state, params, batched_init(optimizer, params))
+        state = batched_init(optimizer, params, axis=objectives.coordinate_axis)
+        carry = (arrays, meta_state, params, state)
         carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
         losses, meta_losses, metrics = out
         losses = losses.reshape(-1, losses.shape[-1])
@@ -162,6 +167,9 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
                 f"update. Got {num_steps}."
             )
         return 1
+
+    def coordinates_apart(self) -> bool:
+        return self.order == "first"
 
     def super_epoch(
         self,

@@ -190,14 +190,14 @@ def meta_train(
         )
 
     # Once, and not again for every super epoch.
-    family = replicate(family, _spread(optimizer, family, strategy, num_objectives, restarts)[0])
+    state, *place = placed(state, family, strategy, num_objectives, restarts)
     rows = []
     result = "completed"
     while int(state.super_epoch) < super_epochs:
-        state, metrics = meta_step(
+        state, metrics = compiled_step(
             state,
-            family,
-            strategy,
+            *place,
+            strategy=strategy,
             weighting=weighting,
             meta_optimizer=meta_optimizer,
             num_steps=num_steps,
@@ -264,6 +264,26 @@ def meta_step(
 
     **Returns:** the next state, and the metrics of `Progress` as device arrays.
     """
+    return compiled_step(
+        *placed(state, family, strategy, num_objectives, restarts),
+        strategy=strategy,
+        weighting=weighting,
+        meta_optimizer=meta_optimizer,
+        num_steps=num_steps,
+        num_objectives=num_objectives,
+        restarts=restarts,
+        key=key,
+    )
+
+
+def placed(
+    state: MetaState,
+    family: AbstractObjectiveFamily,
+    strategy: AbstractUpdateStrategy,
+    num_objectives: int,
+    restarts: int | None,
+) -> tuple[MetaState, AbstractObjectiveFamily, Mesh | None, Spread | None]:
+    """The first arguments of `compiled_step`, on the devices that take part; what is there is not moved."""
     mesh, spread = _spread(state.optimizer, family, strategy, num_objectives, restarts)
     put = replicate if restarts is None else share_out
     state = MetaState(
@@ -271,19 +291,7 @@ def meta_step(
         put(state.meta_optimizer_state, mesh),
         replicate(state.super_epoch, mesh),
     )
-    return _meta_step(
-        state,
-        family,
-        strategy,
-        weighting,
-        meta_optimizer,
-        num_steps,
-        num_objectives,
-        restarts,
-        key,
-        mesh,
-        spread,
-    )
+    return state, replicate(family, mesh), mesh, spread
 
 
 def _spread(
@@ -300,16 +308,19 @@ def _spread(
     if (mesh := mesh_for(num_objectives)) is not None:
         return mesh, "objectives"
     count = num_devices()
+    if count == 1 or not (has_blocks(optimizer) and strategy.coordinates_apart()):
+        return None, None
     wide = num_objectives * count_coordinates(family) >= count * default_block_size()
-    if count > 1 and wide and has_blocks(optimizer) and strategy.coordinates_apart():
-        return mesh_for(count), "coordinates"
-    return None, None
+    return (mesh_for(count), "coordinates") if wide else (None, None)
 
 
 @eqx.filter_jit
-def _meta_step(
+def compiled_step(
     state,
     family,
+    mesh,
+    spread,
+    *,
     strategy,
     weighting,
     meta_optimizer,
@@ -317,9 +328,9 @@ def _meta_step(
     num_objectives,
     restarts,
     key,
-    mesh,
-    spread,
 ):
+    """`meta_step` on arrays that are in their place."""
+
     def meta_update(optimizer, meta_state, grads):
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)

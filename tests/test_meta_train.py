@@ -10,7 +10,7 @@ import pytest
 from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
-from l2o_eqx._meta_train import _meta_step
+from l2o_eqx._meta_train import compiled_step, placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -354,23 +354,22 @@ def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
     """Restarts too large to run side by side run one after the other in the same program."""
     meta_optimizer = l2o_eqx.default_meta_optimizer()
 
-    step: Any = _meta_step
+    step: Any = compiled_step
+    strategy = EveryWindow(3)
 
     def temporaries(restarts):
         make = eqx.filter_vmap(lambda key: CoordinatewiseLSTM((4,), key=key))
         optimizer = make(jr.split(getkey(), restarts))
+        state = l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
         lowered = step.lower(
-            l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts),
-            Quadratic(64),
-            EveryWindow(3),
+            *placed(state, Quadratic(64), strategy, 40, restarts),
+            strategy=strategy,
             weighting=Constant(),
             meta_optimizer=meta_optimizer,
             num_steps=6,
             num_objectives=40,
             restarts=restarts,
             key=getkey(),
-            mesh=None,
-            spread=None,
         )
         own = sum(x.nbytes for x in meta_leaves(optimizer))
         return lowered.compile().compiled.memory_analysis().temp_size_in_bytes, own

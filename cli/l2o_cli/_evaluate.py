@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
+from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments
+from ._start import start
 
 SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": "--objectives"}
 
@@ -34,6 +35,8 @@ def evaluate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    cores: Cores = None,
+    cache: Cache = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
     *,
@@ -45,6 +48,7 @@ def evaluate(
     """
     layers = [*read_assignments(assignments or []), settings]
 
+    start(cores=cores, cache=cache)
     from ._evaluation import evaluate as run
     from ._output import Output
 

@@ -29,6 +29,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)
 ]
+MACHINE = "Machine"
+Cores = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processor cores to use; all if not given.", rich_help_panel=MACHINE),
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep compiled programs in the user's cache folder, so that the next call starts sooner.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 def with_settings(

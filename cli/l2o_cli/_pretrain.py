@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from ._fields import Leaf
-from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
+from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
+from ._start import start
 
 
 def _keep(leaf: Leaf) -> bool:
@@ -31,6 +32,8 @@ def pretrain(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    cores: Cores = None,
+    cache: Cache = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
     *,
@@ -47,6 +50,7 @@ def pretrain(
     enabled = {"pretraining": {"enabled": True}}
     checked = resolve([*file, *read_assignments(assignments or []), settings, enabled])
 
+    start(cores=cores, cache=cache)
     from ._output import Output
     from ._pretraining import pretrain as run
 

@@ -149,4 +149,6 @@ def describe_device() -> str:
     """What JAX computes on, e.g. `cpu`."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    return f"{len(devices)} x {kind}" if len(devices) > 1 else kind
+    if len(devices) == 1:
+        return kind
+    return f"{len(devices)} {kind} cores" if kind == "cpu" else f"{len(devices)} x {kind}"

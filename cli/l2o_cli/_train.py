@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
+from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
+from ._start import start
 
 
 @with_settings()
@@ -24,6 +25,8 @@ def train(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    cores: Cores = None,
+    cache: Cache = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
     *,
@@ -38,6 +41,7 @@ def train(
     file = [read_toml(config)] if config else []
     checked = resolve([*file, *read_assignments(assignments or []), settings])
 
+    start(cores=cores, cache=cache)
     from ._output import Output
     from ._training import train as run
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import strategies as strategies
     from . import transforms as transforms
     from . import weightings as weightings
+    from ._as_optax import as_optax as as_optax
     from ._compare import BASELINES as BASELINES
     from ._compare import LEARNING_RATES as LEARNING_RATES
     from ._compare import Comparison as Comparison
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
     from .objectives import count_coordinates as count_coordinates
-    from .optimizers import as_optax as as_optax
 
 _NAMESPACES = [
     "data",
@@ -65,6 +65,7 @@ _NAMESPACES = [
 _NAMES = {
     name: module
     for module, names in {
+        "_as_optax": "as_optax",
         "_compare": "BASELINES LEARNING_RATES Comparison compare",
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
@@ -76,7 +77,6 @@ _NAMES = {
         "_serialise": "FileFormatError load load_metadata save",
         "_unroll": "Unroll unroll",
         "objectives": "count_coordinates",
-        "optimizers": "as_optax",
     }.items()
     for name in names.split()
 }

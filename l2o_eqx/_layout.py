@@ -143,19 +143,29 @@ def lay_out(optimizer: AbstractOptimizer, state: State, tree: Params) -> PyTree:
 
 
 def batched_update(
-    optimizer: AbstractOptimizer, grads: PyTree, state: State, params: Params
+    optimizer: AbstractOptimizer,
+    grads: PyTree,
+    state: State,
+    params: Params | None,
+    *,
+    like: PyTree | None = None,
 ) -> tuple[Params, State]:
-    """`optimizer.update` for gradients from `lay_out`, a state from `batched_init` and plain params."""
+    """`optimizer.update` for gradients from `lay_out`, a state from `batched_init` and plain params.
+
+    `like` has the shapes of the params where these are left out.
+    """
+    like = params if like is None else like
     if isinstance(state, BlockedState):
-        shown = state.blocks.split(_rows(params))
+        shown = None if params is None else state.blocks.split(_rows(params))
         updates, arrays = _update_blocks(optimizer, grads, state.arrays, shown)
-        updates = unravel_rows(state.blocks.join(updates), params)
-        return updates, BlockedState(arrays, state.blocks)
+        return unravel_rows(state.blocks.join(updates), like), BlockedState(arrays, state.blocks)
     if isinstance(optimizer, PerLayer):
         updates, next_state = {}, {}
-        for name, group in optimizer.split(params, of_one(params)).items():
+        groups = optimizer.split(like, of_one(like))
+        shown = dict.fromkeys(groups) if params is None else optimizer.split(params, of_one(like))
+        for name, group in groups.items():
             updates[name], next_state[name] = batched_update(
-                optimizer.optimizers[name], grads[name], state[name], group
+                optimizer.optimizers[name], grads[name], state[name], shown[name], like=group
             )
         return eqx.combine(*updates.values()), next_state
     return jax.vmap(optimizer.update)(grads, state, params)

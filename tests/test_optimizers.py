@@ -13,7 +13,6 @@ from l2o_eqx.optimizers import (
     FromOptax,
     Hierarchical,
     PerLayer,
-    as_optax,
     by_kind,
     by_leaf,
     by_rank,
@@ -214,7 +213,7 @@ def test_as_optax_in_an_optax_loop(getkey):
     objective = objective.sample(getkey())
     params, key = objective.init(getkey()), getkey()
     expected = l2o_eqx.unroll(optimizer, objective, params, optimizer.init(params), 4, key=key)
-    transformation = optax.chain(as_optax(optimizer), optax.scale(1.0))
+    transformation = optax.chain(l2o_eqx.as_optax(optimizer), optax.scale(1.0))
     state = transformation.init(params)
     for t in range(4):
         grads = jax.grad(objective.loss)(params, t, key)
@@ -223,15 +222,28 @@ def test_as_optax_in_an_optax_loop(getkey):
     assert_trees_close(params, expected.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lstm_adam_like", "user_looking_lstm"])
+def test_as_optax_in_blocks_is_the_optimizer_itself(name, getkey):
+    """600 coordinates are three blocks on a CPU."""
+    optimizer = LEARNED[name](getkey())
+    params = {"w": jr.normal(getkey(), (30, 19)), "b": jr.normal(getkey(), (30,))}
+    transformation = l2o_eqx.as_optax(optimizer)
+    state, blocked = optimizer.init(params), transformation.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(params, state, params)
+        same, blocked = transformation.update(params, blocked, params)
+        assert_trees_close(same, updates, rtol=1e-5, atol=1e-6)
+
+
 def test_as_optax_without_params(getkey):
     """Optimizers that ignore the params do without; those that need them say so instead of guessing."""
     grads = params_of("per_layer")
     for name in ("lstm_identity", "hierarchical", "per_layer"):
-        transformation = as_optax(LEARNED[name](getkey()))
+        transformation = l2o_eqx.as_optax(LEARNED[name](getkey()))
         updates, _ = transformation.update(grads, transformation.init(grads))
         expected, _ = transformation.update(grads, transformation.init(grads), grads)
         assert_trees_close(updates, expected, rtol=0, atol=0)
-    decaying = as_optax(FromOptax(optax.adamw(0.1)))
+    decaying = l2o_eqx.as_optax(FromOptax(optax.adamw(0.1)))
     with pytest.raises(ValueError, match="params"):
         decaying.update(grads, decaying.init(grads))
 

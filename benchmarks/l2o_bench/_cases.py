@@ -95,7 +95,7 @@ class Bowls(AbstractObjectiveFamily):
         return Bowl(jr.uniform(key, (self.dim,)))
 
 
-def _mnist(hidden_sizes: tuple[int, ...], conv_channels: tuple[int, ...] = ()) -> MNIST:
+def _mnist(hidden_sizes: tuple[int, ...], conv_channels: tuple[int, ...] = ()) -> AbstractObjectiveFamily:
     return MNIST(hidden_sizes, data="embedded", conv_channels=conv_channels)
 
 

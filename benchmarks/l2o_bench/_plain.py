@@ -1,4 +1,4 @@
-"""What one would write with JAX alone: `jax.grad` through a `lax.scan`, vmapped over objectives and restarts."""
+"""What one would write with JAX alone: `jax.grad` through a `lax.scan`, vmapped over everything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +41,7 @@ def make(case: Case, *, checkpoint: bool = False) -> tuple[Callable[[], Any], in
 
     def super_epoch(arrays, meta_state, key):
         okey, ikey, lkey = (jr.split(k, case.num_objectives) for k in jr.split(key, 3))
-        sampled = [l2o.objectives.sample_objectives(family, okey)]
-        objectives = sampled[0]
+        objectives = l2o.objectives.sample_objectives(family, okey)
         params = jax.vmap(lambda own, k: objectives.select(own).init(k))(objectives.own, ikey)
         state = jax.vmap(eqx.combine(arrays, static).init)(params)
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "reproduce": "Run the thesis's figures over many restarts; say which of its claims hold.",
+    "bench": "Measure speed and memory next to what one would write otherwise.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 

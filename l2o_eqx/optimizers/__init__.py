@@ -3,7 +3,6 @@
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
-from ._from_optax import as_optax as as_optax
 from ._from_optax import as_optimizer as as_optimizer
 from ._hierarchical import Hierarchical as Hierarchical
 from ._per_layer import PerLayer as PerLayer

@@ -1,0 +1,87 @@
+"""Seconds of several sides in alternation, the machine's peak, and what a fresh process needs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A measurement repeats what is quicker than that.
+_SHORTEST = 0.2
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    progress: Callable[[str], None] = lambda side: None,
+) -> dict[str, list[float]]:
+    """Seconds per call of each side, `repeats` times in turn, after a call that is not counted.
+
+    **Arguments:**
+
+    - `sides`: by name; each waits for its own result.
+    - `repeats`: measurements of each.
+    - `progress`: is told which side comes next.
+    """
+    loops = {}
+    for name, side in sides.items():
+        progress(name)
+        begin = time.perf_counter()
+        side()
+        loops[name] = max(1, round(_SHORTEST / (time.perf_counter() - begin)))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            progress(name)
+            begin = time.perf_counter()
+            for _ in range(loops[name]):
+                side()
+            seconds[name].append((time.perf_counter() - begin) / loops[name])
+    return seconds
+
+
+def matrix_peak(repeats: int = 5) -> float:
+    """Floating-point operations per second of the best of some large float32 products, all cores at work."""
+    best = 0.0
+    for size in (1024, 2048):
+        matrix = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+
+        def run(product: Any = product, matrix: Any = matrix) -> Any:
+            return jax.block_until_ready(product(matrix, matrix))
+
+        seconds = np.median(alternate({"product": run}, repeats)["product"])
+        best = max(best, 2 * size**3 / float(seconds))
+    return best
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """25 %, median, 75 %."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float(low), float(median), float(high)
+
+
+def in_fresh_process(*arguments: str, **environment: str) -> dict[str, Any]:
+    """What `python -m l2o_bench.fresh …` prints, with the seconds from its start to its first update.
+
+    **Arguments:**
+
+    - `arguments`: of that module.
+    - `environment`: variables besides those of this process.
+
+    **Raises:** `RuntimeError` if it fails.
+    """
+    command = [sys.executable, "-m", "l2o_bench.fresh", *arguments]
+    begin = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode != 0:
+        raise RuntimeError(f"`{' '.join(command[1:])}` failed:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["seconds_to_first_update"] = found.pop("first_update_at") - begin
+    return found

@@ -18,7 +18,6 @@ from l2o_eqx.data import load_mnist
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM
 from l2o_eqx.recipes import _artifacts, _reproduce, _runner
-from l2o_eqx.recipes._experiment import no_results
 from l2o_eqx.recipes._verdicts import judge_smaller
 from l2o_eqx.strategies import EveryWindow
 
@@ -196,7 +195,7 @@ def test_what_is_there_is_not_run_again(calls, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.glob("*.csv")} == written
 
 
-def test_measurements_are_kept(tmp_path):
+def test_measurements_are_kept_for_a_version_and_a_device(tmp_path, monkeypatch):
     seeds = []
 
     def measure(seed):
@@ -206,11 +205,23 @@ def test_measurements_are_kept(tmp_path):
     def make(setup):
         return recipes.Figure("", "", [], (32,), measured(setup).judge, extra=measure)
 
-    assert recipes.reproduce(request(tmp_path, {"m": make}), partial=True) == {}
-    for _ in range(2):
+    def statement():
         (verdict,) = recipes.reproduce(request(tmp_path, {"m": make}, seed=7))["m"].verdicts
-        assert verdict.statement == "measured 1"
-    assert seeds == [7]
+        return verdict.statement
+
+    assert recipes.reproduce(request(tmp_path, {"m": make}), partial=True) == {}
+    assert [statement(), statement(), seeds] == ["measured 1", "measured 1", [7]]
+    environment = _artifacts.describe_environment()
+    (kept,) = (tmp_path / "cells").glob("extra-m-*.json")
+    assert json.loads(kept.read_text(encoding="utf-8"))["environment"] == environment
+    assert facts(tmp_path, "m")["extra"]["environment"] == environment
+
+    other = {**environment, "device": "Another Chip (2)"}
+    monkeypatch.setattr("l2o_eqx.recipes._measurements.describe_environment", lambda: other)
+    assert [statement(), statement(), seeds] == ["measured 2", "measured 2", [7, 7]]
+    newer = {**other, "versions": {**other["versions"], "l2o-eqx": "9.9+local"}}
+    monkeypatch.setattr("l2o_eqx.recipes._measurements.describe_environment", lambda: newer)
+    assert statement() == "measured 3"
 
 
 def test_more_restarts_take_up_what_is_there(calls, tmp_path):
@@ -283,13 +294,6 @@ def test_a_panel_that_was_not_run_is_left_out(calls, tmp_path):
     assert {row["panel"] for row in rows(found.files["finals"])} == {"18a"}
     page = recipes.write_report(tmp_path, tmp_path / "report.md").read_text(encoding="utf-8")
     assert "not run yet: 18b/T=8." in page
-
-
-@pytest.mark.parametrize("name", [n for n, make in recipes.FIGURES.items() if make(EMBEDDED).extra is None])
-def test_claims_are_undecided_without_restarts(name):
-    figure = recipes.FIGURES[name](EMBEDDED)
-    nothing = {p.name: {k: no_results(e) for k, e in p.series.items()} for p in figure.panels}
-    assert {v.status for v in figure.verdicts(nothing)} <= {"undecided"}
 
 
 def test_pictures_say_how_many_restarts_there_are(calls, tmp_path, monkeypatch):

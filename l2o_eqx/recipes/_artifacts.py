@@ -22,7 +22,7 @@ from ._experiment import Experiment, Results
 from ._figure import Figure, Panel, PanelResults
 from ._panels import draw_curves_panel, draw_histogram_panel, draw_map_panel, figure_of_panels
 from ._setup import Scale
-from ._statistics import Estimate, histogram_counts, median_interval, near_chance, share_interval
+from ._statistics import Estimate, histogram_counts, median_interval, share_interval
 from ._thesis import CURVES, HISTOGRAMS
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def describe_series(
     }
     if panel.kind == "histogram":
         histogram = histogram_counts(shown.final)
-        chance = near_chance(shown.last()).shares()
+        chance = shown.chance().shares()
         facts["histogram"] = {
             "counts": list(histogram.counts),
             "not_finite": histogram.not_finite,

@@ -23,6 +23,7 @@ from ..objectives import AbstractObjectiveFamily
 from ..optimizers import AbstractOptimizer
 from ..strategies import AbstractUpdateStrategy, EveryStep, EveryWindow
 from ..weightings import AbstractWeighting, Constant
+from ._statistics import ChanceSplit, near_chance
 
 # Coordinates of all restarts together that one job trains on a CPU: short enough jobs to report progress
 # by, and to lose little when stopped.
@@ -143,6 +144,10 @@ class Results:
         """The mean over the last steps (before `end`), which on minibatches is less noisy."""
         losses = self.losses[:, :end]
         return _finite(np.mean(losses[:, -steps:], axis=1))
+
+    def chance(self) -> ChanceSplit:
+        """Which restarts end near the loss of guessing, by their last 20 losses and, if measured, entropy."""
+        return near_chance(self.last(), entropy=self.measured.get("entropy"))
 
     def at(self, step: int) -> Float[np.ndarray, " restarts"]:
         """The loss at a step."""

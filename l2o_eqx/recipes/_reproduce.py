@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from ._artifacts import cut, describe_environment, describe_series, write_figure
 from ._experiment import Experiment, Results, no_results
 from ._figure import Figure, Panel, PanelResults
 from ._kept import Outlook, load_kept, outlook
+from ._measurements import measurements
 from ._runner import Plan, Progress, run_all
 from ._setup import Scale, Setup, Source
 from ._verdicts import Verdict
@@ -166,7 +165,7 @@ def reproduce(
         results = _by_panel(name, figure, found)
         if figure.extra is not None and not partial:
             progress(1.0, 1.0, f"{name}, measuring")
-        extra = _extra(plan, setup, name, figure, measure=not partial)
+        extra = measurements(plan, setup, name, figure, measure=not partial)
         there = any(results.values()) or not figure.experiments()
         if there and (extra is not None or figure.extra is None):
             reproductions[name] = _write(request, setup, name, figure, results, extra)
@@ -179,21 +178,6 @@ def _by_panel(name: str, figure: Figure, found: Mapping[str, Results]) -> PanelR
         panel: {label: found[key] for label, key in labels.items() if key in found}
         for panel, labels in keys.items()
     }
-
-
-def _extra(plan: Plan, setup: Setup, name: str, figure: Figure, *, measure: bool) -> dict[str, Any] | None:
-    if figure.extra is None:
-        return None
-    kept = plan.folder / "-".join(
-        ["extra", name, setup.scale, setup.source, setup.digits.sha256[:8], f"seed{plan.seed}.json"]
-    )
-    if not kept.exists():
-        if not measure:
-            return None
-        begin = time.perf_counter()
-        numbers = figure.extra(plan.seed)
-        write_json(kept, {"numbers": numbers, "seconds": time.perf_counter() - begin})
-    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def _write(

@@ -103,6 +103,7 @@ class Setup:
         num_steps: int = 375,
         super_epochs: int = 10,
         batch_size: int = 128,
+        output: str = "softmax",
         **changes: Any,
     ) -> Experiment:
         """An optimizer for the 784-32-10 network on MNIST (sec. 5.1.2); `changes` are fields."""
@@ -111,7 +112,7 @@ class Setup:
             super_epochs = min(super_epochs, 2)
         else:
             sizes = (32,)
-        family = self.mnist(sizes, activation, batch_size)
+        family = self.mnist(sizes, activation, batch_size, output=output)
         make_optimizer = optimizer_maker(family, preprocessor or LogSign(), learning_rate, per_layer)
         common = {
             "family": family,

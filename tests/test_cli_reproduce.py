@@ -82,6 +82,18 @@ def test_mistakes_give_one_line_and_write_nothing(arguments, named, tmp_path, mo
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "file", tmp_path / "there"]
 
 
+def test_processes_are_refused_on_an_accelerator(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    arguments = ["curves", "--quick", "--data", "embedded"]
+    stderr = l2o_cli("reproduce", *arguments, "--processes", 2, code=2).stderr
+    assert stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert "option '--processes': " in stderr and "processes=2" in stderr and "accelerator (gpu)" in stderr
+    with pytest.raises(ValueError, match="accelerator"):
+        recipes.reproduce(recipes.Request(TINY, tmp_path, "quick", data="embedded"), processes=3)
+    l2o_cli("reproduce", *arguments, "--processes", 1)
+    assert [recipes.num_processes(n) for n in (None, 1)] == [1, 1]
+
+
 def test_figures_are_drawn_and_claims_judged(tiny):
     output = l2o_cli("reproduce", "graph", "curves", *QUICK).output
     folder = Path("reproduction/quick-figures")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ._fields import Leaf
+from ._needs import refuse_ignored
 from ._options import OUTPUT, AsJson, Assignments, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
 
@@ -45,7 +46,9 @@ def pretrain(
     """
     file = [read_toml(config)] if config else []
     enabled = {"pretraining": {"enabled": True}}
-    checked = resolve([*file, *read_assignments(assignments or []), settings, enabled])
+    given = [*read_assignments(assignments or []), settings]
+    checked = resolve([*file, *given, enabled])
+    refuse_ignored(checked, given)
 
     from ._output import Output
     from ._pretraining import pretrain as run

@@ -46,7 +46,7 @@ def reproduce(
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="To work in; one per core if not given.")
+        int | None, typer.Option(min=1, help="To work in, on CPUs; one per core if not given.")
     ] = None,
     so_far: Annotated[
         bool, typer.Option("--so-far", help="Run nothing; show the restarts that are finished.")

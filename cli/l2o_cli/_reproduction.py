@@ -101,6 +101,10 @@ def run_figures(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"option '--out': {folder} is no folder")
     try:
+        processes = recipes.num_processes(processes)
+    except ValueError as error:
+        raise UsageError(f"option '--processes': {error}") from None
+    try:
         outlook = _outlook(request)
         finished = f"{outlook.kept} of {outlook.restarts} restarts are finished in {folder}"
         output.say(f"{finished}{'' if so_far else _expectation(outlook, processes)}.")
@@ -149,11 +153,10 @@ def _outlook(request: recipes.Request) -> recipes.Outlook:
         raise UsageError(f"option '--data': {error}") from None
 
 
-def _expectation(outlook: recipes.Outlook, processes: int | None) -> str:
+def _expectation(outlook: recipes.Outlook, processes: int) -> str:
     # The time is that of a CPU.
     if outlook.kept == outlook.restarts or jax.default_backend() != "cpu":
         return ""
-    processes = processes or os.cpu_count() or 1
     minutes = outlook.seconds_left / processes / 60
     plural = "es" if processes > 1 else ""
     return f"; expect about {minutes:.0f} minutes in {processes} process{plural}" if minutes >= 1 else ""

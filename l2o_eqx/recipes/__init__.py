@@ -22,6 +22,7 @@ from ._report import write_report as write_report
 from ._reproduce import Reproduction as Reproduction
 from ._reproduce import Request as Request
 from ._reproduce import reproduce as reproduce
+from ._runner import num_processes as num_processes
 from ._sec_baselines import baselines
 from ._sec_conv import conv
 from ._sec_gradients import gradients

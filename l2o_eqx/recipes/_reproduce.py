@@ -149,7 +149,8 @@ def reproduce(
 
     **Returns:** the figures by name.
 
-    **Raises:** `ValueError` for unknown settings; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for unknown settings, and for several processes on an accelerator;
+    `l2o_eqx.data.DataError` if the digits cannot be had.
     """
     plan = request.plan
     setup = plan.setup()

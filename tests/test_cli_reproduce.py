@@ -30,13 +30,20 @@ def test_the_list_has_every_figure_with_its_claims():
     result = l2o_cli("reproduce", "--list", "--quick", "--json")
     answer = json.loads(result.stdout)
     assert list(answer["figures"]) == list(recipes.FIGURES)
-    said = " ".join(re.sub(r"[│┃]", " ", result.stderr).split())
-    for name, make in answer["figures"].items():
-        assert name in said and make["expected_minutes"] >= 0
-        assert all(f"{number}: " in said for number in make["claims"])
+    table, _, claims = result.stderr.partition("Claims of the thesis:")
+    rows = [line for line in table.splitlines() if re.match(r"│ [a-z]", line)]
+    assert [row.split()[1] for row in rows] == list(recipes.FIGURES)
+    assert all(make["expected_minutes"] >= 0 for make in answer["figures"].values())
+    said = " ".join(claims.split())
+    for number, claim in recipes.CLAIMS.items():
+        assert said.count(f"{number}: {claim.statement}") == 1
+    assert max(map(len, table.splitlines())) <= 80
     one = answer["figures"]["fig13"]
     assert one["claims"]["20"] == recipes.CLAIMS[20].statement
     assert one["series"] == [{"restarts": 2, "series": 4}]
+    measuring = {name for name, make in answer["figures"].items() if make["measures"]}
+    assert measuring == {n for n, make in answer["figures"].items() if make["measuring_minutes"] > 0}
+    assert answer["measuring_minutes"] > 0 and "share experiments" in " ".join(claims.split())
     # Figures share experiments.
     each = sum(make["expected_minutes"] for make in answer["figures"].values())
     assert 0 < answer["expected_minutes"] < each
@@ -53,6 +60,13 @@ def test_the_expected_time_is_for_the_restarts_and_processes_asked_for(tiny):
     assert series == [{"restarts": 6, "series": 2}] and one == pytest.approx(2 * two)
     more, series = minutes("--processes", 1, "--restarts", 600)
     assert series == [{"restarts": 600, "series": 2}] and more > one
+
+
+def test_the_help_says_what_names_and_sources_are(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(l2o_cli("reproduce", "--help").stdout.split())
+    assert "[NAMES]..." in text and "[[NAMES]" not in text
+    assert all(f"'{source}': " in text for source in ("text", "code", "figures"))
 
 
 @pytest.mark.parametrize(

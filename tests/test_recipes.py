@@ -17,7 +17,7 @@ from l2o_eqx import recipes
 from l2o_eqx.data import load_mnist
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM
-from l2o_eqx.recipes import _artifacts, _reproduce, _runner
+from l2o_eqx.recipes import _artifacts, _reproduce, _runner, _tables
 from l2o_eqx.recipes._verdicts import judge_smaller
 from l2o_eqx.strategies import EveryWindow
 
@@ -113,9 +113,10 @@ def test_files_hold_what_was_found(calls, tmp_path):
     assert list(found) == list(TINY)
     names = {path.name for path in tmp_path.iterdir()} - {"cells"}
     assert names == {
-        *("curves.png", "curves-finals.csv", "curves-curves.csv", "curves.json"),
-        *("histogram.png", "histogram-finals.csv", "histogram-curves.csv", "histogram.json"),
-        *("graph.png", "graph.json", "measured.json"),
+        *("curves.png", "curves-finals.csv", "curves-curves.csv", "curves-thesis.csv", "curves.json"),
+        *("histogram.png", "histogram-finals.csv", "histogram-curves.csv", "histogram-histogram.csv"),
+        *("histogram.json", "graph.png", "graph-graph.csv", "graph.json"),
+        *("measured-measured.csv", "measured.json"),
     }
     for name, one in found.items():
         assert all(path.exists() for path in one.files.values())
@@ -138,6 +139,37 @@ def test_files_hold_what_was_found(calls, tmp_path):
         found_at_20 = float(quartiles[20][name])
         # Of six restarts one is infinite: no quartile is.
         np.testing.assert_allclose(found_at_20, np.quantile(np.minimum(cut[:, 20], 1e9), q), rtol=1e-6)
+
+
+def test_tables_have_the_numbers_of_the_thesis_and_what_is_no_experiment(calls, tmp_path):
+    recipes.reproduce(request(tmp_path), processes=1)
+    theirs = [row for row in rows(tmp_path / "curves-thesis.csv") if row["series"] == "T=8"]
+    curve = recipes.CURVES["18a"]["T=8"]
+    points = [(int(row["step"]), float(row["loss"])) for row in theirs if row["what"] == "loss"]
+    assert points == list(zip(curve.positions(), [loss for _, loss in curve.points], strict=True))
+    assert (theirs[-1]["what"], float(theirs[-1]["loss"])) == ("mean_of_last_20", curve.mean_last_20)
+
+    bins = rows(tmp_path / "histogram-histogram.csv")
+    for source, counts in (("ours", (0, 0, 0, 0, 0, 6)), ("thesis", recipes.HISTOGRAMS["13a"]["sigmoid"])):
+        found = [row for row in bins if (row["source"], row["series"]) == (source, "sigmoid")]
+        assert tuple(int(row["count"]) for row in found) == counts
+        assert [float(row["from"]) for row in found] == list(recipes.BIN_EDGES[:-1])
+
+    points = [(float(row["x"]), float(row["y"])) for row in rows(tmp_path / "graph-graph.csv")]
+    assert points == [(x, x**3) for x in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    assert rows(tmp_path / "measured-measured.csv") == [{"name": "number", "number": "", "value": "0.5"}]
+
+
+def test_nested_measurements_become_rows(tmp_path):
+    figure = recipes.Figure("", "", [])
+    extra = {"a": {"b": [1.0, 2.0], "c": None}, "d": 3}
+    (path,) = _tables.write_tables(tmp_path, "it", figure, {}, extra).values()
+    assert [tuple(row.values()) for row in rows(path)] == [
+        ("a/b", "0", "1.0"),
+        ("a/b", "1", "2.0"),
+        ("a/c", "", ""),
+        ("d", "", "3"),
+    ]
 
 
 def test_statistics_are_those_of_the_restarts(calls, tmp_path):

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ._artifacts import describe_environment, write_json
+from ._artifacts import describe_environment
 from ._figure import Figure
+from ._files import write_json
 from ._runner import Plan
 from ._setup import Setup
 

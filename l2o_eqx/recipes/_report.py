@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._artifacts import replacing
 from ._claims import CLAIMS
 from ._differences import DIFFERENCES
+from ._files import replacing
 from ._report_figure import computing_seconds, figure_section, minutes, table
 from ._verdicts import MIN_RESTARTS
 

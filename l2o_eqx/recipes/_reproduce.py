@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data import load_mnist
-from ._artifacts import cut, describe_environment, describe_series, write_figure, write_json
+from ._artifacts import cut, describe_environment, describe_series, write_figure
 from ._experiment import Experiment, Results, no_results
 from ._figure import Figure, Panel, PanelResults
+from ._files import write_json
 from ._kept import Outlook, load_kept, outlook
 from ._measurements import measurements
 from ._runner import Plan, Progress, run_all
@@ -113,8 +114,8 @@ class Reproduction:
     - `figure`: its recipe.
     - `results`: by panel, then by label.
     - `verdicts`: on its claims.
-    - `files`: where what was written is: `facts`, and as far as there are experiments or graphs `picture`,
-        `finals` and `curves`.
+    - `files`: where what was written is: `facts`, and as far as there is anything to be in them `picture`
+        and the tables, such as `finals`.
     """
 
     figure: Figure
@@ -133,9 +134,10 @@ def reproduce(
     """Runs what is missing of some figures, draws them, and judges the thesis's claims.
 
     What ended is on disk, so that an interrupted call is taken up by the same call. Of every figure it
-    writes `<name>.png`; `<name>-finals.csv` with a row per restart; `<name>-curves.csv` with the quartiles of
-    the losses over the restarts; and `<name>.json` with all verdicts and statistics, the thesis's numbers
-    and the settings.
+    writes, as far as there is anything to be in them, `<name>.png`; `<name>-finals.csv` with a row per
+    restart, `-curves.csv` with the quartiles of the losses over the restarts, `-histogram.csv` with our counts
+    and the thesis's, `-thesis.csv` with the points of its curves, `-graph.csv`, and `-measured.csv` with what
+    is no experiment's; and `<name>.json` with all verdicts and statistics, the thesis's numbers and the settings.
 
     **Arguments:**
 
@@ -190,9 +192,12 @@ def _write(
     extra: dict[str, Any] | None,
 ) -> Reproduction:
     asked = {panel.name: request.restarts or panel.restarts for panel in figure.panels}
-    files = write_figure(Path(request.folder), name, figure, results, asked=asked, scale=setup.scale)
+    numbers = extra["numbers"] if extra else None
+    files = write_figure(
+        Path(request.folder), name, figure, results, asked=asked, scale=setup.scale, extra=numbers
+    )
     judged = {panel.name: _common(panel, results[panel.name]) for panel in figure.panels}
-    verdicts = list(figure.verdicts(judged, extra["numbers"] if extra else None))
+    verdicts = list(figure.verdicts(judged, numbers))
     facts = {
         "format": FORMAT,
         "name": name,

@@ -70,6 +70,7 @@ def gradients(setup: Setup) -> Figure:
         "Pixels that are black in the whole minibatch have weights with a gradient of exactly zero; means of "
         "|∇| leave these out.",
         extra,
+        4.0 if setup.quick else 6.0,
     )
 
 

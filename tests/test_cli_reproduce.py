@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from l2o_cli import _reproduction
+from l2o_cli._app import app
 from l2o_cli._fields import leaves
 from l2o_cli._output import Output
 from test_cli import _in_an_empty_folder, l2o_cli, sha256, start  # noqa: F401
 from test_recipes import TINY, calls  # noqa: F401
+from typer.testing import CliRunner
 
 from l2o_eqx import recipes
 from l2o_eqx.recipes import _runner
@@ -27,17 +29,17 @@ def tiny(calls, monkeypatch):  # noqa: F811
 
 
 def test_the_list_has_every_figure_with_its_claims():
-    result = l2o_cli("reproduce", "--list", "--quick", "--json")
+    result = CliRunner().invoke(app, ["reproduce", "--list", "--quick", "--json"], env={"COLUMNS": "80"})
     answer = json.loads(result.stdout)
     assert list(answer["figures"]) == list(recipes.FIGURES)
-    table, _, claims = result.stderr.partition("Claims of the thesis:")
-    rows = [line for line in table.splitlines() if re.match(r"│ [a-z]", line)]
-    assert [row.split()[1] for row in rows] == list(recipes.FIGURES)
+    table, _, claims = result.stderr.partition("Claims, and the figures that decide them:")
+    rows = [line for line in table.splitlines() if re.match(r" +[a-z]+\S* .*\.\d *$", line)]
+    assert [row.split()[0] for row in rows] == list(recipes.FIGURES)
     assert all(make["expected_minutes"] >= 0 for make in answer["figures"].values())
     said = " ".join(claims.split())
     for number, claim in recipes.CLAIMS.items():
         assert said.count(f"{number}: {claim.statement}") == 1
-    assert max(map(len, table.splitlines())) <= 80
+    assert "(fig13, fig15)" in said and max(map(len, table.splitlines())) <= 80
     one = answer["figures"]["fig13"]
     assert one["claims"]["20"] == recipes.CLAIMS[20].statement
     assert one["series"] == [{"restarts": 2, "series": 4}]

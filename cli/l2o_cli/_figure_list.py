@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from l2o_eqx import recipes
 
@@ -27,20 +27,14 @@ def list_figures(request: recipes.Request, processes: int | None, output: Output
     facts = {name: _facts(request, name, figure, processes) for name, figure in figures.items()}
     measuring = sum(one["measuring_minutes"] for one in facts.values())
     total = request.outlook(figures).seconds / processes / 60 + measuring
-    table = Table(title=f"Figures of the thesis, {request.scale} scale")
+    table = Table(title=f"Figures of the thesis, {request.scale} scale", box=SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
-    table.add_column("title", overflow="fold")
-    table.add_column("claims")
+    table.add_column("title")
     table.add_column("series x restarts", justify="right")
     table.add_column("minutes", justify="right", no_wrap=True)
     for name, one in facts.items():
-        table.add_row(
-            name,
-            one["title"],
-            ", ".join(map(str, one["claims"])) or "-",
-            ", ".join(f"{runs['series']} x {runs['restarts']}" for runs in one["series"]) or "-",
-            f"{one['expected_minutes']:.1f}",
-        )
+        runs = ", ".join(f"{some['series']} x {some['restarts']}" for some in one["series"])
+        table.add_row(name, one["title"], runs or "-", f"{one['expected_minutes']:.1f}")
     output.console.print(table, soft_wrap=False)
     _show_claims(facts, output)
     output.say(
@@ -75,8 +69,17 @@ def _facts(request: recipes.Request, name: str, figure: recipes.Figure, processe
 
 def _show_claims(facts: Mapping[str, Mapping[str, Any]], output: Output) -> None:
     # Several figures may be about a claim.
-    claims = {number: text for one in facts.values() for number, text in one["claims"].items()}
+    claims: dict[int, str] = {}
+    where: dict[int, list[str]] = {}
+    for name, one in facts.items():
+        for number, text in one["claims"].items():
+            claims[number] = text
+            where.setdefault(number, []).append(name)
     if claims:
-        output.say("Claims of the thesis:", style="bold")
+        output.say("Claims, and the figures that decide them:", style="bold")
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right")
+    grid.add_column()
     for number, text in sorted(claims.items()):
-        output.console.print(Text(f"{number:4}: {text}"), soft_wrap=False)
+        grid.add_row(f"{number}:", f"{text} ({', '.join(where[number])})")
+    output.console.print(grid, soft_wrap=False)

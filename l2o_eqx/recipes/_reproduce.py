@@ -135,9 +135,10 @@ def reproduce(
 
     What ended is on disk, so that an interrupted call is taken up by the same call. Of every figure it
     writes, as far as there is anything to be in them, `<name>.png`; `<name>-finals.csv` with a row per
-    restart, `-curves.csv` with the quartiles of the losses over the restarts, `-histogram.csv` with our counts
-    and the thesis's, `-thesis.csv` with the points of its curves, `-graph.csv`, and `-measured.csv` with what
-    is no experiment's; and `<name>.json` with all verdicts and statistics, the thesis's numbers and the settings.
+    restart, `-curves.csv` with the quartiles of the losses over the restarts, `-histogram.csv` with our
+    counts and the thesis's, `-thesis.csv` with the points of its curves, `-graph.csv`, and `-measured.csv`
+    with what is no experiment's; and `<name>.json` with all verdicts and statistics, the thesis's numbers and
+    the settings.
 
     **Arguments:**
 

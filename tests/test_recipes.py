@@ -419,11 +419,38 @@ def test_the_report_has_every_figure_with_its_numbers_and_picture(reported, tmp_
         copied = path.parent / "page" / f"{name}.png"
         assert copied.read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
     median = np.median(fake(np.arange(6), 4).losses[:, 24])
-    assert f"| 18a | T=4 | 6 | 4 | 25 | {median:.3g} (" in page
+    assert f"| 18a | T=4 | 6 | 4 | 2 | 25 | {median:.3g} (" in page
+    assert (
+        "| 13a | sigmoid | 2 | 0% (0% to 39%) | 0% (0% to 39%) | 100% (61% to 100%) | 0% (0% to 39%) | 35% ("
+        in page
+    )
+    entropy = np.median(fake(np.arange(6), 4).measured["entropy"])
+    assert f"| Panel | Series | entropy |\n| --- | --- | --- |\n| 18a | T=2 | {entropy:.3g} (" in page
     assert "| 13a | sigmoid, thesis | 100 | 4 | 44 | 9 | 8 | 35 | 0 | 65% (55% to 74%) |" in page
     assert "| 13a | sigmoid | 6 | 0 | 0 | 0 | 0 | 0 | 6 | 0% (0% to 39%) |" in page
     assert "`l2o reproduce curves --quick --data embedded`" in page and "Notes: A note." in page
     assert "- Claim 32 **holds**: measured 0.5" in page
+
+
+def test_the_report_says_what_it_was_computed_on(reported, tmp_path):
+    _, page = reported
+    assert "summed over the processes (1 of them)." in page and "core each" not in page
+    assert "made with the 5,000 embedded training digits, where the thesis had 48,000" in page
+    written = facts(tmp_path / "out", "curves")
+    assert written["processes"] == 1
+
+    def again(**changes):
+        path = tmp_path / "out" / "curves.json"
+        path.write_text(json.dumps({**written, **changes}), encoding="utf-8")
+        return recipes.write_report(tmp_path / "out", tmp_path / "page.md").read_text(encoding="utf-8")
+
+    assert "(1 or 2 of them)" in again(processes=2)
+    series = [{**one, "training_examples": 5_000} for one in written["series"]]
+    assert "**Trained on 5,000 digits, where the thesis had 48,000.**" in again(series=series)
+    # Files of earlier versions.
+    assert "| 18a | T=4 | 6 | 4 | – | 25 |" in again(
+        series=[{k: v for k, v in one.items() if "objectives" not in k} for one in series]
+    )
 
 
 def test_tables_of_the_report_are_rectangular(reported):

@@ -125,6 +125,8 @@ def describe_series(
         "restarts": len(shown.losses),
         "restarts_asked": asked,
         "meta_updates": experiment.num_updates,
+        "test_objectives": experiment.num_test_objectives,
+        "training_examples": getattr(experiment.family, "num_examples", None),
         "steps": shown.losses.shape[1],
         "final_loss": _spread(shown.final),
         "mean_of_last_20": _spread(shown.last()),

@@ -1,6 +1,6 @@
 """Figures 7 and 8: the length of the super epoch; figures 18 and 19: windows and weightings."""
 
-from ..strategies import EveryStep, EveryWindow
+from ..strategies import EveryWindow
 from ..weightings import Linear
 from ._experiment import Experiment
 from ._figure import Figure, Panel, PanelResults
@@ -178,8 +178,8 @@ def every_step(setup: Setup) -> Figure:
     """A meta-update after every step, which the thesis has no figure of."""
     series = {
         "every 16 steps": setup.quadratic(),
-        "every step, replayed": setup.quadratic(strategy=EveryStep(16)),
-        "every step, recorded": setup.quadratic(strategy=EveryStep(16, "recorded")),
+        "every step, replayed": setup.quadratic(strategy=setup.every_step()),
+        "every step, recorded": setup.quadratic(strategy=setup.every_step(16, "recorded")),
         "every 16 steps, 16 times as long": setup.quadratic(super_epochs=400),
     }
 

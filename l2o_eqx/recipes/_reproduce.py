@@ -13,7 +13,7 @@ from ._figure import Figure, Panel, PanelResults
 from ._files import write_json
 from ._kept import Outlook, load_kept, outlook
 from ._measurements import measurements
-from ._runner import Plan, Progress, run_all
+from ._runner import Plan, Progress, num_processes, run_all
 from ._setup import Scale, Setup, Source
 from ._verdicts import Verdict
 
@@ -172,7 +172,8 @@ def reproduce(
         extra = measurements(plan, setup, name, figure, measure=not partial)
         there = any(results.values()) or not figure.experiments()
         if there and (extra is not None or figure.extra is None):
-            reproductions[name] = _write(request, setup, name, figure, results, extra)
+            worked_in = None if partial else num_processes(processes)
+            reproductions[name] = _write(request, setup, name, figure, results, extra, worked_in)
     return {name: reproductions[name] for name in figures if name in reproductions}
 
 
@@ -191,6 +192,7 @@ def _write(
     figure: Figure,
     results: PanelResults,
     extra: dict[str, Any] | None,
+    processes: int | None,
 ) -> Reproduction:
     asked = {panel.name: request.restarts or panel.restarts for panel in figure.panels}
     numbers = extra["numbers"] if extra else None
@@ -225,6 +227,7 @@ def _write(
         ],
         "extra": extra,
         "environment": describe_environment(),
+        "processes": processes,
     }
     path = Path(request.folder) / f"{name}.json"
     write_json(path, facts)

@@ -71,7 +71,7 @@ def baselines(setup: Setup) -> Figure:
         "half of the restarts; beaten in the best case only means that one restart on MNIST beats the best "
         "of the four, and not more than half do.",
         extra,
-        60.0 if setup.quick else 240.0,
+        30.0 if setup.quick else 90.0,
     )
 
 

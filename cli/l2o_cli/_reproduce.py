@@ -31,8 +31,8 @@ def reproduce(
         typer.Option(
             "--as",
             help="What to follow. 'text': the thesis's text alone. 'code': its released code where that "
-            "differs, but for some points that the report names. 'figures': the text, on the quadratic of the "
-            "code, which is the one that the thesis's figures show.",
+            "differs, but for some points that the report names. 'figures': the text, on the quadratic of "
+            "the code, which is the one that the thesis's figures show.",
         ),
     ] = "figures",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Same seed, same numbers.")] = 0,

@@ -107,8 +107,9 @@ def _machines(figures: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"- {found['platform']}, {found['cores']} cores, device {found['device']}; {versions}.")
     lines.append(
         f"- Computed in {minutes(computing_seconds(figures))}, summed over the processes"
-        f"{_processes(figures)}. What figures share is counted once here, and in each of their sections. Versions and processes are "
-        "those of the calls that wrote the figures; restarts that earlier calls left may be of others."
+        f"{_processes(figures)}. What figures share is counted once here, and in each of their sections. "
+        "Versions and processes are those of the calls that wrote the figures; restarts that earlier calls "
+        "left may be of others."
     )
     return "\n".join([*lines, ""])
 
@@ -179,9 +180,9 @@ def _differences() -> str:
             "`l2o reproduce` follows the text on the quadratic of the code, which the figures show; `--as "
             "text` follows the text alone, `--as code` the code. Other options are those of `l2o train`. "
             "What `--as code` does not imitate: a meta-update at every step that backpropagates to the first "
-            "step; the buffer that digits are shuffled through; with one optimizer per layer, an Adam whose count "
-            "advances once per layer; in figure 17, pretrained optimizers whose Adam begins at a count of "
-            "5,000 or more; starting points that differ between curves; the best of ten.",
+            "step; the buffer that digits are shuffled through; with one optimizer per layer, an Adam whose "
+            "count advances once per layer; in figure 17, pretrained optimizers whose Adam begins at a count "
+            "of 5,000 or more; starting points that differ between curves; the best of ten.",
             "",
             *table(header, rows),
             "",

@@ -142,6 +142,85 @@ def test_the_best_learning_rate_beats_all_others(better, status):
     assert statuses("learning-rate", losses)[3] == status
 
 
+@pytest.mark.parametrize("eight, status", [(2.0, "holds"), (0.5, "does not hold")])
+def test_windows_must_differ_with_as_many_updates_too(eight, status):
+    def losses(panel, label):
+        ends = {("18a", "T=8"): 2.0, ("18c", "T=8"): eight}
+        return falling(ends.get((panel, label), 1.0), seed=len(label))
+
+    assert statuses("fig18", losses) == {30: status, 31: "holds"}
+
+
+@pytest.mark.parametrize("fair, status", [(2.0, "holds"), (0.5, "does not hold")])
+def test_a_long_super_epoch_must_end_lower_than_as_many_updates_of_a_short_one(fair, status):
+    def losses(panel, label):
+        long = label in ("trained on 3200 steps", "trained on 10 epochs")
+        return np.tile(falling(fair if "updates" in label else 1.0 if long else 2.0), (1, 80))
+
+    assert statuses("fig8", losses)[7] == status
+
+
+@pytest.mark.parametrize(
+    "often, status", [(1.0, "holds"), (3.0, "holds"), (0.8, "does not hold"), (0.5, "does not hold")]
+)
+def test_every_step_may_end_higher_but_not_lower(often, status):
+    def metrics(label):
+        return {"final_loss": np.full((RESTARTS, 8), 1.0 if "every step" in label else 2.0)}
+
+    def losses(panel, label):
+        return falling(often if "every step" in label else 1.0, seed=len(label))
+
+    assert statuses("every-step", losses, metrics=metrics)[33] == status
+
+
+@pytest.mark.parametrize("norms, status", [((1e-4, 1e-3), "holds"), ((0.1, 1.0), "does not hold")])
+def test_very_small_meta_gradients_are_below_a_hundredth(norms, status):
+    # The metrics have no panel: the quadratic's restarts come first.
+    panels = iter([norms[1]] * 2 + [norms[0]] * 2)
+
+    def metrics(label):
+        return {"grad_norm": next(panels) * np.linspace(0.9, 1.1, RESTARTS)[:, None]}
+
+    assert statuses("fig11", metrics=metrics)[14] == status
+
+
+@pytest.mark.parametrize("best, status", [({}, "holds"), ({"ReLU": 3.0}, "undecided")])
+def test_one_restart_below_a_half_can_be_trained(best, status):
+    def losses(panel, label):
+        found = falling(2.0)
+        found[0] = best.get(label, 0.3)
+        return found
+
+    assert statuses("fig12", losses)[17] == status
+
+
+@pytest.mark.parametrize("relu_below, status", [(11, "undecided"), (0, "does not hold")])
+def test_one_optimizer_per_layer_is_to_do_as_well_with_relu(relu_below, status):
+    """With sigmoid fewer restarts learn; twelve restarts cannot show two shares to be alike."""
+
+    def losses(panel, label):
+        below = {("15a", "one per layer"): 0, ("15b", "one per layer"): relu_below}.get(
+            (panel, label), RESTARTS
+        )
+        end = np.where(np.arange(RESTARTS) < below, 1.0, 2.3)
+        return np.repeat(end[:, None], 40, axis=1).astype(np.float32)
+
+    def metrics(label):
+        return {f"grad_norm/layers.{i}": np.full((RESTARTS, 5), 1.0 + i) for i in (0, 1)}
+
+    assert statuses("fig15", losses, metrics=metrics)[23] == status
+
+
+@pytest.mark.parametrize("entropy, status", [(np.log(10), "holds"), (1.0, "does not hold")])
+def test_guessing_is_judged_by_loss_and_entropy(entropy, status):
+    found = statuses(
+        "fig10",
+        lambda panel, label: np.full((RESTARTS, 40), np.log(10), np.float32),
+        measured=lambda panel, label: {"entropy": np.full(RESTARTS, entropy)},
+    )
+    assert found[11] == status
+
+
 def test_fluctuation_is_what_a_line_leaves_over():
     line = np.linspace(3.0, 1.0, 30)
     swinging = line + 0.25 * (-1.0) ** np.arange(30)

@@ -107,14 +107,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         "not given",
         "25 or 10 super epochs, 5 of 160 steps for histograms; 200,000 inputs",
         "the code",
-        "`--super-epochs`, `--num-steps`, `--pretrain-samples`",
+        "`--super-epochs`, `--num-steps`, `--pretrain --pretrain-samples`",
     ),
     Difference(
         "State of the LSTM in the pretraining",
         "not mentioned",
         "never reset, carried over to inputs that have nothing to do with it",
         "every coordinate sees 16 inputs from a state of zero",
-        "`--pretrain-steps 1 --pretrain-carry-state`; `l2o reproduce --as code`",
+        "`--pretrain --pretrain-steps 1 --pretrain-carry-state`; `l2o reproduce --as code`",
     ),
     Difference(
         "Order of the digits",

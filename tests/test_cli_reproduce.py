@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from l2o_cli import _reproduction
 from l2o_cli._app import app
@@ -185,6 +186,7 @@ def test_an_interrupt_keeps_what_is_finished(tiny, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator is used from one process")
 def test_an_interrupt_leaves_no_process_and_no_traceback():
     process = start("reproduce", "fig19", "--quick", "--data", "embedded", "--processes", 2, "--out", "out")
     threads = Path(f"/proc/{process.pid}/task")

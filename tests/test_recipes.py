@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -360,6 +361,7 @@ def test_the_thesis_curves_are_drawn_beside_tests_of_their_length(monkeypatch):
 
 
 # Ten seconds: three processes import JAX and compile.
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator is used from one process")
 def test_processes_give_what_one_process_gives_bit_for_bit(tmp_path):
     figures = {"curves": curves}
     alone = recipes.reproduce(request(tmp_path / "one", figures), processes=1)["curves"].results["18a"]

@@ -207,8 +207,14 @@ VALUES = {
 }
 
 
-def _kinds(leaf):
-    return [("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"]
+# What else must be given for some options to mean something.
+ALONG = {"meta.clip_norm": ["--normalization", "clip"]}
+
+
+def _along(leaf):
+    kinds = [("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"]
+    pretrain = ["--pretrain"] if leaf.path[0] == "pretraining" and leaf.path[-1] != "enabled" else []
+    return [*(word for pair in kinds for word in pair), *pretrain, *ALONG.get(leaf.name, [])]
 
 
 @pytest.mark.parametrize(
@@ -221,8 +227,7 @@ def test_every_option_reaches_its_field(leaf, monkeypatch):
     seen = []
     monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
     option = [f"--no-{leaf.option[2:]}"] if text is None else [leaf.option, text]
-    kinds = [word for pair in _kinds(leaf) for word in pair]
-    l2o_cli("train", *kinds, *filter(None, option))
+    l2o_cli("train", *_along(leaf), *filter(None, option))
     value = seen[0]
     for name in leaf.path:
         value = getattr(value, name)
@@ -283,6 +288,24 @@ def test_networks_and_epochs_reach_the_library(monkeypatch):
 
 
 BAD = {
+    "--clip-norm 2": [
+        "option '--clip-norm' (meta.clip_norm)",
+        "'2'",
+        "'--normalization'",
+        "'tensor'",
+        "'clip'",
+    ],
+    "--norm-floor 1e-6 --normalization clip": ["--norm-floor", "1e-6", "'clip'", "'tensor' or 'block'"],
+    "--norm-floor 1e-6 --normalization none": ["--norm-floor", "'none'", "'global'"],
+    "--set meta.clip_norm=2": ["--clip-norm", "'2'", "'clip'"],
+    "--pretrain-samples 9": ["option '--pretrain-samples' (pretraining.num_samples)", "'9'", "'--pretrain'"],
+    "--no-pretrain --pretrain-carry-state": ["--pretrain-carry-state", "'true'", "'--pretrain'"],
+    "--pretrain --pretrain-omega 3 --pretrain-loss squared": [
+        "--pretrain-omega",
+        "'3'",
+        "'squared'",
+        "'sign-weighted'",
+    ],
     "--window 0": ["--window", "0", "2"],
     "--window 30 --num-steps 20": ["--window", "30", "20"],
     "--num-steps -3": ["--num-steps", "-3", "1"],

@@ -121,6 +121,7 @@ def test_configurations_without_the_table_are_read():
         ("train --pretrain --pretrain-batch-size 300000", "at least 300000"),
         ("pretrain --pretrain-loss mse", "sign-weighted, squared"),
         ("pretrain --pretrain-omega -1", "--pretrain-omega"),
+        ("pretrain --pretrain-omega 3 --pretrain-loss squared", "'sign-weighted' only"),
         ("pretrain --window 3", "--window"),
         ("pretrain --out there", "--out"),
     ],

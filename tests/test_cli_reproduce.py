@@ -5,12 +5,15 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from l2o_cli import _reproduction
+from l2o_cli._app import app
 from l2o_cli._fields import leaves
 from l2o_cli._output import Output
 from test_cli import _in_an_empty_folder, l2o_cli, sha256, start  # noqa: F401
 from test_recipes import TINY, calls  # noqa: F401
+from typer.testing import CliRunner
 
 from l2o_eqx import recipes
 from l2o_eqx.recipes import _runner
@@ -27,16 +30,23 @@ def tiny(calls, monkeypatch):  # noqa: F811
 
 
 def test_the_list_has_every_figure_with_its_claims():
-    result = l2o_cli("reproduce", "--list", "--quick", "--json")
+    result = CliRunner().invoke(app, ["reproduce", "--list", "--quick", "--json"], env={"COLUMNS": "80"})
     answer = json.loads(result.stdout)
     assert list(answer["figures"]) == list(recipes.FIGURES)
-    said = " ".join(re.sub(r"[│┃]", " ", result.stderr).split())
-    for name, make in answer["figures"].items():
-        assert name in said and make["expected_minutes"] >= 0
-        assert all(f"{number}: " in said for number in make["claims"])
+    table, _, claims = result.stderr.partition("Claims, and the figures that decide them:")
+    rows = [line for line in table.splitlines() if re.match(r" +[a-z]+\S* .*\.\d *$", line)]
+    assert [row.split()[0] for row in rows] == list(recipes.FIGURES)
+    assert all(make["expected_minutes"] >= 0 for make in answer["figures"].values())
+    said = " ".join(claims.split())
+    for number, claim in recipes.CLAIMS.items():
+        assert said.count(f"{number}: {claim.statement}") == 1
+    assert "(fig13, fig15)" in said and max(map(len, table.splitlines())) <= 80
     one = answer["figures"]["fig13"]
     assert one["claims"]["20"] == recipes.CLAIMS[20].statement
     assert one["series"] == [{"restarts": 2, "series": 4}]
+    measuring = {name for name, make in answer["figures"].items() if make["measures"]}
+    assert measuring == {n for n, make in answer["figures"].items() if make["measuring_minutes"] > 0}
+    assert answer["measuring_minutes"] > 0 and "share experiments" in " ".join(claims.split())
     # Figures share experiments.
     each = sum(make["expected_minutes"] for make in answer["figures"].values())
     assert 0 < answer["expected_minutes"] < each
@@ -53,6 +63,13 @@ def test_the_expected_time_is_for_the_restarts_and_processes_asked_for(tiny):
     assert series == [{"restarts": 6, "series": 2}] and one == pytest.approx(2 * two)
     more, series = minutes("--processes", 1, "--restarts", 600)
     assert series == [{"restarts": 600, "series": 2}] and more > one
+
+
+def test_the_help_says_what_names_and_sources_are(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(l2o_cli("reproduce", "--help").stdout.split())
+    assert "[NAMES]..." in text and "[[NAMES]" not in text
+    assert all(f"'{source}': " in text for source in ("text", "code", "figures"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +97,18 @@ def test_mistakes_give_one_line_and_write_nothing(arguments, named, tmp_path, mo
     stderr = l2o_cli("reproduce", *arguments.split(), code=2).stderr
     assert stderr.count("\n") == 1 and named in stderr
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "file", tmp_path / "there"]
+
+
+def test_processes_are_refused_on_an_accelerator(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    arguments = ["curves", "--quick", "--data", "embedded"]
+    stderr = l2o_cli("reproduce", *arguments, "--processes", 2, code=2).stderr
+    assert stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert "option '--processes': " in stderr and "processes=2" in stderr and "accelerator (gpu)" in stderr
+    with pytest.raises(ValueError, match="accelerator"):
+        recipes.reproduce(recipes.Request(TINY, tmp_path, "quick", data="embedded"), processes=3)
+    l2o_cli("reproduce", *arguments, "--processes", 1)
+    assert [recipes.num_processes(n) for n in (None, 1)] == [1, 1]
 
 
 def test_figures_are_drawn_and_claims_judged(tiny):
@@ -157,6 +186,7 @@ def test_an_interrupt_keeps_what_is_finished(tiny, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator is used from one process")
 def test_an_interrupt_leaves_no_process_and_no_traceback():
     process = start("reproduce", "fig19", "--quick", "--data", "embedded", "--processes", 2, "--out", "out")
     threads = Path(f"/proc/{process.pid}/task")

@@ -185,6 +185,29 @@ class Traces(list):
         return self is other
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_nothing_compiles_again_between_super_epochs(name, restarts, getkey):
+    family = CountedFamily(Traces())
+    optimizers = [LEARNED["lstm_identity"](getkey()) for _ in range(restarts or 1)]
+    optimizer = jax.tree.map(lambda *x: jnp.stack(x), *optimizers) if restarts else optimizers[0]
+    traced = []
+    l2o_eqx.meta_train(
+        optimizer,
+        family,
+        STRATEGIES[name](),
+        weighting=Linear(),
+        meta_optimizer=l2o_eqx.default_meta_optimizer(),
+        num_steps=7,
+        super_epochs=4,
+        num_objectives=2,
+        restarts=restarts,
+        key=getkey(),
+        callbacks=[lambda progress: traced.append(len(family.traces))],
+    )
+    assert len(traced) >= 4 and traced[0] > 0 and set(traced) == {traced[0]}
+
+
 @pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "hierarchical", "user_scaled_gradient"])
 @pytest.mark.parametrize("restarts", [None, 2])
 def test_compiles_once_and_transfers_nothing(name, restarts, getkey):

@@ -17,7 +17,8 @@ from l2o_eqx.objectives import MNIST, Quadratic
 from l2o_eqx.objectives._minibatch import minibatch_indices
 from l2o_eqx.optimizers import CoordinatewiseLSTM
 from l2o_eqx.recipes import _experiment, _sec_baselines
-from l2o_eqx.recipes._sec_gradients import gradient_sizes
+from l2o_eqx.recipes._experiment import no_results
+from l2o_eqx.recipes._sec_gradients import gradient_sizes, shares_above_one
 from l2o_eqx.recipes._sec_settings import BiasedReadout, fluctuation
 from l2o_eqx.recipes._sec_windows import window_memory, window_times
 from l2o_eqx.recipes._statistics import median_interval
@@ -107,20 +108,22 @@ def falling(end, *, start=4.0, seed=0):
     return np.linspace(start, end * spread[:, 0], 40, axis=1).astype(np.float32)
 
 
-def made_up(figure, losses, metrics=lambda label: {}):
+def made_up(figure, losses, metrics=lambda label: {}, measured=lambda panel, label: {}):
     """Results of all experiments of a figure, from `(panel, label) -> losses`."""
     return {
         panel.name: {
-            label: recipes.Results(losses(panel.name, label), {}, metrics(label), 1.0)
+            label: recipes.Results(
+                losses(panel.name, label), measured(panel.name, label), metrics(label), 1.0
+            )
             for label in panel.series
         }
         for panel in figure.panels
     }
 
 
-def statuses(name, losses=lambda panel, label: falling(1.0), *, extra=None, metrics=lambda label: {}):
+def statuses(name, losses=lambda panel, label: falling(1.0), *, extra=None, **others):
     figure = recipes.FIGURES[name](SETUP)
-    verdicts = figure.verdicts(made_up(figure, losses, metrics), extra)
+    verdicts = figure.verdicts(made_up(figure, losses, **others), extra)
     assert tuple(v.claim for v in verdicts) == figure.claims
     return {v.claim: v.status for v in verdicts}
 
@@ -140,6 +143,85 @@ def test_the_best_learning_rate_beats_all_others(better, status):
         return falling(1.0 if best[panel] == label else 2.0, seed=len(label))
 
     assert statuses("learning-rate", losses)[3] == status
+
+
+@pytest.mark.parametrize("eight, status", [(2.0, "holds"), (0.5, "does not hold")])
+def test_windows_must_differ_with_as_many_updates_too(eight, status):
+    def losses(panel, label):
+        ends = {("18a", "T=8"): 2.0, ("18c", "T=8"): eight}
+        return falling(ends.get((panel, label), 1.0), seed=len(label))
+
+    assert statuses("fig18", losses) == {30: status, 31: "holds"}
+
+
+@pytest.mark.parametrize("fair, status", [(2.0, "holds"), (0.5, "does not hold")])
+def test_a_long_super_epoch_must_end_lower_than_as_many_updates_of_a_short_one(fair, status):
+    def losses(panel, label):
+        long = label in ("trained on 3200 steps", "trained on 10 epochs")
+        return np.tile(falling(fair if "updates" in label else 1.0 if long else 2.0), (1, 80))
+
+    assert statuses("fig8", losses)[7] == status
+
+
+@pytest.mark.parametrize(
+    "often, status", [(1.0, "holds"), (3.0, "holds"), (0.8, "does not hold"), (0.5, "does not hold")]
+)
+def test_every_step_may_end_higher_but_not_lower(often, status):
+    def metrics(label):
+        return {"final_loss": np.full((RESTARTS, 8), 1.0 if "every step" in label else 2.0)}
+
+    def losses(panel, label):
+        return falling(often if "every step" in label else 1.0, seed=len(label))
+
+    assert statuses("every-step", losses, metrics=metrics)[33] == status
+
+
+@pytest.mark.parametrize("norms, status", [((1e-4, 1e-3), "holds"), ((0.1, 1.0), "does not hold")])
+def test_very_small_meta_gradients_are_below_a_hundredth(norms, status):
+    # The metrics have no panel: the quadratic's restarts come first.
+    panels = iter([norms[1]] * 2 + [norms[0]] * 2)
+
+    def metrics(label):
+        return {"grad_norm": next(panels) * np.linspace(0.9, 1.1, RESTARTS)[:, None]}
+
+    assert statuses("fig11", metrics=metrics)[14] == status
+
+
+@pytest.mark.parametrize("best, status", [({}, "holds"), ({"ReLU": 3.0}, "undecided")])
+def test_one_restart_below_a_half_can_be_trained(best, status):
+    def losses(panel, label):
+        found = falling(2.0)
+        found[0] = best.get(label, 0.3)
+        return found
+
+    assert statuses("fig12", losses)[17] == status
+
+
+@pytest.mark.parametrize("relu_below, status", [(11, "undecided"), (0, "does not hold")])
+def test_one_optimizer_per_layer_is_to_do_as_well_with_relu(relu_below, status):
+    """With sigmoid fewer restarts learn; twelve restarts cannot show two shares to be alike."""
+
+    def losses(panel, label):
+        below = {("15a", "one per layer"): 0, ("15b", "one per layer"): relu_below}.get(
+            (panel, label), RESTARTS
+        )
+        end = np.where(np.arange(RESTARTS) < below, 1.0, 2.3)
+        return np.repeat(end[:, None], 40, axis=1).astype(np.float32)
+
+    def metrics(label):
+        return {f"grad_norm/layers.{i}": np.full((RESTARTS, 5), 1.0 + i) for i in (0, 1)}
+
+    assert statuses("fig15", losses, metrics=metrics)[23] == status
+
+
+@pytest.mark.parametrize("entropy, status", [(np.log(10), "holds"), (1.0, "does not hold")])
+def test_guessing_is_judged_by_loss_and_entropy(entropy, status):
+    found = statuses(
+        "fig10",
+        lambda panel, label: np.full((RESTARTS, 40), np.log(10), np.float32),
+        measured=lambda panel, label: {"entropy": np.full(RESTARTS, entropy)},
+    )
+    assert found[11] == status
 
 
 def test_fluctuation_is_what_a_line_leaves_over():
@@ -196,11 +278,30 @@ def found_baselines(adam):
 
 @pytest.mark.parametrize(
     "on_quadratic, on_network, status",
-    [(2.0, 0.2, "holds"), (0.5, 0.5, "does not hold"), (2.0, 3.0, "undecided")],
+    [
+        # None of twelve beats the best baseline, which says little of the best case.
+        (2.0, 0.2, "undecided"),
+        (0.5, 0.5, "does not hold"),
+        (2.0, 3.0, "does not hold"),
+    ],
 )
 def test_learned_optimizers_beat_adam_on_quadratics_and_less_elsewhere(on_quadratic, on_network, status):
     extra = {"quadratic": found_baselines(on_quadratic), "MNIST": found_baselines(on_network)}
     assert statuses("baselines", extra=extra)[36] == status
+
+
+@pytest.mark.parametrize(
+    "ahead, status", [(0, "undecided"), (1, "holds"), (9, "undecided"), (RESTARTS, "does not hold")]
+)
+def test_the_best_baseline_on_networks_is_beaten_in_the_best_case_only(ahead, status):
+    """All beat tuned Adam on the quadratic."""
+
+    def losses(panel, label):
+        end = np.where(np.arange(RESTARTS) < ahead, 1.0, 1.5) if panel == "baselines b" else np.ones(RESTARTS)
+        return np.repeat(end[:, None], 40, axis=1).astype(np.float32)
+
+    extra = {"quadratic": found_baselines(2.0), "MNIST": found_baselines(1.2)}
+    assert statuses("baselines", losses, extra=extra)[36] == status
 
 
 def test_baselines_see_the_draws_that_restarts_are_tested_on(monkeypatch):
@@ -254,23 +355,65 @@ def test_gradient_sizes_are_those_of_the_gradient():
     np.testing.assert_allclose(sizes["hidden"], magnitudes[magnitudes > 0].mean(), rtol=1e-5)
 
 
-def gradient_numbers(**changes):
+def gradient_numbers(*, above_one=0.3, **changes):
     sizes = {"output_bias": 1.0, "other": 0.1, "hidden": 0.1, "output": 0.5, "small": 0.01}
     stage = {name: [x] * RESTARTS for name, x in {**sizes, "small_not_zero": 0.01, **changes}.items()}
-    return {"untrained": stage, "after 100 steps of Adam": stage}
+    large = [above_one] * RESTARTS
+    stages = ("untrained", "after 100 steps of Adam")
+    return {**dict.fromkeys(stages, stage), "quadratic, share above 1": dict.fromkeys(stages, large)}
 
 
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({}, {12: "holds", 13: "holds"}),
-        ({"other": 0.6}, {12: "does not hold", 13: "holds"}),
-        ({"hidden": 0.6}, {12: "does not hold", 13: "holds"}),
-        ({"small": 0.4}, {12: "holds", 13: "does not hold"}),
+        ({}, {10: "holds", 12: "holds", 13: "holds"}),
+        ({"above_one": 0.02}, {10: "does not hold", 12: "holds", 13: "holds"}),
+        ({"other": 0.6}, {10: "holds", 12: "does not hold", 13: "holds"}),
+        ({"hidden": 0.6}, {10: "holds", 12: "does not hold", 13: "holds"}),
+        ({"small": 0.4}, {10: "holds", 12: "holds", 13: "does not hold"}),
     ],
 )
 def test_gradients_are_judged_by_ratio_and_share(changes, expected):
     assert statuses("gradients", extra=gradient_numbers(**changes)) == expected
+
+
+def test_shares_above_one_are_those_of_the_gradient():
+    family, key = Quadratic(5, squared=False), jr.key(3)
+    found = shares_above_one(family, num_objectives=3, key=key)
+    okey, ikey, lkey = jr.split(jr.split(key, 3)[2], 3)
+    objective = family.sample(okey)
+    grads = jax.grad(objective.loss)(objective.init(ikey), 0, lkey)
+    assert found["untrained"][2] == pytest.approx(float(np.mean(np.abs(grads) > 1)))
+    assert len(found["after 100 steps of Adam"]) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong, status",
+    [
+        ({}, "holds"),
+        ({("output-layer b", "sigmoid output"): 0.05}, "does not hold"),
+        ({("output-layer a", "softmax output"): 0.05}, "does not hold"),
+        # Not among what is compared.
+        ({("output-layer b", "softmax output"): 0.05}, "holds"),
+    ],
+)
+def test_the_same_activation_twice_is_to_classify_better(wrong, status):
+    errors = {("output-layer a", "sigmoid output"): 0.1, **wrong}
+
+    def measured(panel, label):
+        return {"accuracy": 1 - errors.get((panel, label), 0.2) * (1 + 0.01 * np.arange(RESTARTS))}
+
+    assert statuses("output-layer", measured=measured)[22] == status
+
+
+def test_the_outputs_that_are_compared_are_two_functions():
+    softmax, sigmoid = recipes.FIGURES["output-layer"](SETUP).panels[0].series.values()
+    assert softmax.digest == SETUP.short_network("sigmoid").digest != sigmoid.digest
+    losses = []
+    for experiment in (softmax, sigmoid):
+        objective = experiment.family.sample(jr.key(0))
+        losses.append(float(objective.loss(objective.init(jr.key(1)), 0, jr.key(2))))
+    assert abs(losses[0] - losses[1]) > 1e-4
 
 
 def test_memory_is_that_of_one_block_unless_everything_is_differentiated():
@@ -304,6 +447,18 @@ def pretrained(wrong):
     return {"sign_agreement": [1 - wrong] * RESTARTS, "relative_error": [1.0] * RESTARTS}
 
 
+# What figures measure beside their experiments.
+MADE_UP = {
+    "gradients": gradient_numbers(),
+    "baselines": {"quadratic": found_baselines(2.0), "MNIST": found_baselines(0.2)},
+    "windows": {
+        "bytes": {order: {"16": 10**8, "64": 4 * 10**8} for order in ("first", "second")},
+        "seconds_per_step": {"16": [1e-4] * 5, "64": [3e-4] * 5},
+    },
+    "pretraining-loss": dict.fromkeys(("sign-weighted", "squared", "squared, ε = 1e-12"), pretrained(0.1)),
+}
+
+
 @pytest.mark.parametrize("small_epsilon, status", [(0.2, "holds"), (0.01, "does not hold")])
 def test_pretraining_losses_are_judged_by_wrong_signs(small_epsilon, status):
     extra = {
@@ -312,6 +467,17 @@ def test_pretraining_losses_are_judged_by_wrong_signs(small_epsilon, status):
         "squared, ε = 1e-12": pretrained(small_epsilon),
     }
     assert statuses("pretraining-loss", extra=extra)[27] == status
+
+
+@pytest.mark.parametrize("name", recipes.FIGURES)
+def test_claims_are_undecided_without_restarts(name):
+    figure = recipes.FIGURES[name](SETUP)
+    nothing = {p.name: {k: no_results(e) for k, e in p.series.items()} for p in figure.panels}
+    assert (figure.extra is None) == (name not in MADE_UP)
+    verdicts = figure.verdicts(nothing, MADE_UP.get(name))
+    assert tuple(v.claim for v in verdicts) == figure.claims
+    if figure.experiments():
+        assert {v.status for v in verdicts} <= {"undecided"}
 
 
 def test_verdicts_need_the_extra_of_a_figure():

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from l2o_eqx import recipes
 from l2o_eqx.recipes import _statistics as statistics
 from l2o_eqx.recipes import _thesis as thesis
 from l2o_eqx.recipes import _verdicts as verdicts
@@ -239,6 +240,18 @@ def test_near_chance_is_narrower_than_the_bin():
     assert statistics.near_chance(losses, tolerance=0.05).near.sum() == 3
 
 
+def test_near_chance_needs_outputs_that_guess():
+    """A network that is sure and often wrong may also have a loss of ln 10."""
+    losses = np.full(4, math.log(10) + np.array([0.0, 0.0, 0.01, -0.01]))
+    split = statistics.near_chance(losses, entropy=np.array([2.30, 1.0, 0.5, 0.5]))
+    assert split.near.tolist() == [True, False, False, False]
+    assert split.below.tolist() == [False, False, False, True]
+    assert split.above.tolist() == [False, True, True, False]
+    results = recipes.Results(np.tile(losses[:, None], 20), {"entropy": np.array([2.3, 1, 1, 1])}, {}, 0.0)
+    assert results.chance().near.tolist() == [True, False, False, False]
+    assert recipes.Results(results.losses, {}, {}, 0.0).chance().near.all()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -305,6 +318,34 @@ def test_shares_differ():
     assert few.estimates[2].low > 0 and few.status == "undecided"
 
 
+def test_not_smaller_is_one_sided():
+    judge = verdicts.judge_not_smaller
+    a = normal(0, 1.0)
+    assert judge(33, normal(1, 3.0), a, NAMES).status == "holds"
+    assert judge(33, a, normal(1, 1.0), NAMES).status == "holds"
+    assert judge(33, a, normal(1, 1.1), NAMES).status == "does not hold"
+    # No difference found, but none ruled out either.
+    wide, as_wide = (np.exp(2 * np.random.default_rng(seed).normal(size=10)) for seed in (0, 1))
+    assert judge(33, wide, as_wide, NAMES).status == "undecided"
+    assert "1/1.25" in judge(33, a, a, NAMES).statement
+
+
+def test_some_is_one_restart_or_a_small_interval():
+    judge = verdicts.judge_some
+    assert judge(17, flags(1, 10), "below 0.5").status == "holds"
+    assert judge(17, flags(0, 10), "below 0.5").status == "undecided"
+    assert judge(17, flags(0, 100), "below 0.5").status == "does not hold"
+    assert judge(17, flags(0, 0), "below 0.5").status == "undecided"
+
+
+def test_shares_are_similar_within_a_difference():
+    judge = verdicts.judge_shares_similar
+    assert judge(23, flags(41, 100), flags(37, 100), NAMES).status == "holds"
+    assert judge(23, flags(65, 100), flags(37, 100), NAMES).status == "undecided"
+    assert judge(23, flags(90, 100), flags(37, 100), NAMES).status == "does not hold"
+    assert judge(23, flags(37, 100), flags(90, 100), NAMES).status == "does not hold"
+
+
 def test_few_restarts_decide_nothing():
     many, few = normal(0, 1.0), normal(1, 100.0, n=verdicts.MIN_RESTARTS - 1)
     for verdict in (
@@ -312,6 +353,9 @@ def test_few_restarts_decide_nothing():
         verdicts.judge_similar(1, few, many, NAMES),
         verdicts.judge_share(1, flags(4, 4), "x", at_least=0.1),
         verdicts.judge_shares_differ(1, flags(0, 4), flags(90, 90), NAMES, direction="less"),
+        verdicts.judge_shares_similar(1, flags(4, 4), flags(90, 90), NAMES),
+        verdicts.judge_not_smaller(1, many, few, NAMES),
+        verdicts.judge_some(1, flags(4, 4), "x"),
     ):
         assert verdict.status == "undecided" and "4 restarts decide nothing" in verdict.statement
     enough = normal(1, 100.0, n=verdicts.MIN_RESTARTS)

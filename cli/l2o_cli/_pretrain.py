@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ._fields import Leaf
+from ._needs import refuse_ignored
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
 from ._start import start
@@ -48,7 +49,9 @@ def pretrain(
     """
     file = [read_toml(config)] if config else []
     enabled = {"pretraining": {"enabled": True}}
-    checked = resolve([*file, *read_assignments(assignments or []), settings, enabled])
+    given = [*read_assignments(assignments or []), settings]
+    checked = resolve([*file, *given, enabled])
+    refuse_ignored(checked, given)
 
     start(cores=cores, cache=cache)
     from ._output import Output

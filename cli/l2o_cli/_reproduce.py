@@ -16,7 +16,7 @@ REPORT = Path("docs/thesis.md")
 def reproduce(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Figures, such as fig13, or all.", metavar="[NAMES]...", show_default=False),
+        typer.Argument(help="Figures, such as fig13, or all.", metavar="NAMES", show_default=False),
     ] = None,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show the figures, their claims and the time to expect.")
@@ -30,8 +30,9 @@ def reproduce(
         Source,
         typer.Option(
             "--as",
-            help="Follow the thesis's text, its released code, or the text on the quadratic that its figures "
-            "show.",
+            help="What to follow. 'text': the thesis's text alone. 'code': its released code where that "
+            "differs, but for some points that the report names. 'figures': the text, on the quadratic of "
+            "the code, which is the one that the thesis's figures show.",
         ),
     ] = "figures",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Same seed, same numbers.")] = 0,
@@ -46,7 +47,7 @@ def reproduce(
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="To work in; one per core if not given.")
+        int | None, typer.Option(min=1, help="To work in, on CPUs; one per core if not given.")
     ] = None,
     so_far: Annotated[
         bool, typer.Option("--so-far", help="Run nothing; show the restarts that are finished.")
@@ -91,8 +92,9 @@ def reproduce(
 
     from l2o_eqx.recipes import Request
 
+    from ._figure_list import list_figures
     from ._output import Output
-    from ._reproduction import choose, list_figures, report_only, run_figures
+    from ._reproduction import choose, report_only, run_figures
 
     output = Output(quiet, as_json)
     request = Request(

@@ -1,8 +1,6 @@
 """What `l2o reproduce` does once its options are read."""
 
-import collections
 import multiprocessing
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.table import Table
 from rich.text import Text
 
 from l2o_eqx import recipes
@@ -37,51 +34,6 @@ def choose(names: Sequence[str]) -> dict[str, Any]:
     return {name: make for name, make in recipes.FIGURES.items() if everything or name in names}
 
 
-def list_figures(request: recipes.Request, processes: int | None, output: Output) -> None:
-    """A table of what there is and how long it takes.
-
-    **Arguments:**
-
-    - `request`: which figures, at which scale; no digits but the embedded ones are loaded.
-    - `processes`: that the time is for; `None` for one per core.
-    - `output`: what the user sees.
-    """
-    processes = processes or os.cpu_count() or 1
-    figures = request.make_figures()
-    facts = {}
-    table = Table(title=f"Figures and claims of the thesis, {request.scale} scale", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what, and the thesis's claims", overflow="fold")
-    table.add_column("series x restarts", justify="right")
-    table.add_column("minutes", justify="right")
-    for name, figure in figures.items():
-        expected = request.outlook({name: figure}).seconds / processes / 60
-        claims = {number: recipes.CLAIMS[number].statement for number in figure.claims}
-        runs = collections.Counter(request.restarts or n for _, n in figure.experiments().values())
-        facts[name] = {
-            "title": figure.title,
-            "section": figure.section,
-            "claims": claims,
-            "series": [{"restarts": n, "series": count} for n, count in runs.items()],
-            "measures": figure.extra is not None,
-            "expected_minutes": expected,
-        }
-        measures = "\n+ measuring" if figure.extra else ""
-        table.add_row(
-            name,
-            "\n".join([figure.title, *(f"{number}: {claim}" for number, claim in claims.items())]),
-            "\n".join(f"{count} x {n}" for n, count in runs.items()),
-            f"{expected:.1f}{measures}",
-        )
-    total = request.outlook(figures).seconds / processes / 60
-    output.console.print(table, soft_wrap=False)
-    output.say(
-        f"All of these together: {total:.0f} minutes, as they share experiments; in {processes} processes on "
-        "cores like those that were measured, with compiling."
-    )
-    output.result({"figures": facts, "expected_minutes": total, "processes": processes})
-
-
 def run_figures(
     request: recipes.Request, output: Output, *, processes: int | None, so_far: bool, report: Path | None
 ) -> None:
@@ -100,6 +52,10 @@ def run_figures(
     folder = Path(request.folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"option '--out': {folder} is no folder")
+    try:
+        processes = recipes.num_processes(processes)
+    except ValueError as error:
+        raise UsageError(f"option '--processes': {error}") from None
     try:
         outlook = _outlook(request)
         finished = f"{outlook.kept} of {outlook.restarts} restarts are finished in {folder}"
@@ -149,11 +105,10 @@ def _outlook(request: recipes.Request) -> recipes.Outlook:
         raise UsageError(f"option '--data': {error}") from None
 
 
-def _expectation(outlook: recipes.Outlook, processes: int | None) -> str:
+def _expectation(outlook: recipes.Outlook, processes: int) -> str:
     # The time is that of a CPU.
     if outlook.kept == outlook.restarts or jax.default_backend() != "cpu":
         return ""
-    processes = processes or os.cpu_count() or 1
     minutes = outlook.seconds_left / processes / 60
     plural = "es" if processes > 1 else ""
     return f"; expect about {minutes:.0f} minutes in {processes} process{plural}" if minutes >= 1 else ""

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._needs import refuse_ignored
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments, read_toml, resolve
 from ._start import start
@@ -39,7 +40,9 @@ def train(
     A run's config.toml, given to --config, repeats the run.
     """
     file = [read_toml(config)] if config else []
-    checked = resolve([*file, *read_assignments(assignments or []), settings])
+    given = [*read_assignments(assignments or []), settings]
+    checked = resolve([*file, *given])
+    refuse_ignored(checked, given)
 
     start(cores=cores, cache=cache)
     from ._output import Output

@@ -22,9 +22,11 @@ from ._report import write_report as write_report
 from ._reproduce import Reproduction as Reproduction
 from ._reproduce import Request as Request
 from ._reproduce import reproduce as reproduce
+from ._runner import num_processes as num_processes
 from ._sec_baselines import baselines
 from ._sec_conv import conv
 from ._sec_gradients import gradients
+from ._sec_output import output_layer
 from ._sec_pretraining import pretraining_loss
 from ._sec_settings import batch_size, learning_rate, readout, transfer
 from ._sec_windows import windows
@@ -53,6 +55,7 @@ FIGURES: dict[str, Callable[[Setup], Figure]] = {
     "learning-rate": learning_rate,
     "batch-size": batch_size,
     "gradients": gradients,
+    "output-layer": output_layer,
     "conv": conv,
     "pretraining-loss": pretraining_loss,
     "windows": windows,

@@ -1,28 +1,26 @@
 """What is written of a figure: the picture, tables of numbers, statistics."""
 
-import contextlib
-import csv
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import math
 import os
 import platform
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from .._compare import _as_infinite, _quartiles
+from .._compare import _quartiles
 from ._experiment import Experiment, Results
 from ._figure import Figure, Panel, PanelResults
+from ._files import replacing
 from ._panels import draw_curves_panel, draw_histogram_panel, draw_map_panel, figure_of_panels
 from ._setup import Scale
-from ._statistics import Estimate, histogram_counts, median_interval, near_chance, share_interval
+from ._statistics import Estimate, histogram_counts, median_interval, share_interval
+from ._tables import write_tables
 from ._thesis import CURVES, HISTOGRAMS
 
 if TYPE_CHECKING:
@@ -49,6 +47,7 @@ def write_figure(
     *,
     asked: Mapping[str, int],
     scale: Scale,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Writes the picture and the tables of a figure.
 
@@ -58,8 +57,9 @@ def write_figure(
     - `figure`, `results`: what there is to show.
     - `asked`: how many restarts were asked for, by panel.
     - `scale`: of the experiments.
+    - `extra`: the numbers that the figure's `extra` gave.
 
-    **Returns:** the files: `picture`, `finals`, `curves`, if there is anything to be in them.
+    **Returns:** the files: `picture`, and those of `write_tables`, if there is anything to be in them.
     """
     files: dict[str, Path] = {}
     shown = {
@@ -78,13 +78,7 @@ def write_figure(
                 scale=scale if any(shown.values()) else None,
                 path=path,
             )
-    if any(shown.values()):
-        files["finals"] = folder / f"{name}-finals.csv"
-        with replacing(files["finals"]) as path:
-            _write_finals(path, shown)
-        files["curves"] = folder / f"{name}-curves.csv"
-        with replacing(files["curves"]) as path:
-            _write_curves(path, shown)
+    files |= write_tables(folder, name, figure, shown, extra)
     return files
 
 
@@ -110,29 +104,6 @@ def _count(results: Mapping[str, Results], asked: int) -> str:
     return f"{there}{of} restart{'s' * (asked != 1)}"
 
 
-def _write_finals(path: Path, panels: PanelResults) -> None:
-    names = sorted({name for series in panels.values() for r in series.values() for name in r.measured})
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["panel", "series", "restart", "final_loss", "mean_of_last_20", *names])
-        for panel, series in panels.items():
-            for label, r in series.items():
-                columns = [r.losses[:, -1], r.last(), *(r.measured.get(name) for name in names)]
-                for i in range(len(r.losses)):
-                    values = ("" if x is None else float(x[i]) for x in columns)
-                    writer.writerow([panel, label, i, *values])
-
-
-def _write_curves(path: Path, panels: PanelResults) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["panel", "series", "step", "q25", "median", "q75"])
-        for panel, series in panels.items():
-            for label, r in series.items():
-                quartiles = _quartiles(_as_infinite(r.losses))
-                writer.writerows([panel, label, i, *map(float, q)] for i, q in enumerate(quartiles.T))
-
-
 def describe_series(
     panel: Panel, label: str, experiment: Experiment, results: Results, asked: int
 ) -> dict[str, Any]:
@@ -154,6 +125,8 @@ def describe_series(
         "restarts": len(shown.losses),
         "restarts_asked": asked,
         "meta_updates": experiment.num_updates,
+        "test_objectives": experiment.num_test_objectives,
+        "training_examples": getattr(experiment.family, "num_examples", None),
         "steps": shown.losses.shape[1],
         "final_loss": _spread(shown.final),
         "mean_of_last_20": _spread(shown.last()),
@@ -163,7 +136,7 @@ def describe_series(
     }
     if panel.kind == "histogram":
         histogram = histogram_counts(shown.final)
-        chance = near_chance(shown.last()).shares()
+        chance = shown.chance().shares()
         facts["histogram"] = {
             "counts": list(histogram.counts),
             "not_finite": histogram.not_finite,
@@ -221,22 +194,3 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes strict JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "sigmoid in both layers, unless stated otherwise",
         "softmax in effect: Keras takes the numbers before the sigmoid",
         "softmax",
-        '`--network-output sigmoid`, `MNIST(output="sigmoid")`',
+        '`--network-output sigmoid`, `MNIST(output="sigmoid")`; `l2o reproduce output-layer`',
     ),
     Difference(
         "The preprocessing ρ",
@@ -107,14 +107,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         "not given",
         "25 or 10 super epochs, 5 of 160 steps for histograms; 200,000 inputs",
         "the code",
-        "`--super-epochs`, `--num-steps`, `--pretrain-samples`",
+        "`--super-epochs`, `--num-steps`, `--pretrain --pretrain-samples`",
     ),
     Difference(
         "State of the LSTM in the pretraining",
         "not mentioned",
         "never reset, carried over to inputs that have nothing to do with it",
         "every coordinate sees 16 inputs from a state of zero",
-        "`--pretrain-steps 1 --pretrain-carry-state`; `l2o reproduce --as code`",
+        "`--pretrain --pretrain-steps 1 --pretrain-carry-state`; `l2o reproduce --as code`",
     ),
     Difference(
         "Order of the digits",
@@ -148,7 +148,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "“Near 2.3”",
         "a bin from 2 to 2.5",
         "as the text",
-        "the bins, and those whose last 20 losses have a mean within 0.02 of ln 10",
+        "the bins, and those whose last 20 losses have a mean within 0.02 of ln 10 and outputs an entropy so",
         "",
     ),
 )

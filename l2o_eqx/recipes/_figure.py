@@ -51,6 +51,7 @@ class Figure:
     - `judge`: from the results, and from what `extra` gave if there is one, to one verdict per claim.
     - `notes`: where the text and the released code differ here, and what else one must know.
     - `extra`: from a seed to numbers that are no experiment's, as JSON has them, such as memory and times.
+    - `extra_seconds`: roughly how long that takes.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Figure:
     judge: Callable[..., Sequence[Verdict]] = lambda results: ()
     notes: str = ""
     extra: Callable[[int], dict[str, Any]] | None = None
+    extra_seconds: float = 0.0
 
     def verdicts(self, results: PanelResults, extra: Mapping[str, Any] | None = None) -> Sequence[Verdict]:
         """What `judge` says.

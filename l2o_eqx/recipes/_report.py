@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._artifacts import replacing
 from ._claims import CLAIMS
 from ._differences import DIFFERENCES
-from ._report_figure import computing_seconds, figure_section, minutes, table
+from ._files import replacing
+from ._report_figure import THESIS_DIGITS, computing_seconds, figure_section, minutes, table
 from ._verdicts import MIN_RESTARTS
 
 _INTRODUCTION = """\
@@ -25,7 +25,9 @@ numbers in its folder; nothing in it is written by hand.
 - The thesis shows one run, or the best of ten, and histograms of 100 runs. Here are all restarts: medians,
   quartiles and shares. Nothing is the best of several unless it says so.
 - Intervals are of 95 %: percentiles of the bootstrap for medians and their ratios, Wilson's for shares,
-  Newcombe's for differences of shares.
+  Newcombe's for differences of shares. They are about other restarts, given the objectives of the test: all
+  restarts and series are tested on the same ones, as many as the tables say, and other objectives would give
+  other numbers.
 - A claim **holds**, or **does not hold**, if a whole interval says so. It is **undecided** if the interval
   has the threshold in it, if some group has fewer than {min_restarts} restarts, or if too few restarts did
   what the claim is about. Of several parts of a claim all must hold. It is **not tested** if no figure below
@@ -33,8 +35,11 @@ numbers in its folder; nothing in it is written by hand.
 - A restart that diverged counts as infinitely bad; none is left out. “∞” is a median or quartile of such.
 - A final loss is that of the last step: on MNIST the training loss of one minibatch, as in the thesis. The
   mean of the last 20 steps is less noisy.
-- *Near ln 10* are restarts whose last 20 losses have a mean within 0.02 of 2.3026, the loss of guessing. The
-  thesis's bin from 2 to 2.5 also has what is merely slow.
+- *Near ln 10* are restarts whose last 20 losses have a mean within 0.02 of 2.3026, the loss of guessing, and
+  whose outputs have an entropy within 0.02 of it. The thesis's bin from 2 to 2.5 also has what is merely
+  slow.
+- Held-out losses, accuracies, entropies, dead and growing units are measured where the test ends, on 1,000
+  digits that are in no training.
 - At scale `quick` networks are tiny and restarts few: such numbers only show that everything runs.
 """
 
@@ -63,6 +68,7 @@ def write_report(folder: str | Path, path: str | Path) -> Path:
     sections = [
         _INTRODUCTION.format(min_restarts=MIN_RESTARTS),
         _machines(figures),
+        *_warnings(figures),
         _claims(figures),
         _differences(),
         "## Figures\n",
@@ -100,10 +106,32 @@ def _machines(figures: Sequence[Mapping[str, Any]]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         lines.append(f"- {found['platform']}, {found['cores']} cores, device {found['device']}; {versions}.")
     lines.append(
-        f"- Computed in {minutes(computing_seconds(figures))}, summed over the processes, on a CPU of one "
-        "core each. What figures share is counted once here, and in each of their sections."
+        f"- Computed in {minutes(computing_seconds(figures))}, summed over the processes"
+        f"{_processes(figures)}. What figures share is counted once here, and in each of their sections. "
+        "Versions and processes are those of the calls that wrote the figures; restarts that earlier calls "
+        "left may be of others."
     )
     return "\n".join([*lines, ""])
+
+
+def _warnings(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [facts["name"] for facts in figures if facts["settings"]["data"] == "embedded"]
+    if not names:
+        return []
+    return [
+        f"**Of {', '.join(names)}, what is about MNIST was made with the 5,000 embedded training digits, "
+        f"where the thesis had {THESIS_DIGITS:,}.**\n"
+    ]
+
+
+def _processes(figures: Sequence[Mapping[str, Any]]) -> str:
+    # Figures that only show what is finished do not say.
+    numbers = sorted({n for n in (facts.get("processes") for facts in figures) if n is not None})
+    if not numbers:
+        return ""
+    devices = {facts["environment"]["device"] for facts in figures}
+    alone = ", on a CPU with one core each" if devices == {"cpu"} and numbers[0] > 1 else ""
+    return f" ({' or '.join(map(str, numbers))} of them{alone})"
 
 
 def _claims(figures: Sequence[Mapping[str, Any]]) -> str:
@@ -150,8 +178,11 @@ def _differences() -> str:
             "## Where text and released code differ",
             "",
             "`l2o reproduce` follows the text on the quadratic of the code, which the figures show; `--as "
-            "text` follows the text alone, `--as code` the code wherever it differs. Other options are "
-            "those of `l2o train`.",
+            "text` follows the text alone, `--as code` the code. Other options are those of `l2o train`. "
+            "What `--as code` does not imitate: a meta-update at every step that backpropagates to the first "
+            "step; the buffer that digits are shuffled through; with one optimizer per layer, an Adam whose "
+            "count advances once per layer; in figure 17, pretrained optimizers whose Adam begins at a count "
+            "of 5,000 or more; starting points that differ between curves; the best of ten.",
             "",
             *table(header, rows),
             "",

@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _BINS = ("<0.5", "0.5–1", "1–1.5", "1.5–2", "2–2.5", "≥2.5")
-_SHARES = ("below 2", "2 to 2.5", "2.5 or above")
+_BIN = "2 to 2.5"
+_SHARES = ("below 2", _BIN, "2.5 or above")
 # Between the parts of what `combine` says.
 _PARTS = re.compile(r" / (?=\[(?:holds|does not hold|undecided)\] )")
+THESIS_DIGITS = 48_000
+"""How many digits the thesis trains on."""
+
 _CHANCE = {"below": "below", "near": "near ln 10", "above": "above"}
 
 
@@ -32,7 +36,11 @@ def figure_section(facts: Mapping[str, Any], pictures: str) -> str:
     curves = {panel["name"] for panel in facts["panels"] if panel["kind"] == "curves"}
     lines += _losses([s for s in facts["series"] if s["panel"] in curves])
     lines += _histograms([s for s in facts["series"] if s["panel"] not in curves])
+    lines += _measured(facts["series"])
     lines += [_how(facts), ""]
+    digits = {s.get("training_examples") for s in facts["series"]} - {None}
+    if digits and min(digits) < THESIS_DIGITS:
+        lines += [f"**Trained on {min(digits):,} digits, where the thesis had {THESIS_DIGITS:,}.**", ""]
     if facts["notes"]:
         lines += [f"Notes: {facts['notes']}", ""]
     return "\n".join(lines)
@@ -67,7 +75,7 @@ def minutes(seconds: float) -> str:
 def _losses(series: Sequence[Mapping[str, Any]]) -> list[str]:
     if not series:
         return []
-    header = ["Panel", "Series", "Restarts", "Meta-updates", "Steps of the test"]
+    header = ["Panel", "Series", "Restarts", "Meta-updates", "Test objectives", "Steps"]
     header += ["Final loss (95 %)", "Quartiles", "Mean of last 20 (95 %)"]
     has_thesis = any(one["thesis"] for one in series)
     if has_thesis:
@@ -81,6 +89,7 @@ def _losses(series: Sequence[Mapping[str, Any]]) -> list[str]:
                 one["series"],
                 _restarts(one),
                 str(one["meta_updates"]),
+                _tests(one),
                 str(one["steps"]),
                 _median(final),
                 f"{_number(final['q25'])} to {_number(final['q75'])}",
@@ -108,23 +117,50 @@ def _histograms(series: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 one["panel"],
                 one["series"],
+                _tests(one),
                 *(_share(ours["chance"][name]) for name in _CHANCE),
+                _share(ours["shares"][_BIN]),
+                _share(thesis["shares"][_BIN]) if thesis else "–",
                 str(ours["not_finite"]),
                 _median(one["final_loss"]),
                 _median(one["mean_of_last_20"]),
             ]
         )
+    bins = ["final loss 2 to 2.5", "thesis: 2 to 2.5"]
     finals = ["Final loss (95 %)", "Mean of last 20 (95 %)"]
     return [
         "Restarts by final loss, in the thesis's bins:",
         "",
         *table(["Panel", "Series", "Restarts", *_BINS, *_SHARES], rows),
         "",
-        "Restarts by the mean of the last 20 losses, and medians:",
+        "Restarts by the mean of the last 20 losses, and the entropy, near ln 10; beside it the thesis's "
+        "bin, which also has what is merely slow; and medians:",
         "",
-        *table(["Panel", "Series", *_CHANCE.values(), "not finite", *finals], splits),
+        *table(
+            ["Panel", "Series", "Test objectives", *_CHANCE.values(), *bins, "not finite", *finals], splits
+        ),
         "",
     ]
+
+
+def _measured(series: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for one in series for name in one["measured"]))
+    if not names:
+        return []
+    rows = [
+        [
+            one["panel"],
+            one["series"],
+            *(_median(one["measured"][name]) if name in one["measured"] else "–" for name in names),
+        ]
+        for one in series
+    ]
+    header = ["Panel", "Series", *(name.replace("_", " ") for name in names)]
+    return ["Medians of what was measured (95 %):", "", *table(header, rows), ""]
+
+
+def _tests(one: Mapping[str, Any]) -> str:
+    return str(one.get("test_objectives", "–"))
 
 
 def _counts(one: Mapping[str, Any], label: str, restarts: str, found: Mapping[str, Any]) -> list[str]:

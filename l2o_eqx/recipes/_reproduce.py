@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data import load_mnist
-from ._artifacts import cut, describe_environment, describe_series, write_figure, write_json
+from ._artifacts import cut, describe_environment, describe_series, write_figure
 from ._experiment import Experiment, Results, no_results
 from ._figure import Figure, Panel, PanelResults
+from ._files import write_json
 from ._kept import Outlook, load_kept, outlook
-from ._runner import Plan, Progress, run_all
+from ._measurements import measurements
+from ._runner import Plan, Progress, num_processes, run_all
 from ._setup import Scale, Setup, Source
 from ._verdicts import Verdict
 
@@ -114,8 +114,8 @@ class Reproduction:
     - `figure`: its recipe.
     - `results`: by panel, then by label.
     - `verdicts`: on its claims.
-    - `files`: where what was written is: `facts`, and as far as there are experiments or graphs `picture`,
-        `finals` and `curves`.
+    - `files`: where what was written is: `facts`, and as far as there is anything to be in them `picture`
+        and the tables, such as `finals`.
     """
 
     figure: Figure
@@ -134,9 +134,11 @@ def reproduce(
     """Runs what is missing of some figures, draws them, and judges the thesis's claims.
 
     What ended is on disk, so that an interrupted call is taken up by the same call. Of every figure it
-    writes `<name>.png`; `<name>-finals.csv` with a row per restart; `<name>-curves.csv` with the quartiles of
-    the losses over the restarts; and `<name>.json` with all verdicts and statistics, the thesis's numbers
-    and the settings.
+    writes, as far as there is anything to be in them, `<name>.png`; `<name>-finals.csv` with a row per
+    restart, `-curves.csv` with the quartiles of the losses over the restarts, `-histogram.csv` with our
+    counts and the thesis's, `-thesis.csv` with the points of its curves, `-graph.csv`, and `-measured.csv`
+    with what is no experiment's; and `<name>.json` with all verdicts and statistics, the thesis's numbers and
+    the settings.
 
     **Arguments:**
 
@@ -150,7 +152,8 @@ def reproduce(
 
     **Returns:** the figures by name.
 
-    **Raises:** `ValueError` for unknown settings; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for unknown settings, and for several processes on an accelerator;
+    `l2o_eqx.data.DataError` if the digits cannot be had.
     """
     plan = request.plan
     setup = plan.setup()
@@ -166,10 +169,11 @@ def reproduce(
         results = _by_panel(name, figure, found)
         if figure.extra is not None and not partial:
             progress(1.0, 1.0, f"{name}, measuring")
-        extra = _extra(plan, setup, name, figure, measure=not partial)
+        extra = measurements(plan, setup, name, figure, measure=not partial)
         there = any(results.values()) or not figure.experiments()
         if there and (extra is not None or figure.extra is None):
-            reproductions[name] = _write(request, setup, name, figure, results, extra)
+            worked_in = None if partial else num_processes(processes)
+            reproductions[name] = _write(request, setup, name, figure, results, extra, worked_in)
     return {name: reproductions[name] for name in figures if name in reproductions}
 
 
@@ -181,21 +185,6 @@ def _by_panel(name: str, figure: Figure, found: Mapping[str, Results]) -> PanelR
     }
 
 
-def _extra(plan: Plan, setup: Setup, name: str, figure: Figure, *, measure: bool) -> dict[str, Any] | None:
-    if figure.extra is None:
-        return None
-    kept = plan.folder / "-".join(
-        ["extra", name, setup.scale, setup.source, setup.digits.sha256[:8], f"seed{plan.seed}.json"]
-    )
-    if not kept.exists():
-        if not measure:
-            return None
-        begin = time.perf_counter()
-        numbers = figure.extra(plan.seed)
-        write_json(kept, {"numbers": numbers, "seconds": time.perf_counter() - begin})
-    return json.loads(kept.read_text(encoding="utf-8"))
-
-
 def _write(
     request: Request,
     setup: Setup,
@@ -203,11 +192,15 @@ def _write(
     figure: Figure,
     results: PanelResults,
     extra: dict[str, Any] | None,
+    processes: int | None,
 ) -> Reproduction:
     asked = {panel.name: request.restarts or panel.restarts for panel in figure.panels}
-    files = write_figure(Path(request.folder), name, figure, results, asked=asked, scale=setup.scale)
+    numbers = extra["numbers"] if extra else None
+    files = write_figure(
+        Path(request.folder), name, figure, results, asked=asked, scale=setup.scale, extra=numbers
+    )
     judged = {panel.name: _common(panel, results[panel.name]) for panel in figure.panels}
-    verdicts = list(figure.verdicts(judged, extra["numbers"] if extra else None))
+    verdicts = list(figure.verdicts(judged, numbers))
     facts = {
         "format": FORMAT,
         "name": name,
@@ -234,6 +227,7 @@ def _write(
         ],
         "extra": extra,
         "environment": describe_environment(),
+        "processes": processes,
     }
     path = Path(request.folder) / f"{name}.json"
     write_json(path, facts)

@@ -85,10 +85,10 @@ def run_all(
     - `progress`: is told how far the work is.
 
     **Returns:** the results by name.
+
+    **Raises:** `ValueError` for several processes on an accelerator.
     """
-    if jax.default_backend() != "cpu":
-        processes = 1
-    processes = (os.cpu_count() or 1) if processes is None else processes
+    processes = num_processes(processes)
     experiments = experiments_to_run(plan, restarts)
     missing = missing_jobs(distinct_jobs(plan, experiments, restarts))
     work = {name: experiments[name].work() for name in {job.name for job in missing}}
@@ -111,6 +111,26 @@ def run_all(
         name: join([load(plan.path(e, job.first, job.restarts)) for job in _jobs(name, e, restarts[name])])
         for name, e in experiments.items()
     }
+
+
+def num_processes(asked: int | None) -> int:
+    """How many processes `run_all` works in.
+
+    **Arguments:**
+
+    - `asked`: how many; `None` for one per core, and on an accelerator for one.
+
+    **Raises:** `ValueError` for several on an accelerator: each would want all of its memory.
+    """
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return (os.cpu_count() or 1) if asked is None else asked
+    if asked not in (None, 1):
+        raise ValueError(
+            f"`reproduce(processes={asked})`: on an accelerator ({backend}) all restarts of an experiment "
+            "are one program of one process; leave it out, or set JAX_PLATFORMS=cpu."
+        )
+    return 1
 
 
 def experiments_to_run(plan: Plan, restarts: Mapping[str, int]) -> dict[str, Experiment]:

@@ -12,7 +12,7 @@ from ._experiment import Experiment, Results, key_of_tests
 from ._figure import Figure, Panel, PanelResults
 from ._setup import Setup
 from ._statistics import Estimate
-from ._verdicts import Verdict, beside, combine, judge_share, judge_shares_differ
+from ._verdicts import Verdict, beside, combine, judge_share, judge_shares_differ, judge_some
 
 _LEARNED = "learned"
 _BASELINES = ("SGD", "momentum", "RMSprop", "Adam")
@@ -34,19 +34,25 @@ def baselines(setup: Setup) -> Figure:
 
     def judge(results: PanelResults, extra: Mapping[str, Any]) -> list[Verdict]:
         beats, context = {}, []
+        network = results[_PANELS["MNIST"]][_LEARNED].last()
+        ahead = network < min(_loss(one, "last") for one in extra["MNIST"].values())
+        ahead_of_all = "of restarts that beat the best tuned baseline on MNIST"
         for name, panel in _PANELS.items():
             # On minibatches the mean of the last steps.
             number = "last" if name == "MNIST" else "final"
             learned = results[panel][_LEARNED]
             losses = learned.last() if name == "MNIST" else learned.final
             beats[name] = losses < _loss(extra[name]["Adam"], number)
-            best = Estimate(float(losses.min()), np.nan, np.nan, f"best learned on {name}")
-            context += [best, *_in_words(extra[name], number, name)]
+            if losses.size:
+                context.append(Estimate(float(losses.min()), np.nan, np.nan, f"best learned on {name}"))
+            context += _in_words(extra[name], number, name)
         claimed = "of restarts that beat tuned Adam on the quadratic"
         names = ("those that beat it on MNIST", "on the quadratic")
         parts = [
             judge_share(36, beats["quadratic"], claimed, at_least=0.5),
             judge_shares_differ(36, beats["MNIST"], beats["quadratic"], names, direction="less"),
+            judge_some(36, ahead, f"{ahead_of_all}, in the best case"),
+            judge_share(36, ahead, f"{ahead_of_all}, typically not", at_most=0.5),
         ]
         return [beside(combine(36, parts), *context)]
 
@@ -61,8 +67,11 @@ def baselines(setup: Setup) -> Figure:
         judge,
         "The learned optimizers are those of figure 11. Learning rates, 25 from 1e-5 to 10, are tuned on "
         "other draws for the lowest loss after as many steps; all are tested on the same draws. On MNIST "
-        "the mean of the last 20 steps counts.",
+        "the mean of the last 20 steps counts. Working very well is to beat tuned Adam on the quadratic in "
+        "half of the restarts; beaten in the best case only means that one restart on MNIST beats the best "
+        "of the four, and not more than half do.",
         extra,
+        30.0 if setup.quick else 90.0,
     )
 
 

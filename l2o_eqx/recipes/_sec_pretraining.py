@@ -72,4 +72,5 @@ def pretraining_loss(setup: Setup) -> Figure:
         "Optimizers with ρ, α = 0.01. The gradients of the squared error are so small that the ε = 1e-7 of "
         "Adam rules their steps; a smaller ε shows what the loss itself can do.",
         extra,
+        15.0 if setup.quick else 160.0,
     )

@@ -66,6 +66,7 @@ def windows(setup: Setup) -> Figure:
         "(512 on a CPU). Times are those of meta-training on the quadratic, a super epoch of 320 steps per "
         "run.",
         extra,
+        30.0 if setup.quick else 55.0,
     )
 
 

@@ -16,7 +16,7 @@ from ..data import Digits
 from ..objectives import MLP, MNIST, FromModel, Quadratic, digit_cross_entropy, params_shapes
 from ..optimizers import AbstractOptimizer, CoordinatewiseLSTM, PerLayer
 from ..preprocessors import AbstractPreprocessor, Identity, LogSign
-from ..strategies import EveryWindow
+from ..strategies import EveryStep, EveryWindow
 from ._experiment import Experiment
 
 Scale = Literal["full", "quick"]
@@ -36,8 +36,8 @@ class Setup:
 
     - `digits`: MNIST, or part of it.
     - `scale`: `"full"` is the thesis's; `"quick"` runs the same code on small sizes, for a look.
-    - `source`: `"text"` follows the text; `"code"` the released code where that differs; `"figures"` follows
-        the text on the quadratic of the code, which the thesis's figures show.
+    - `source`: `"text"` follows the text; `"code"` the released code, as far as the report says;
+        `"figures"` follows the text on the quadratic of the code, which the thesis's figures show.
 
     **Raises:** `ValueError` for an unknown scale or source.
     """
@@ -66,6 +66,12 @@ class Setup:
     def every_window(self, window: int = 16, **settings: Any) -> EveryWindow:
         """The strategy of sec. 5.5.2; in the released code nothing is backpropagated through the state."""
         return EveryWindow(window, detach_state=self.source == "code", **settings)
+
+    def every_step(
+        self, window: int = 16, gradient: Literal["replayed", "recorded"] = "replayed"
+    ) -> EveryStep:
+        """The strategy of sec. 5.5.3, with the state as in `every_window`."""
+        return EveryStep(window, gradient, detach_state=self.source == "code")
 
     def quadratic(
         self,
@@ -103,6 +109,7 @@ class Setup:
         num_steps: int = 375,
         super_epochs: int = 10,
         batch_size: int = 128,
+        output: str = "softmax",
         **changes: Any,
     ) -> Experiment:
         """An optimizer for the 784-32-10 network on MNIST (sec. 5.1.2); `changes` are fields."""
@@ -111,7 +118,7 @@ class Setup:
             super_epochs = min(super_epochs, 2)
         else:
             sizes = (32,)
-        family = self.mnist(sizes, activation, batch_size)
+        family = self.mnist(sizes, activation, batch_size, output=output)
         make_optimizer = optimizer_maker(family, preprocessor or LogSign(), learning_rate, per_layer)
         common = {
             "family": family,

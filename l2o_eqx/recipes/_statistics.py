@@ -215,12 +215,26 @@ def histogram_counts(final_losses: Float[np.ndarray, " restarts"]) -> HistogramC
     return HistogramCounts(tuple(counts.tolist()), int(np.sum(~np.isfinite(final_losses))))
 
 
-def near_chance(losses: Float[np.ndarray, " restarts"], tolerance: float = 0.02) -> ChanceSplit:
-    """Splits restarts by whether |loss − ln 10| < `tolerance`.
+def near_chance(
+    losses: Float[np.ndarray, " restarts"],
+    tolerance: float = 0.02,
+    *,
+    entropy: Float[np.ndarray, " restarts"] | None = None,
+) -> ChanceSplit:
+    """Splits restarts by whether |loss − ln 10| < `tolerance`, and so the entropy if it is given.
 
     Narrower than the bin [2, 2.5), which also holds what is merely slow.
+
+    **Arguments:**
+
+    - `losses`: one per restart.
+    - `tolerance`: of the loss, and of the entropy.
+    - `entropy`: mean entropy of the outputs, in nats. It is ln 10 if they guess; a loss of ln 10 with less is
+        that of outputs which are sure and wrong. If not given the loss alone decides.
     """
     near = np.abs(losses - CHANCE_LOSS) < tolerance
+    if entropy is not None:
+        near &= np.abs(entropy - CHANCE_LOSS) < tolerance
     below = ~near & (losses < CHANCE_LOSS) & np.isfinite(losses)
     return ChanceSplit(below, near, ~near & ~below)
 

@@ -18,6 +18,8 @@ _BATCH = PartitionSpec(DEVICES)
 # state to stay in the cache.
 _CHUNK_COORDINATES = 2048
 _CHUNK_COORDINATES_ACCELERATOR = 2**20
+# Fewer of restarts, each of which has weights and their gradients beside its coordinates.
+_RESTART_COORDINATES = 512
 
 
 def use_cores(count: int | None = None) -> int:
@@ -66,6 +68,17 @@ def chunk_size(num_coordinates: int) -> int:
     """How many independent runs of so many coordinates each are worth running side by side on a device."""
     wanted = _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
     return max(1, wanted // max(1, num_coordinates))
+
+
+def restarts_side_by_side(restarts: int, num_coordinates: int) -> int:
+    """How many restarts to train in one batch, of `restarts` on a device with so many coordinates each.
+
+    As evenly as possible: what is left over would be a program of its own to compile.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    wanted = _RESTART_COORDINATES if on_cpu else _CHUNK_COORDINATES_ACCELERATOR
+    largest = max(1, wanted // max(1, num_coordinates))
+    return -(-restarts // -(-restarts // largest))
 
 
 def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, mesh_for, num_devices, over_devices, replicate, share_out
+from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
 from ._layout import default_block_size, has_blocks
 from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
@@ -371,9 +371,10 @@ def compiled_step(
         run = over_devices(train, mesh, in_specs, all_alike)
         arrays, meta_state, metrics = run(arrays, meta_state, draw(key))
     else:
-        side_by_side = chunk_size(num_objectives * count_coordinates(family))
+        coordinates = num_objectives * count_coordinates(family)
 
         def train_all(*batches):
+            side_by_side = restarts_side_by_side(len(batches[2]), coordinates)
             # A batch of one would turn every product into a batched one, which takes twice the time.
             batch_size = side_by_side if side_by_side > 1 else None
             return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)

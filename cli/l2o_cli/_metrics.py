@@ -1,6 +1,7 @@
 """The metrics of a training as it goes on: JSON lines, and events for TensorBoard."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 import l2o_eqx as l2o
 
@@ -23,9 +23,21 @@ class MetricsLog:
     With restarts, a metric's value is their median, and `restarts` has all of their values.
     """
 
-    def __init__(self, lines: Any, events: SummaryWriter):
-        self._lines, self._events = lines, events
+    def __init__(self, lines: Any, events_folder: Path):
+        self._lines, self._folder = lines, events_folder
         self._start = time.monotonic()
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        # Imported when there is something to write: it takes longer than a super epoch of a small problem.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._folder))
+
+    def close(self) -> None:
+        """Closes the events, if there are any."""
+        if "_events" in vars(self):
+            self._events.close()
 
     def __call__(self, progress: l2o.Progress) -> None:
         medians = median_over_restarts(progress.metrics)
@@ -46,11 +58,11 @@ class MetricsLog:
 def open_log(folder: Path) -> Iterator[MetricsLog]:
     """The log of the run in `folder`; a killed run leaves whole lines only."""
     with open(folder / FILE, "w", buffering=1, encoding="utf-8") as lines:
-        events = SummaryWriter(str(folder / "tensorboard"))
+        log = MetricsLog(lines, folder / "tensorboard")
         try:
-            yield MetricsLog(lines, events)
+            yield log
         finally:
-            events.close()
+            log.close()
 
 
 def median_over_restarts(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -82,11 +82,16 @@ def _run_cell(cell: eqx.nn.LSTMCell, inputs, state):
     return _apply_gates(gates, memory)
 
 
+def _sigmoid(x):
+    # XLA's own divides by 1 + exp(−x), which takes a third longer on a CPU.
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
 @jax.custom_jvp
 def _apply_gates(gates, memory):
     i, f, g, o = jnp.split(gates, 4)
-    memory = jax.nn.sigmoid(f) * memory + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(memory), memory
+    memory = _sigmoid(f) * memory + _sigmoid(i) * jnp.tanh(g)
+    return _sigmoid(o) * jnp.tanh(memory), memory
 
 
 # The derivative with one factor per gate, so that six arrays are kept for the backward pass instead of the
@@ -96,7 +101,7 @@ def _apply_gates_jvp(primals, tangents):
     gates, memory = primals
     di, df, dg, do = jnp.split(tangents[0], 4)
     i, f, g, o = jnp.split(gates, 4)
-    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    i, f, g, o = _sigmoid(i), _sigmoid(f), jnp.tanh(g), _sigmoid(o)
     next_memory = f * memory + i * g
     bounded = jnp.tanh(next_memory)
     dmemory = (g * i * (1 - i)) * di + (memory * f * (1 - f)) * df + (i * (1 - g**2)) * dg + f * tangents[1]

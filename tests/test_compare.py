@@ -1,7 +1,4 @@
 import csv
-import os
-import subprocess
-import sys
 
 import equinox as eqx
 import jax
@@ -194,36 +191,3 @@ def test_default_baselines_and_rates():
 def test_errors_name_the_argument(change, message, getkey):
     with pytest.raises(ValueError, match=message):
         l2o_eqx.compare({"SGD": optax.sgd}, Bowls(), **{"num_steps": 2, "key": getkey(), **change})
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, jax.random as jr, equinox as eqx, numpy as np
-import l2o_eqx
-from l2o_eqx.objectives import Quadratic
-from l2o_eqx.optimizers import CoordinatewiseLSTM
-from l2o_eqx.strategies import EveryWindow
-assert jax.device_count() == 2
-keys = jr.split(jr.key(0), 4)
-batch = eqx.filter_vmap(lambda k: CoordinatewiseLSTM((2,), learning_rate=0.1, key=k))(keys)
-solution = l2o_eqx.meta_train(batch, Quadratic(3), EveryWindow(3), restarts=4, num_steps=9,
-                              super_epochs=3, num_objectives=2, key=jr.key(1))
-run = l2o_eqx.evaluate(solution.optimizer, Quadratic(3), num_steps=5, num_objectives=6, restarts=4,
-                       key=jr.key(2))
-print(*np.asarray(run.losses).ravel())
-"""
-
-
-def test_two_devices_give_what_one_gives():
-    """Sharded over two host devices; a deadlock of their shared thread pool would hit the time limit."""
-
-    def run(devices):
-        script = SHARDED.replace("== 2", f"== {devices}")
-        # With as many threads as devices jaxlib 0.10.2 can wait for a free one for ever.
-        env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "8"}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stderr
-        return np.array(done.stdout.split(), np.float64)
-
-    np.testing.assert_allclose(run(2), run(1), rtol=1e-3)

@@ -100,7 +100,7 @@ def _mnist(hidden_sizes: tuple[int, ...], conv_channels: tuple[int, ...] = ()) -
 
 
 def _synthetic(power: int) -> Case:
-    windows = {4: 16, 5: 4}.get(power, 1)
+    windows = 4 if power < 6 else 1
     dim = 10**power
     return Case(
         f"synthetic-1e{power}",

@@ -1,0 +1,100 @@
+"""Work spread over the devices of one host: the same numbers, and no deadlock of their thread pool."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import l2o_eqx
+from l2o_eqx._devices import restarts_side_by_side
+
+# One line of numbers for every way in which work is shared out.
+SPREAD = """
+import sys
+import l2o_eqx
+count = int(sys.argv[1])
+if count > 1:
+    assert l2o_eqx.use_cores(count) == count
+import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
+from l2o_eqx._meta_train import placed
+from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
+from l2o_eqx.optimizers import CoordinatewiseLSTM, PerLayer
+from l2o_eqx.strategies import EveryStep, EveryWindow
+assert jax.device_count() == count
+
+class Bowl(AbstractObjective):
+    a: jax.Array
+    def init(self, key):
+        return {"w": jr.normal(key, (601,)), "b": jr.normal(key, (3, 5))}
+    def loss(self, params, step, key):
+        return jnp.mean(self.a * params["w"] ** 2) + jnp.sum(jnp.cos(params["b"]))
+
+class Bowls(AbstractObjectiveFamily):
+    def sample(self, key):
+        return Bowl(jr.uniform(key, (601,)))
+
+def make(key):
+    return CoordinatewiseLSTM((3,), learning_rate=0.1, key=key)
+
+def by_name(path, leaf):
+    return path[0].key
+
+keys = jr.split(jr.key(0), 4)
+batch = eqx.filter_vmap(make)(keys)
+per_layer = PerLayer({"w": make(keys[0]), "b": make(keys[1])}, by_name)
+for optimizer, family, strategy, settings, spread in [
+    (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, None),
+    (make(keys[0]), Quadratic(3), EveryWindow(3), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryStep(3, "recorded"), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryWindow(3, "second"), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Bowls(), EveryWindow(3), {}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryWindow(3, lookahead=True), {"num_objectives": 3}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryStep(3), {}, "coordinates"),
+    (per_layer, Bowls(), EveryWindow(3), {}, "coordinates"),
+]:
+    solution = l2o_eqx.meta_train(
+        optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings
+    )
+    restarts = settings.get("restarts")
+    mesh, found = placed(solution.state, family, strategy, settings.get("num_objectives", 1), restarts)[2:]
+    assert (mesh is None) == (count == 1) and found == (spread if count > 1 else None), (mesh, found)
+    run = l2o_eqx.evaluate(
+        solution.optimizer, family, num_steps=5, num_objectives=6, restarts=restarts, key=jr.key(2)
+    )
+    metrics = [solution.metrics[name] for name in ("meta_loss", "final_loss", "grad_norm")]
+    print(*np.concatenate([np.ravel(x) for x in [run.losses, *metrics]]))
+"""
+
+
+def test_two_devices_give_what_one_gives():
+    """A deadlock would hit the time limit."""
+
+    def run(count):
+        env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "JAX_NUM_CPU_DEVICES")}
+        done = subprocess.run(
+            [sys.executable, "-c", SPREAD, str(count)], env=env, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, done.stderr
+        return [np.array(line.split(), np.float64) for line in done.stdout.splitlines()]
+
+    for one, two in zip(run(1), run(2), strict=True):
+        np.testing.assert_allclose(two, one, rtol=2e-3)
+
+
+def test_cores_are_chosen_before_jax_starts():
+    jax.devices()
+    with pytest.raises(RuntimeError, match="before JAX computes"):
+        l2o_eqx.use_cores(3)
+    with pytest.raises(ValueError, match="count=0"):
+        l2o_eqx.use_cores(0)
+
+
+@pytest.mark.parametrize(
+    "restarts, num_coordinates, expected", [(50, 16, 25), (100, 16, 25), (7, 16, 7), (10, 25_450, 1)]
+)
+def test_restarts_are_batched_evenly(restarts, num_coordinates, expected):
+    if jax.default_backend() == "cpu":
+        assert restarts_side_by_side(restarts, num_coordinates) == expected

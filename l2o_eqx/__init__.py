@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from ._meta_gradient import MetaGradient as MetaGradient
     from ._meta_gradient import meta_gradient as meta_gradient
     from ._meta_gradient import recorded_meta_gradient as recorded_meta_gradient
+    from ._meta_step import MetaState as MetaState
+    from ._meta_step import init_meta_state as init_meta_state
+    from ._meta_step import meta_step as meta_step
     from ._meta_train import MetaSolution as MetaSolution
-    from ._meta_train import MetaState as MetaState
     from ._meta_train import Progress as Progress
     from ._meta_train import count_meta_parameters as count_meta_parameters
     from ._meta_train import default_meta_optimizer as default_meta_optimizer
-    from ._meta_train import init_meta_state as init_meta_state
-    from ._meta_train import meta_step as meta_step
     from ._meta_train import meta_train as meta_train
     from ._meta_train import select_restart as select_restart
     from ._pretrain import PretrainProgress as PretrainProgress
@@ -70,8 +70,9 @@ _NAMES = {
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
-        "_meta_train": "MetaSolution MetaState Progress count_meta_parameters default_meta_optimizer "
-        "init_meta_state meta_step meta_train select_restart",
+        "_meta_step": "MetaState init_meta_state meta_step",
+        "_meta_train": "MetaSolution Progress count_meta_parameters default_meta_optimizer meta_train "
+        "select_restart",
         "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",

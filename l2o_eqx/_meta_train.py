@@ -5,32 +5,17 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import optax
-from jax import lax
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
-from ._checks import check_restarts, check_sizes
-from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
-from ._layout import default_block_size, has_blocks
-from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
+from ._checks import check_sizes
+from ._meta_step import MetaState, compiled_step, init_meta_state, placed
+from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
 from .transforms import unit_norm
 from .weightings import AbstractWeighting, Constant
-
-
-class MetaState(eqx.Module):
-    """Where a meta-training stands: all that is needed to go on.
-
-    With `restarts` every array but `super_epoch` has their axis in front.
-    """
-
-    optimizer: AbstractOptimizer
-    meta_optimizer_state: PyTree
-    super_epoch: Int[Array, ""]
 
 
 class Progress(eqx.Module):
@@ -215,174 +200,6 @@ def meta_train(
     arrays, static = eqx.partition(state, eqx.is_array)
     moved: MetaState = eqx.combine(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), arrays), static)
     return MetaSolution(moved.optimizer, result, metrics, moved)
-
-
-def init_meta_state(
-    optimizer: AbstractOptimizer,
-    meta_optimizer: optax.GradientTransformation,
-    *,
-    restarts: int | None = None,
-) -> MetaState:
-    """The state of a meta-training before its first super epoch; arguments as in `meta_train`.
-
-    **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
-    """
-    leaves = jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
-    if not leaves:
-        raise ValueError(
-            f"`meta_train({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
-            "floating-point arrays. Compare it with `compare`, or give a learned optimizer."
-        )
-    # A weakly typed number (`jnp.asarray(0.1)`) would harden in the first step and compile it again.
-    optimizer = jax.tree.map(
-        lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, optimizer
-    )
-    meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
-    super_epoch = jnp.zeros((), jnp.int32)
-    if restarts is None:
-        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
-    check_restarts("meta_train", optimizer, restarts)
-    meta_state = jax.vmap(meta_optimizer.init)(meta_params)
-    return MetaState(optimizer, meta_state, super_epoch)
-
-
-def meta_step(
-    state: MetaState,
-    family: AbstractObjectiveFamily,
-    strategy: AbstractUpdateStrategy,
-    *,
-    weighting: AbstractWeighting,
-    meta_optimizer: optax.GradientTransformation,
-    num_steps: int,
-    num_objectives: int,
-    restarts: int | None,
-    key: PRNGKeyArray,
-) -> tuple[MetaState, dict[str, Array]]:
-    """One super epoch as one compiled program: the body of `meta_train`, to drive the loop by hand.
-
-    **Arguments:** as in `meta_train`; `key` is that of the whole training.
-
-    **Returns:** the next state, and the metrics of `Progress` as device arrays.
-    """
-    return compiled_step(
-        *placed(state, family, strategy, num_objectives, restarts),
-        strategy=strategy,
-        weighting=weighting,
-        meta_optimizer=meta_optimizer,
-        num_steps=num_steps,
-        num_objectives=num_objectives,
-        restarts=restarts,
-        key=key,
-    )
-
-
-def placed(
-    state: MetaState,
-    family: AbstractObjectiveFamily,
-    strategy: AbstractUpdateStrategy,
-    num_objectives: int,
-    restarts: int | None,
-) -> tuple[MetaState, AbstractObjectiveFamily, Mesh | None, Spread | None]:
-    """The first arguments of `compiled_step`, on the devices that take part; what is there is not moved."""
-    mesh, spread = _spread(state.optimizer, family, strategy, num_objectives, restarts)
-    put = replicate if restarts is None else share_out
-    state = MetaState(
-        put(state.optimizer, mesh),
-        put(state.meta_optimizer_state, mesh),
-        replicate(state.super_epoch, mesh),
-    )
-    return state, replicate(family, mesh), mesh, spread
-
-
-def _spread(
-    optimizer: AbstractOptimizer,
-    family: AbstractObjectiveFamily,
-    strategy: AbstractUpdateStrategy,
-    num_objectives: int,
-    restarts: int | None,
-) -> tuple[Mesh | None, Spread | None]:
-    # The devices to use, and what of a training without restarts they share out. Least is exchanged if that
-    # is restarts, more with objectives (a meta-gradient per update), most with coordinates (every update).
-    if restarts is not None:
-        return mesh_for(restarts), None
-    if (mesh := mesh_for(num_objectives)) is not None:
-        return mesh, "objectives"
-    count = num_devices()
-    if count == 1 or not (has_blocks(optimizer) and strategy.coordinates_apart()):
-        return None, None
-    wide = num_objectives * count_coordinates(family) >= count * default_block_size()
-    return (mesh_for(count), "coordinates") if wide else (None, None)
-
-
-@eqx.filter_jit
-def compiled_step(
-    state,
-    family,
-    mesh,
-    spread,
-    *,
-    strategy,
-    weighting,
-    meta_optimizer,
-    num_steps,
-    num_objectives,
-    restarts,
-    key,
-):
-    """`meta_step` on arrays that are in their place."""
-
-    def meta_update(optimizer, meta_state, grads):
-        meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
-        updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
-        return eqx.apply_updates(optimizer, updates), meta_state
-
-    def draw(key):
-        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
-
-    def train(arrays, meta_state, keys):
-        okeys, ikeys, lkeys = keys
-        objectives = sample_objectives(family, okeys, spread=spread)
-        result = strategy.super_epoch(
-            eqx.combine(arrays, static),
-            meta_state,
-            objectives,
-            meta_update=meta_update,
-            weighting=weighting,
-            num_steps=num_steps,
-            init_keys=ikeys,
-            loss_keys=lkeys,
-        )
-        skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
-        losses = {"mean_loss": jnp.mean(result.losses), "final_loss": jnp.mean(result.losses[-1])}
-        metrics = {
-            "meta_loss": jnp.mean(result.meta_losses),
-            **objectives.mean_over_devices(losses),
-            **{name: jnp.mean(values) for name, values in result.metrics.items()},
-            "skipped_updates": sum((count for _, count in skipped), jnp.asarray(0)),
-        }
-        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
-
-    arrays, static = eqx.partition(state.optimizer, eqx.is_array)
-    meta_state = state.meta_optimizer_state
-    key = jr.fold_in(key, state.super_epoch)
-    all_alike, shared_out = PartitionSpec(), PartitionSpec(DEVICES)
-    if restarts is None:
-        in_specs = (all_alike, all_alike, shared_out if spread == "objectives" else all_alike)
-        run = over_devices(train, mesh, in_specs, all_alike)
-        arrays, meta_state, metrics = run(arrays, meta_state, draw(key))
-    else:
-        coordinates = num_objectives * count_coordinates(family)
-
-        def train_all(*batches):
-            side_by_side = restarts_side_by_side(len(batches[2]), coordinates)
-            # A batch of one would turn every product into a batched one, which takes twice the time.
-            batch_size = side_by_side if side_by_side > 1 else None
-            return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)
-
-        run = over_devices(train_all, mesh, shared_out, shared_out)
-        arrays, meta_state, metrics = run(arrays, meta_state, jr.split(key, restarts))
-    optimizer = eqx.combine(arrays, static)
-    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics
 
 
 def _shapes(state):

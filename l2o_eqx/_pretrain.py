@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._meta_train import init_meta_state
+from ._meta_step import init_meta_state
 from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,

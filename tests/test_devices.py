@@ -19,7 +19,7 @@ count = int(sys.argv[1])
 if count > 1:
     assert l2o_eqx.use_cores(count) == count
 import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
-from l2o_eqx._meta_train import placed
+from l2o_eqx._meta_step import placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, PerLayer
 from l2o_eqx.strategies import EveryStep, EveryWindow

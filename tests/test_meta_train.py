@@ -10,7 +10,7 @@ import pytest
 from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
-from l2o_eqx._meta_train import compiled_step, placed
+from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch

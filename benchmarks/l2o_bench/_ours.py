@@ -7,7 +7,7 @@ import jax
 import jax.random as jr
 
 import l2o_eqx as l2o
-from l2o_eqx._meta_train import compiled_step, placed
+from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx.weightings import Constant
 
 from ._cases import Case

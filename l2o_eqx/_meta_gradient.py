@@ -11,6 +11,7 @@ recorded gradients, and what remains is backpropagation through the optimizer al
 sequence of inputs. The objective is never differentiated twice, nor through the optimizer. Where the
 coordinates are independent, the replay runs block by block over them, so that memory is O(T·N) for the
 record plus O(T·block) for the activations of one block instead of O(T·N) times the size of a network.
+Blocks, and objectives, may lie on different devices; the sum over them is then the only exchange.
 """
 
 from typing import Literal

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A measurement repeats what is quicker than that.
+# A measurement repeats what is quicker than that, and what takes longer than this is measured once.
 _SHORTEST = 0.2
+_LONGEST = 15.0
 
 
 def alternate(
@@ -23,26 +24,28 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds per call of each side, `repeats` times in turn, after a call that is not counted.
 
+    Of what takes long that first call is the only one.
+
     **Arguments:**
 
     - `sides`: by name; each waits for its own result.
     - `repeats`: measurements of each.
     - `progress`: is told which side comes next.
     """
-    loops = {}
-    for name, side in sides.items():
+
+    def measure(name: str, loops: int) -> float:
         progress(name)
         begin = time.perf_counter()
-        side()
-        loops[name] = max(1, round(_SHORTEST / (time.perf_counter() - begin)))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(loops):
+            sides[name]()
+        return (time.perf_counter() - begin) / loops
+
+    first = {name: measure(name, 1) for name in sides}
+    seconds = {name: [once] if once > _LONGEST else [] for name, once in first.items()}
     for _ in range(repeats):
-        for name, side in sides.items():
-            progress(name)
-            begin = time.perf_counter()
-            for _ in range(loops[name]):
-                side()
-            seconds[name].append((time.perf_counter() - begin) / loops[name])
+        for name, once in first.items():
+            if once <= _LONGEST:
+                seconds[name].append(measure(name, max(1, round(_SHORTEST / once))))
     return seconds
 
 

@@ -2,16 +2,20 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from ._threads import available_cores, has_spare_threads, pool_size
 from .objectives import DEVICES
 
+T = TypeVar("T")
 _BATCH = PartitionSpec(DEVICES)
 
 # Coordinates that one batch may hold together: enough for wide operations, few enough for the optimizer's
@@ -37,8 +41,7 @@ def use_cores(count: int | None = None) -> int:
 
     **Raises:** `ValueError` for less than one; `RuntimeError` if JAX has started already.
     """
-    if count is None:
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = available_cores() if count is None else count
     if count < 1:
         raise ValueError(f"`use_cores(count={count})`: there must be at least one.")
     try:
@@ -47,21 +50,14 @@ def use_cores(count: int | None = None) -> int:
         raise RuntimeError(
             "`use_cores()` must be called before JAX computes anything in this process."
         ) from error
-    # The devices of one host share a pool of threads, in which each needs one to wait in: with as many
-    # threads as devices jaxlib 0.10.2 can wait for a free one for ever. XLA reads this when it starts.
-    os.environ.setdefault("NPROC", str(count + _SPARE_THREADS))
+    os.environ["NPROC"] = str(pool_size(count))
     return count
-
-
-_SPARE_THREADS = 2
 
 
 def num_devices() -> int:
     """How many devices work may be spread over."""
-    # Devices of a host are used only if their pool has threads to spare, see `use_cores`.
-    if jax.default_backend() == "cpu" and int(os.environ.get("NPROC", 0)) <= jax.local_device_count():
-        return 1
-    return jax.local_device_count()
+    count = jax.local_device_count()
+    return 1 if jax.default_backend() == "cpu" and not has_spare_threads(count) else count
 
 
 def chunk_size(num_coordinates: int) -> int:
@@ -114,6 +110,19 @@ def _put(tree, mesh, spec):
         return tree
     arrays, static = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, spec)), static)
+
+
+def gather(tree: T, mesh: Mesh | None) -> T:
+    """Arrays back from the devices of a mesh, to be used together with any others."""
+
+    def fetch(x):
+        if not eqx.is_array(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jr.wrap_key_data(np.asarray(jr.key_data(x)), impl=jr.key_impl(x))
+        return jnp.asarray(np.asarray(x))
+
+    return tree if mesh is None else cast(T, jax.tree.map(fetch, tree))
 
 
 def mesh_for(size: int) -> Mesh | None:

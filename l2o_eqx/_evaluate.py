@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, mesh_for, sharded_over_devices
+from ._devices import chunk_size, mesh_for, replicate, sharded_over_devices, share_out
 from ._inner import init_params, run_steps
 from ._layout import batched_init
 from ._types import Keys, Params
@@ -72,9 +72,15 @@ def evaluate(
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
     )
-    check_restarts("evaluate", as_optimizer(optimizer), restarts)
+    optimizer = as_optimizer(optimizer)
+    check_restarts("evaluate", optimizer, restarts)
+    # It may come from a training on other devices.
+    if restarts is not None and (mesh := mesh_for(restarts)) is not None:
+        optimizer = share_out(optimizer, mesh)
+    else:
+        optimizer = replicate(optimizer, mesh_for(num_objectives))
     keys = jr.split(key, num_objectives)
-    return Trajectories(*_evaluate(as_optimizer(optimizer), family, keys, num_steps, restarts, measure))
+    return Trajectories(*_evaluate(optimizer, family, keys, num_steps, restarts, measure))
 
 
 def losses_on(

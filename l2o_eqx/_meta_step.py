@@ -143,7 +143,12 @@ def compiled_step(
 ):
     """`meta_step` on arrays that are in their place."""
 
+    def mean(tree):
+        # What strategies of the package return is the same on all devices already; a user's may not be.
+        return lax.pmean(tree, DEVICES) if spread == "objectives" else tree
+
     def meta_update(optimizer, meta_state, grads):
+        grads = mean(grads)
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
         return eqx.apply_updates(optimizer, updates), meta_state
@@ -165,13 +170,13 @@ def compiled_step(
             loss_keys=lkeys,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
-        losses = {"mean_loss": jnp.mean(result.losses), "final_loss": jnp.mean(result.losses[-1])}
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
-            **objectives.mean_over_devices(losses),
+            "mean_loss": jnp.mean(result.losses),
+            "final_loss": jnp.mean(result.losses[-1]),
             **{name: jnp.mean(values) for name, values in result.metrics.items()},
-            "skipped_updates": sum((count for _, count in skipped), jnp.asarray(0)),
         }
+        metrics = {**mean(metrics), "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0))}
         return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
+from ._devices import gather
 from ._meta_step import MetaState, compiled_step, init_meta_state, placed
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -175,13 +175,15 @@ def meta_train(
         )
 
     # Once, and not again for every super epoch.
-    state, *place = placed(state, family, strategy, num_objectives, restarts)
+    state, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
     rows = []
     result = "completed"
     while int(state.super_epoch) < super_epochs:
         state, metrics = compiled_step(
             state,
-            *place,
+            family,
+            mesh,
+            spread,
             strategy=strategy,
             weighting=weighting,
             meta_optimizer=meta_optimizer,
@@ -196,10 +198,8 @@ def meta_train(
             result = "stopped"
             break
     metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-    # Back from the devices that took part, so that the result can be used with anything.
-    arrays, static = eqx.partition(state, eqx.is_array)
-    moved: MetaState = eqx.combine(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), arrays), static)
-    return MetaSolution(moved.optimizer, result, metrics, moved)
+    state = gather(state, mesh)
+    return MetaSolution(state.optimizer, result, metrics, state)
 
 
 def _shapes(state):

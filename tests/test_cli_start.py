@@ -44,7 +44,16 @@ def test_one_core_has_one_thread_and_no_cache_means_none(without_jax):
 
 def test_what_the_environment_says_is_left_alone(without_jax):
     os.environ |= {"NPROC": "5", "JAX_COMPILATION_CACHE_DIR": "here"}
-    assert started(cores=2) == [None, "5", "here", None]
+    assert started() == [None, "5", "here", None]
+
+
+def test_cores_that_are_asked_for_count_more(without_jax):
+    os.environ |= {"NPROC": "1"}
+    assert started(cores=3)[:2] == ["3", "5"]
+
+
+def test_none_for_a_command_whose_processes_choose(without_jax):
+    assert started(cores=0)[:2] == [None, None]
 
 
 def test_cache_holds_programs_for_the_next_call(tmp_path):

@@ -84,6 +84,35 @@ def test_two_devices_give_what_one_gives():
         np.testing.assert_allclose(two, one, rtol=2e-3)
 
 
+OTHER_DEVICES = """
+import l2o_eqx
+l2o_eqx.use_cores(4)
+import jax, jax.random as jr, optax
+from l2o_eqx.objectives import Quadratic
+from l2o_eqx.optimizers import CoordinatewiseLSTM
+runs = []
+def judge(progress):
+    optimizer = progress.state.optimizer
+    for n in (4, 3):
+        runs.append(l2o_eqx.evaluate(optimizer, Quadratic(3), num_steps=4, num_objectives=n, key=jr.key(2)))
+noisy = optax.chain(optax.add_noise(0.1, 0.5, jr.key(5)), optax.adam(1e-3))
+solution = l2o_eqx.meta_train(
+    CoordinatewiseLSTM((2,), key=jr.key(0)), Quadratic(3), meta_optimizer=noisy, num_steps=16,
+    super_epochs=1, num_objectives=2, key=jr.key(1), callbacks=[judge],
+)
+assert all(run.losses.shape == (n, 4) for run, n in zip(runs, (4, 3)))
+assert jax.tree.leaves(solution.optimizer)[0].devices() == {jax.devices()[0]}
+"""
+
+
+def test_an_optimizer_trained_on_two_devices_runs_on_four():
+    """In a callback, with a key in the meta-optimizer's state, and back on one device at the end."""
+    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "JAX_NUM_CPU_DEVICES")}
+    command = [sys.executable, "-c", OTHER_DEVICES]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_cores_are_chosen_before_jax_starts():
     jax.devices()
     with pytest.raises(RuntimeError, match="before JAX computes"):

@@ -41,7 +41,7 @@ def _cases(found: dict[str, Any]) -> Table:
                     table.add_row(title, side, numbers["not_run"])
                 continue
             low, middle, high = quartiles(numbers["steps_per_second"])
-            share = middle * case["flops_per_step"] / peak
+            flops = case["flops_per_step"]
             memory = numbers["temporaries_bytes"]
             mine = ours["temporaries_bytes"]
             table.add_row(
@@ -49,10 +49,10 @@ def _cases(found: dict[str, Any]) -> Table:
                 side,
                 _number(middle),
                 f"{_number(low)} to {_number(high)}",
-                f"{share:.0%}",
+                "" if flops is None else f"{middle * flops / peak:.0%}",
                 "" if memory is None else f"{memory / 1e6:,.1f} MB",
                 "" if side == OURS else f"{median / middle:.2f}",
-                "" if side == OURS or not memory else f"1/{memory / mine:.1f}",
+                f"1/{memory / mine:.1f}" if side != OURS and memory and mine else "",
             )
         table.add_section()
     return table
@@ -63,6 +63,9 @@ def _cores(found: dict[str, Any]) -> Table:
     for column in ("", "one core", "all cores", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for name, speeds in found.items():
+        if not all(speeds.values()):
+            table.add_row(name, "failed", "", "")
+            continue
         one, many = (quartiles(values) for values in speeds.values())
         table.add_row(name, _spread(one), _spread(many), f"{many[1] / one[1]:.2f}")
     return table
@@ -74,8 +77,13 @@ def _first_updates(found: dict[str, Any]) -> Table:
         table.add_column(column, justify="right" if column in ("seconds", "peak memory") else "left")
     for name, sides in found.items():
         for i, (side, numbers) in enumerate(sides.items()):
-            seconds, memory = numbers["seconds_to_first_update"], numbers["peak_bytes"]
-            table.add_row(name if i == 0 else "", side, f"{seconds:.1f}", f"{memory / 1e6:,.0f} MB")
+            title = name if i == 0 else ""
+            if "not_run" in numbers:
+                table.add_row(title, side, "failed", numbers["not_run"])
+                continue
+            memory = numbers["peak_bytes"]
+            seconds = f"{numbers['seconds_to_first_update']:.1f}"
+            table.add_row(title, side, seconds, "" if memory is None else f"{memory / 1e6:,.0f} MB")
         table.add_section()
     return table
 

@@ -1,6 +1,5 @@
 """Runs what is asked for and collects the numbers."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,8 @@ from typing import Any
 import jax
 
 import l2o_eqx as l2o
+from l2o_eqx._threads import available_cores, pool_size
+from l2o_eqx.strategies import EveryStep
 
 from . import _apply
 from ._cases import CASES, Case
@@ -35,7 +36,13 @@ def parts() -> dict[str, str]:
     }
 
 
-def run(names: Sequence[str], *, repeats: int = 5, progress: Progress = lambda share, text: None) -> dict:
+def run(
+    names: Sequence[str],
+    *,
+    repeats: int = 5,
+    progress: Progress = lambda share, text: None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> dict[str, Any]:
     """Measures some of `parts()`.
 
     **Arguments:**
@@ -43,6 +50,7 @@ def run(names: Sequence[str], *, repeats: int = 5, progress: Progress = lambda s
     - `names`: which.
     - `repeats`: measurements of each side, in alternation.
     - `progress`: is told how far the work is.
+    - `keep`: is given what there is after each of them.
 
     **Returns:** numbers as JSON has them.
 
@@ -66,6 +74,7 @@ def run(names: Sequence[str], *, repeats: int = 5, progress: Progress = lambda s
         else:
             found["cases"][name] = measure(CASES[name], repeats, tell)
             jax.clear_caches()
+        keep(found)
     return found
 
 
@@ -85,7 +94,8 @@ def measure(case: Case, repeats: int, tell: Callable[[str], None] = lambda text:
     return {
         "title": case.title,
         "num_coordinates": l2o.count_coordinates(case.family()),
-        "flops_per_step": case.flops_per_step(),
+        # With an update at every step, each step is differentiated many times.
+        "flops_per_step": None if isinstance(case.strategy, EveryStep) else case.flops_per_step(),
         "scales": case.scales,
         "sides": sides,
     }
@@ -97,7 +107,7 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": devices[0].device_kind,
         "num_devices": len(devices),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "l2o_eqx": l2o.__version__,
@@ -125,15 +135,15 @@ def _first_updates(tell: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _cores(repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    count = os.cpu_count() or 1
+    count = available_cores()
     found: dict[str, Any] = {}
-    for name in CORES:
+    for name in CORES if count > 1 else ():
         speeds: dict[str, list[float]] = {"1": [], str(count): []}
         for _ in range(repeats):
             for cores in speeds:
                 tell(f"{name} on {cores} cores")
                 numbers = in_fresh_process(OURS, name, str(_CORE_SECONDS), **dict(_on_cores(int(cores))))
-                speeds[cores] += numbers["steps_per_second"]
+                speeds[cores] += numbers.get("steps_per_second", [])
         found[name] = speeds
     return found
 
@@ -141,7 +151,7 @@ def _cores(repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
 def _on_cores(cores: int) -> Iterator[tuple[str, str]]:
     yield CORES_VARIABLE, str(cores)
     yield "JAX_NUM_CPU_DEVICES", str(cores)
-    yield "NPROC", str(1 if cores == 1 else cores + 2)
+    yield "NPROC", str(pool_size(cores))
 
 
 def _applications(repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:

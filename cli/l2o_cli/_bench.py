@@ -1,7 +1,7 @@
 """`l2o bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def bench(
     from l2o_bench._report import plot, tables
     from l2o_bench._run import parts, run
 
-    from ._interrupt import run_interruptibly
+    from ._interrupt import interrupted, run_interruptibly
     from ._output import Output, dumps
 
     output = Output(quiet, as_json)
@@ -56,11 +56,18 @@ def bench(
         if name != ALL and name not in possible:
             raise UsageError(f"NAMES: there is no benchmark {name!r}; {suggestion(name, [ALL, *possible])}")
     chosen = [name for name in possible if ALL in names or name in names]
-    with output.progress("measuring", 1.0, "the machine's peak", percent=True) as update:
-        found = run_interruptibly(lambda: run(chosen, repeats=repeats, progress=update))
     folder = make_folder(out, Path("bench"), "bench")
-    write_text(folder / "bench.json", dumps(found, indent=1))
-    plot(found, folder / "bench.png")
+
+    def keep(found: dict[str, Any]) -> None:
+        write_text(folder / "bench.json", dumps(found, indent=1))
+        plot(found, folder / "bench.png")
+
+    try:
+        with output.progress("measuring", 1.0, "the machine's peak", percent=True) as update:
+            found = run_interruptibly(lambda: run(chosen, repeats=repeats, progress=update, keep=keep))
+    except KeyboardInterrupt:
+        output.say(f"Interrupted. What was measured is in {folder}.")
+        interrupted()
     for table in tables(found):
         output.console.print(table)
     output.say(f"The numbers are in {folder}.")

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from ._errors import UsageError
-from ._options import OUTPUT, AsJson, Quiet
+from ._options import OUTPUT, AsJson, Cache, Quiet
+from ._start import start
 
 Source = Literal["figures", "text", "code"]
 Data = Literal["auto", "embedded", "tfds"]
@@ -72,6 +73,7 @@ def reproduce(
         Path | None,
         typer.Option(help="Write that page elsewhere.", metavar="FILE", rich_help_panel=OUTPUT),
     ] = None,
+    cache: Cache = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,6 +92,7 @@ def reproduce(
     if not (names or show_list or report_to):
         raise UsageError("NAMES: which figures? `l2o reproduce --list` shows them, 'all' takes all")
 
+    start(cores=0, cache=cache)
     from l2o_eqx.recipes import Request
 
     from ._figure_list import list_figures

@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Threads of XLA's pool beyond one per core, see `l2o_eqx.use_cores`.
-_SPARE_THREADS = 2
+from l2o_eqx._threads import available_cores, pool_size
+
 _CACHE_BYTES = 2**30
 
 
@@ -13,18 +13,18 @@ def start(*, cores: int | None = None, cache: bool = True) -> None:
 
     **Arguments:**
 
-    - `cores`: how many to use; all if not given. 0 leaves that to the processes a command starts.
+    - `cores`: how many to use, whatever the environment says; all if not given, and 0 leaves that to the
+        processes a command starts.
     - `cache`: whether compiled programs are kept in the user's cache folder for later calls.
     """
     # Called from Python, where JAX is running.
     if "jax" in sys.modules:
         return
     environment: dict[str, str] = {}
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores and "NPROC" not in os.environ:
-        environment["JAX_NUM_CPU_DEVICES"] = str(cores)
-        environment["NPROC"] = str(1 if cores == 1 else cores + _SPARE_THREADS)
+    # Asked for, it counts more than the environment.
+    if cores or (cores is None and "NPROC" not in os.environ):
+        count = cores or available_cores()
+        os.environ |= {"JAX_NUM_CPU_DEVICES": str(count), "NPROC": str(pool_size(count))}
     if cache:
         import platformdirs
 

@@ -103,13 +103,13 @@ class PerLayer(AbstractOptimizer):
         return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
-        return self.update_with(
-            lambda optimizer, *arguments: optimizer.update(*arguments),
-            grads,
-            state,
-            params,
-            like=grads,
-        )
+        param_groups = {} if params is None else self.split(params, grads)
+        updates, next_state = {}, {}
+        for name, group in self.split(grads, grads).items():
+            updates[name], next_state[name] = self.optimizers[name].update(
+                group, state[name], param_groups.get(name)
+            )
+        return eqx.combine(*updates.values()), next_state
 
     def init_with(
         self, init: Callable[[AbstractOptimizer, PyTree], State], params: PyTree, *, like: PyTree
@@ -117,24 +117,6 @@ class PerLayer(AbstractOptimizer):
         """`init(optimizer, group)` for every group, by label; `like` as in `split`."""
         groups = self.split(params, like)
         return {name: init(self.optimizers[name], group) for name, group in groups.items()}
-
-    def update_with(
-        self,
-        update: Callable[..., tuple[PyTree, State]],
-        grads: PyTree,
-        state: State,
-        params: PyTree,
-        *,
-        like: PyTree,
-    ) -> tuple[PyTree, State]:
-        """`update(optimizer, grads, state, params)` for every group, put together again."""
-        param_groups = {} if params is None else self.split(params, like)
-        updates, next_state = {}, {}
-        for name, group in self.split(grads, like).items():
-            updates[name], next_state[name] = update(
-                self.optimizers[name], group, state[name], param_groups.get(name)
-            )
-        return eqx.combine(*updates.values()), next_state
 
     def split(self, tree: PyTree, like: PyTree) -> dict[str, PyTree]:
         """`tree` by group, with `None` for the leaves of other groups.

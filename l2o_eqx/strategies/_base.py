@@ -60,6 +60,10 @@ class AbstractUpdateStrategy(eqx.Module):
     ) -> SuperEpoch:
         """Runs one inner optimization per objective and trains the optimizer along the way.
 
+        On several devices each may call this with its own part of the objectives. `meta_update` takes the
+        mean of their meta-gradients; whatever else must be the same on all, such as a norm of the
+        meta-gradient, needs `objectives.mean_over_devices`.
+
         **Arguments:**
 
         - `optimizer`, `meta_state`: where the meta-training stands.

@@ -119,7 +119,7 @@ def gather(tree: T, mesh: Mesh | None) -> T:
         if not eqx.is_array(x):
             return x
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jr.wrap_key_data(np.asarray(jr.key_data(x)), impl=jr.key_impl(x))
+            return jr.wrap_key_data(jnp.asarray(np.asarray(jr.key_data(x))), impl=jr.key_impl(x))
         return jnp.asarray(np.asarray(x))
 
     return tree if mesh is None else cast(T, jax.tree.map(fetch, tree))

@@ -49,7 +49,7 @@ def main() -> None:
     table = Table(title=f"{case.title}: {total / 1e3:.0f} ms in {case.steps} steps")
     for column in ("kind", "operation", "calls", "µs each", "share"):
         table.add_column(column, justify="left" if column in ("kind", "operation") else "right")
-    kinds: collections.Counter[str] = collections.Counter()
+    kinds: dict[str, float] = collections.defaultdict(float)
     for name, times in sorted(operations.items(), key=lambda item: -sum(item[1])):
         kind = next((k for k, pattern in _KINDS.items() if re.search(pattern, name)), "rest")
         kinds[kind] += sum(times)
@@ -57,7 +57,7 @@ def main() -> None:
             each = sum(times) / len(times)
             table.add_row(kind, name, f"{len(times):,}", f"{each:.1f}", f"{sum(times) / total:.1%}")
     table.add_section()
-    for kind, time in kinds.most_common():
+    for kind, time in sorted(kinds.items(), key=lambda item: -item[1]):
         table.add_row(kind, "all", "", "", f"{time / total:.1%}")
     Console(width=110).print(table)
 

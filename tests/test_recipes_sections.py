@@ -72,7 +72,7 @@ def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, g
             updates, h = optimizer.update(lax.stop_gradient(grads), h, None)
             return (theta + updates, h), loss
 
-        return jnp.sum(lax.scan(one_step, (params, state), jnp.arange(4))[1])
+        return jnp.sum(lax.scan(one_step, (params, biased.init(params)), jnp.arange(4))[1])
 
     grads, cotangents = in_blocks(biased)
     assert_trees_close(grads, plain(biased), rtol=1e-4, atol=1e-5)

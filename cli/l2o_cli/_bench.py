@@ -16,7 +16,7 @@ ALL = "all"
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Benchmarks, such as mlp-1, or all.", metavar="[NAMES]...", show_default=False),
+        typer.Argument(help="Benchmarks, such as mlp-1, or all.", metavar="NAMES", show_default=False),
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side, in alternation.")] = 5,
@@ -30,7 +30,7 @@ def bench(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure speed and memory of meta-training next to what one would write otherwise.
+    """Measure speed and memory next to what one would write otherwise.
 
     Both sides run in turn in one process; compare ratios, for the machine's speed may drift. The folder has
     the numbers (bench.json) and the cost over the number of coordinates (bench.png).

@@ -25,7 +25,7 @@ class _Window(eqx.Module):
     # arrays that each step was taken with: small beside the state, they let the beginning move on
     # by one step exactly as it did in the run, so that no past state needs to be kept.
     losses: Float[Array, "window objectives"]
-    grads: PyTree[Float[Array, "window objectives ..."]]
+    grads: PyTree[Float[Array, "window ..."]]
     optimizers: PyTree[Float[Array, "window ..."]]
     params: Params
     state: State

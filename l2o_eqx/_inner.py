@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ._layout import batched_update, lay_out
-from ._types import Keys, Params, State, StepNumber
+from ._types import Keys, Order, Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer
 
@@ -34,14 +34,41 @@ def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
 
 
 def losses_and_grads(
-    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, *, order: Order = "second"
 ) -> tuple[Float[Array, " objectives"], Params]:
-    """f and ∇f of every objective at its params."""
+    """f and ∇f of every objective at its params.
+
+    To derivatives of `order="first"` f is linear in the params and ∇f a constant, so that no objective is
+    differentiated a second time.
+    """
 
     def one(own, params, key):
         return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
 
-    return jax.vmap(one)(objectives.own, params, keys)
+    losses, grads = jax.vmap(one)(objectives.own, params, keys)
+    if order == "first":
+        grads = lax.stop_gradient(grads)
+        losses = _linear(losses, params, grads)
+    return losses, grads
+
+
+@jax.custom_vjp
+def _linear(losses, params, grads):
+    del params, grads
+    return losses
+
+
+def _linear_forward(losses, params, grads):
+    del params
+    return losses, grads
+
+
+def _linear_backward(grads, weights):
+    along = jax.vmap(lambda w, grads: jax.tree.map(lambda g: w.astype(g.dtype) * g, grads))
+    return None, along(weights, grads), None
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def run_steps(
@@ -53,6 +80,7 @@ def run_steps(
     *,
     start: StepNumber,
     keys: Keys,
+    order: Order = "second",
     detach_state: bool = False,
 ) -> tuple[Params, State, Record]:
     """`num_steps` inner steps from step number `start` on.
@@ -60,7 +88,8 @@ def run_steps(
     **Arguments:**
 
     - `keys`: one per objective for the whole super epoch.
-    - `detach_state`: whether derivatives stop at the optimizer's state at every step.
+    - `order`: of derivatives, should anyone take them; see `losses_and_grads`.
+    - `detach_state`: whether they stop at the optimizer's state at every step.
 
     **Returns:** params and state after the last step, and the record.
     """
@@ -69,9 +98,10 @@ def run_steps(
         params, state = carry
         if detach_state:
             state = lax.stop_gradient(state)
-        losses, grads = losses_and_grads(objectives, params, step, keys)
+        losses, grads = losses_and_grads(objectives, params, step, keys, order=order)
         grads = lay_out(optimizer, state, grads)
-        updates, state = batched_update(optimizer, grads, state, params)
+        shown = lax.stop_gradient(params) if order == "first" else params
+        updates, state = batched_update(optimizer, grads, state, shown)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 
     steps = start + jnp.arange(num_steps)

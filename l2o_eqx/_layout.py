@@ -93,6 +93,11 @@ class BlockedState(eqx.Module):
     blocks: Blocks = eqx.field(static=True)
 
 
+def own_coordinates(params: Params, axis: str | None = None) -> int:
+    """How many coordinates each device of an axis has if they are spread over it."""
+    return -(-sum(leaf.size for leaf in jax.tree.leaves(params)) // (lax.axis_size(axis) if axis else 1))
+
+
 def cut(params: Params, *, axis: str | None = None, block_size: int | None = None) -> Blocks:
     """Blocks of about `block_size` for the coordinates of params with an objectives axis.
 
@@ -104,8 +109,7 @@ def cut(params: Params, *, axis: str | None = None, block_size: int | None = Non
     leaves = jax.tree.leaves(params)
     num_objectives = leaves[0].shape[0] if leaves else 1
     num_coordinates = sum(leaf.size for leaf in leaves) // max(1, num_objectives)
-    num_devices = 1 if axis is None else lax.axis_size(axis)
-    own = -(-num_objectives * num_coordinates // num_devices)
+    own = own_coordinates(params, axis)
     largest = default_block_size() if block_size is None else block_size
     count = max(1, -(-own // largest))
     return Blocks(num_objectives, num_coordinates, count, own if count == 1 else largest, axis)
@@ -234,13 +238,18 @@ def _map_state(
 
 
 def uncut(state: State) -> State:
-    """The same state in a single block, to be differentiated through."""
+    """The same state in a single block per device, to be differentiated through."""
 
     def join(part):
         if not isinstance(part, BlockedState):
             return part
-        whole = dataclasses.replace(part.blocks, count=1, size=part.blocks.total, axis=None)
-        return BlockedState(jax.tree.map(lambda x: part.blocks.join(x)[None], part.arrays), whole)
+        own = part.blocks.count * part.blocks.size
+        whole = dataclasses.replace(part.blocks, count=1, size=own)
+
+        def rows(x):
+            return jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], own)
+
+        return BlockedState(jax.tree.map(rows, part.arrays), whole)
 
     return jax.tree.map(join, state, is_leaf=lambda x: isinstance(x, BlockedState))
 
@@ -251,7 +260,12 @@ def cut_like(state: State, like: State) -> State:
     def split(part, like):
         if not isinstance(part, BlockedState):
             return part
-        return BlockedState(jax.tree.map(lambda x: like.blocks.split(x[0]), part.arrays), like.blocks)
+        count, size = like.blocks.count, like.blocks.size
+
+        def cut(x):
+            return jnp.moveaxis(x.reshape(*x.shape[1:-1], count, size), -2, 0)
+
+        return BlockedState(jax.tree.map(cut, part.arrays), like.blocks)
 
     return jax.tree.map(split, state, like, is_leaf=lambda x: isinstance(x, BlockedState))
 

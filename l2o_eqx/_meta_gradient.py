@@ -12,32 +12,37 @@ sequence of inputs. The objective is never differentiated twice, nor through the
 coordinates are independent, the replay runs block by block over them, so that memory is O(T·N) for the
 record plus O(T·block) for the activations of one block instead of O(T·N) times the size of a network.
 Blocks, and objectives, may lie on different devices; the sum over them is then the only exchange.
-"""
 
-from typing import Literal
+Few coordinates keep their activations instead: reverse-mode differentiation of the first phase, in which
+f is linear in θ with slope ∇f(θ_t) and so adds up the same λ_τ. That saves the optimizer's second run.
+"""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._inner import Record, as_batch, losses_and_grads, run_steps
 from ._layout import (
     add_axis,
     cut_like,
+    default_block_size,
     drop_axis,
     from_batched_state,
     lay_out,
+    own_coordinates,
     to_batched_state,
     uncut,
 )
 from ._replay import replay
-from ._types import Keys, Params, Scalar, State, StepNumber
+from ._types import Activations, Keys, Order, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer
 from .weightings import AbstractWeighting
 
-Order = Literal["first", "second"]
+# Measured on a CPU (docs/performance.md): up to so many, keeping activations is faster.
+_KEPT_COORDINATE_STEPS = 2**14
 
 
 class MetaGradient(eqx.Module):
@@ -79,6 +84,7 @@ def meta_gradient(
     order: Order = "first",
     detach_state: bool = False,
     lookahead: bool = False,
+    activations: Activations = "auto",
 ) -> MetaGradient:
     """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
 
@@ -100,16 +106,19 @@ def meta_gradient(
         code does; otherwise it is backpropagated through from the window's start on.
     - `lookahead`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
         code of Andrychowicz et al.
+    - `activations`: of the optimizer, for the reverse pass: `"keep"` those of the first pass, in memory for
+        all coordinates and steps, or `"recompute"` them for one block of coordinates after the other.
+        `"auto"` keeps few and recomputes many.
 
     **Returns:** a `MetaGradient`.
 
-    **Raises:** `ValueError` for an empty window or an unknown order.
+    **Raises:** `ValueError` for an empty window, for an unknown order or kind of activations, or if those
+    of second order are to be recomputed.
 
     Reference: thesis eq. 3.5 to 3.8.
     """
     length = _super_epoch_length(window, start, num_steps) + lookahead
-    if order not in ("first", "second"):
-        raise ValueError(f"`meta_gradient(order={order!r})`: the orders are 'first' and 'second'.")
+    check_order("meta_gradient", order, activations)
     # Numbers as arrays, so that another window of the same super epoch is the same program.
     start, length = jnp.asarray(start), jnp.asarray(length)
     return _meta_gradient(
@@ -125,6 +134,7 @@ def meta_gradient(
         order=order,
         detach_state=detach_state,
         lookahead=lookahead,
+        activations=activations,
     )
 
 
@@ -182,6 +192,7 @@ def batch_meta_gradient(
     order: Order = "first",
     detach_state: bool = False,
     lookahead: bool = False,
+    activations: Activations = "auto",
 ) -> BatchMetaGradient:
     """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""
 
@@ -190,28 +201,66 @@ def batch_meta_gradient(
 
     def run(optimizer, state):
         *end, record = run_steps(
-            optimizer, objectives, params, state, window, start=start, keys=keys, detach_state=detach_state
+            optimizer,
+            objectives,
+            params,
+            state,
+            window,
+            start=start,
+            keys=keys,
+            order=order,
+            detach_state=detach_state,
         )
         if lookahead:
-            losses, grads = losses_and_grads(objectives, end[0], start + window, keys)
+            losses, grads = losses_and_grads(objectives, end[0], start + window, keys, order=order)
             last = Record(*add_axis((losses, lay_out(optimizer, state, grads))))
             record = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), record, last)
         return *end, record
 
-    if order == "second":
+    if activations == "auto":
+        kept = kept_by_default(window, own_coordinates(params, objectives.coordinate_axis))
+        activations = "keep" if kept else "recompute"
+    if order == "second" or activations == "keep":
 
         @eqx.filter_value_and_grad(has_aux=True)
-        def through_everything(optimizer):
+        def in_one_pass(optimizer):
             params, end, record = run(optimizer, uncut(state))
             return meta_loss_of(record.losses), (params, cut_like(end, state), record)
 
-        (meta_loss, (*end, record)), grads = through_everything(optimizer)
+        (meta_loss, (*end, record)), grads = in_one_pass(optimizer)
+        if (axis := objectives.coordinate_axis) is not None:
+            # Where the updates of all devices are gathered, every device has added all of their cotangents.
+            grads = lax.pmean(grads, axis)
     else:
         *end, record = run(optimizer, state)
         meta_loss, weights = jax.value_and_grad(meta_loss_of)(record.losses)
         grads = replay(optimizer, params, state, record.grads, weights, detach_state=detach_state)
     meta_loss, grads = objectives.mean_over_devices((meta_loss, grads))
     return BatchMetaGradient(record.losses, meta_loss, grads, *end)
+
+
+def kept_by_default(window: int, num_coordinates: int) -> bool:
+    """Whether activations of so many coordinates on one device are kept if nothing else is said.
+
+    Of a single block recomputing saves no memory; of a few it takes longer than it takes to move what was
+    kept (docs/performance.md).
+    """
+    return num_coordinates <= default_block_size() or window * num_coordinates <= _KEPT_COORDINATE_STEPS
+
+
+def check_order(where: str, order: Order, activations: Activations) -> None:
+    """Refuses unknown or contradictory settings of a meta-gradient, in the name of `where`."""
+    if order not in ("first", "second"):
+        raise ValueError(f"`{where}(order={order!r})`: the orders are 'first' and 'second'.")
+    if activations not in ("auto", "keep", "recompute"):
+        raise ValueError(
+            f"`{where}(activations={activations!r})`: activations can be 'auto', 'keep' and 'recompute'."
+        )
+    if order == "second" and activations == "recompute":
+        raise ValueError(
+            f"`{where}(order='second', activations='recompute')`: only a first-order meta-gradient can "
+            "recompute activations. Take activations='auto' or order='first'."
+        )
 
 
 def mean_meta_loss(

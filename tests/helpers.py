@@ -146,6 +146,8 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window": lambda: strategies.EveryWindow(3),
     "every_window_second": lambda: strategies.EveryWindow(3, "second"),
+    "every_window_kept": lambda: strategies.EveryWindow(3, activations="keep"),
+    "every_window_recomputed": lambda: strategies.EveryWindow(3, activations="recompute"),
     "every_window_rest": lambda: strategies.EveryWindow(
         3, detach_state=True, lookahead=True, remainder="train"
     ),

@@ -174,6 +174,7 @@ VALUES = {
     "strategy.order": ("second", "second"),
     "strategy.detach_state": ("", True),
     "strategy.lookahead": ("", True),
+    "strategy.activations": ("keep", "keep"),
     "strategy.remainder": ("train", "train"),
     "strategy.gradient": ("recorded", "recorded"),
     "weighting.kind": ("final-only", "final-only"),

@@ -194,12 +194,21 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
     match table:
         case config.EveryWindow():
             return strategies.EveryWindow(
-                table.window, table.order, table.detach_state, table.lookahead, table.remainder
+                table.window,
+                table.order,
+                table.detach_state,
+                table.lookahead,
+                table.remainder,
+                table.activations,
             )
         case config.OncePerSuperEpoch():
-            return strategies.OncePerSuperEpoch(table.order, table.detach_state, table.lookahead)
+            return strategies.OncePerSuperEpoch(
+                table.order, table.detach_state, table.lookahead, table.activations
+            )
         case config.EveryStep():
-            return strategies.EveryStep(table.window, table.gradient, table.order, table.detach_state)
+            return strategies.EveryStep(
+                table.window, table.gradient, table.order, table.detach_state, table.activations
+            )
         case _:
             raise AssertionError(table)
 

@@ -123,6 +123,9 @@ class _Strategy(Table):
     detach_state: bool = Field(
         False, description="No derivatives through the LSTM's state, as in the thesis's released code."
     )
+    activations: Literal["auto", "keep", "recompute"] = Field(
+        "auto", description="Keep the optimizer's activations for the reverse pass or compute them again."
+    )
 
 
 class EveryWindow(_Strategy):

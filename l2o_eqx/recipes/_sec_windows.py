@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 
-from .._meta_gradient import Order
+from .._types import Order
 from ..objectives import AbstractObjectiveFamily
 from ..optimizers import CoordinatewiseLSTM
 from ..preprocessors import LogSign

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, PyTree
 from .._grad_metrics import grad_metrics
 from .._inner import init_params, run_steps
 from .._layout import batched_init, batched_update
-from .._meta_gradient import Order, batch_meta_gradient, mean_meta_loss
+from .._meta_gradient import batch_meta_gradient, check_order, mean_meta_loss
 from .._replay import replay
-from .._types import Keys, Params, State
+from .._types import Activations, Keys, Order, Params, State
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -46,11 +46,12 @@ class EveryStep(AbstractUpdateStrategy):
 
     - `window`: T ≥ 2.
     - `gradient`: `"replayed"` or `"recorded"`.
-    - `order`, `detach_state`: of the meta-gradient, see `l2o_eqx.meta_gradient`; a recorded one is of
-        first order.
+    - `order`, `detach_state`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`; a recorded
+        one is of first order, and activations are recomputed for it.
 
-    **Raises:** `ValueError` for T < 2, an unknown gradient, a recorded one of second order, or, when
-    training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for T < 2, an unknown gradient, a recorded one of second order or of kept
+    activations, settings that `meta_gradient` refuses, or, when training, for a T longer than the super
+    epoch.
 
     Reference: thesis sec. 5.5.3, which gives it up as too expensive.
     """
@@ -59,8 +60,10 @@ class EveryStep(AbstractUpdateStrategy):
     gradient: Gradient = eqx.field(static=True, default="replayed")
     order: Order = eqx.field(static=True, default="first")
     detach_state: bool = eqx.field(static=True, default=False)
+    activations: Activations = eqx.field(static=True, default="auto")
 
     def __check_init__(self):
+        check_order("EveryStep", self.order, self.activations)
         if self.window < 2:
             raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
         if self.gradient not in ("replayed", "recorded"):
@@ -71,6 +74,11 @@ class EveryStep(AbstractUpdateStrategy):
             raise ValueError(
                 "`EveryStep(gradient='recorded', order='second')`: a record has no second derivatives. "
                 "Take gradient='replayed' or order='first'."
+            )
+        if self.gradient == "recorded" and self.activations == "keep":
+            raise ValueError(
+                "`EveryStep(gradient='recorded', activations='keep')`: a record is of gradients, not of "
+                "activations. Take gradient='replayed' or activations='recompute'."
             )
 
     def num_updates(self, num_steps: int) -> int:
@@ -127,6 +135,7 @@ class EveryStep(AbstractUpdateStrategy):
                 keys=loss_keys,
                 order=self.order,
                 detach_state=self.detach_state,
+                activations=self.activations,
             )
             return result.meta_loss, result.grads
 

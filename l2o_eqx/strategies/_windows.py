@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 from .._grad_metrics import grad_metrics
 from .._inner import init_params, run_steps
 from .._layout import batched_init
-from .._meta_gradient import Order, batch_meta_gradient
-from .._types import Keys
+from .._meta_gradient import batch_meta_gradient, check_order
+from .._types import Activations, Keys, Order
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -28,12 +28,12 @@ class EveryWindow(AbstractUpdateStrategy):
 
     - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing
         without `lookahead`.
-    - `order`, `detach_state`, `lookahead`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `lookahead`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
     - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
         takes them but trains nothing on them; `"train"` makes a shorter window of them.
 
-    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, or, when training, for
-    a T longer than the super epoch.
+    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, settings that
+    `meta_gradient` refuses, or, when training, for a T longer than the super epoch.
 
     Reference: thesis sec. 5.5.2.
     """
@@ -43,8 +43,10 @@ class EveryWindow(AbstractUpdateStrategy):
     detach_state: bool = eqx.field(static=True, default=False)
     lookahead: bool = eqx.field(static=True, default=False)
     remainder: Remainder = eqx.field(static=True, default="skip")
+    activations: Activations = eqx.field(static=True, default="auto")
 
     def __check_init__(self):
+        check_order("EveryWindow", self.order, self.activations)
         if self.window < self._shortest:
             raise ValueError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
@@ -114,6 +116,7 @@ class EveryWindow(AbstractUpdateStrategy):
                 order=self.order,
                 detach_state=self.detach_state,
                 lookahead=self.lookahead,
+                activations=self.activations,
             )
             optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
             out = (result.losses[:window], result.meta_loss, grad_metrics(result.grads))
@@ -151,7 +154,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `order`, `detach_state`, `lookahead`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `lookahead`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
 
     Reference: thesis sec. 5.5.1.
     """
@@ -159,6 +162,10 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
     order: Order = eqx.field(static=True, default="first")
     detach_state: bool = eqx.field(static=True, default=False)
     lookahead: bool = eqx.field(static=True, default=False)
+    activations: Activations = eqx.field(static=True, default="auto")
+
+    def __check_init__(self):
+        check_order("OncePerSuperEpoch", self.order, self.activations)
 
     def num_updates(self, num_steps: int) -> int:
         if num_steps < 2 and not self.lookahead:
@@ -183,7 +190,10 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
     ) -> SuperEpoch:
-        return EveryWindow(num_steps, self.order, self.detach_state, self.lookahead).super_epoch(
+        whole = EveryWindow(
+            num_steps, self.order, self.detach_state, self.lookahead, activations=self.activations
+        )
+        return whole.super_epoch(
             optimizer,
             meta_state,
             objectives,

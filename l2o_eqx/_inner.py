@@ -45,11 +45,10 @@ def losses_and_grads(
     def one(own, params, key):
         return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
 
-    losses, grads = jax.vmap(one)(objectives.own, params, keys)
-    if order == "first":
-        grads = lax.stop_gradient(grads)
-        losses = _linear(losses, params, grads)
-    return losses, grads
+    if order == "second":
+        return jax.vmap(one)(objectives.own, params, keys)
+    losses, grads = jax.vmap(one)(objectives.own, lax.stop_gradient(params), keys)
+    return _linear(losses, params, grads), grads
 
 
 @jax.custom_vjp

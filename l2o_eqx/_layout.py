@@ -40,6 +40,13 @@ def has_blocks(optimizer: AbstractOptimizer) -> bool:
     return optimizer.coordinatewise
 
 
+def has_only_blocks(optimizer: AbstractOptimizer) -> bool:
+    """Whether its coordinates, and those of all its parts, are independent."""
+    if isinstance(optimizer, PerLayer):
+        return all(map(has_only_blocks, optimizer.optimizers.values()))
+    return optimizer.coordinatewise
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """The coordinates of a batch of objectives, objective by objective, cut into `count` blocks of `size`.
@@ -243,12 +250,15 @@ def uncut(state: State) -> State:
     def join(part):
         if not isinstance(part, BlockedState):
             return part
-        own = part.blocks.count * part.blocks.size
-        whole = dataclasses.replace(part.blocks, count=1, size=own)
+        blocks = part.blocks
+        own = blocks.count * blocks.size
+        # What fills up the last block is left out, unless all devices must have equally many.
+        size = own if blocks.axis else min(own, blocks.total)
 
         def rows(x):
-            return jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], own)
+            return jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], own)[..., :size]
 
+        whole = dataclasses.replace(blocks, count=1, size=size)
         return BlockedState(jax.tree.map(rows, part.arrays), whole)
 
     return jax.tree.map(join, state, is_leaf=lambda x: isinstance(x, BlockedState))
@@ -263,7 +273,8 @@ def cut_like(state: State, like: State) -> State:
         count, size = like.blocks.count, like.blocks.size
 
         def cut(x):
-            return jnp.moveaxis(x.reshape(*x.shape[1:-1], count, size), -2, 0)
+            x = jnp.pad(x[0], [(0, 0)] * (x.ndim - 2) + [(0, count * size - x.shape[-1])], "edge")
+            return jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), -2, 0)
 
         return BlockedState(jax.tree.map(cut, part.arrays), like.blocks)
 

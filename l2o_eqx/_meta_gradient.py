@@ -30,6 +30,7 @@ from ._layout import (
     default_block_size,
     drop_axis,
     from_batched_state,
+    has_only_blocks,
     lay_out,
     own_coordinates,
     to_batched_state,
@@ -107,8 +108,8 @@ def meta_gradient(
     - `lookahead`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
         code of Andrychowicz et al.
     - `activations`: of the optimizer, for the reverse pass: `"keep"` those of the first pass, in memory for
-        all coordinates and steps, or `"recompute"` them for one block of coordinates after the other.
-        `"auto"` keeps few and recomputes many.
+        all coordinates and steps, or `"recompute"` them, for one block of coordinates after the other or,
+        where coordinates are not independent, step by step. `"auto"` keeps few and recomputes many.
 
     **Returns:** a `MetaGradient`.
 
@@ -218,7 +219,8 @@ def batch_meta_gradient(
         return *end, record
 
     if activations == "auto":
-        kept = kept_by_default(window, own_coordinates(params, objectives.coordinate_axis))
+        num_coordinates = own_coordinates(params, objectives.coordinate_axis)
+        kept = kept_by_default(optimizer, window, num_coordinates)
         activations = "keep" if kept else "recompute"
     if order == "second" or activations == "keep":
 
@@ -239,13 +241,15 @@ def batch_meta_gradient(
     return BatchMetaGradient(record.losses, meta_loss, grads, *end)
 
 
-def kept_by_default(window: int, num_coordinates: int) -> bool:
+def kept_by_default(optimizer: AbstractOptimizer, window: int, num_coordinates: int) -> bool:
     """Whether activations of so many coordinates on one device are kept if nothing else is said.
 
-    Of a single block recomputing saves no memory; of a few it takes longer than it takes to move what was
-    kept (docs/performance.md).
+    For a single block recomputing saves no memory; for a few it takes longer than moving what was kept
+    (docs/performance.md).
     """
-    return num_coordinates <= default_block_size() or window * num_coordinates <= _KEPT_COORDINATE_STEPS
+    if has_only_blocks(optimizer) and num_coordinates <= default_block_size():
+        return True
+    return window * num_coordinates <= _KEPT_COORDINATE_STEPS
 
 
 def check_order(where: str, order: Order, activations: Activations) -> None:

@@ -50,10 +50,12 @@ for optimizer, family, strategy, settings, spread in [
     (make(keys[0]), Quadratic(3), EveryWindow(3), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryStep(3, "recorded"), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryWindow(3, "second"), {"num_objectives": 4}, "objectives"),
-    (make(keys[0]), Bowls(), EveryWindow(3), {}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
     (make(keys[0]), Bowls(), EveryWindow(3, lookahead=True), {"num_objectives": 3}, "coordinates"),
     (make(keys[0]), Bowls(), EveryStep(3), {}, "coordinates"),
-    (per_layer, Bowls(), EveryWindow(3), {}, "coordinates"),
+    (per_layer, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
+    (per_layer, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
 ]:
     solution = l2o_eqx.meta_train(
         optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings

@@ -1,5 +1,6 @@
 """The two-phase meta-gradient against plain automatic differentiation of its definition."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -13,12 +14,14 @@ from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import init_params, run_steps
-from l2o_eqx._layout import batched_init, uncut
-from l2o_eqx._meta_gradient import batch_meta_gradient
+from l2o_eqx._layout import BlockedState, batched_init
+from l2o_eqx._meta_gradient import batch_meta_gradient, kept_by_default
 from l2o_eqx._replay import replay
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.weightings import Constant, Exponential, Linear
+
+BOTH: tuple[Any, ...] = ("keep", "recompute")
 
 
 def plain(optimizer, objective, params, state, *, window, start, num_steps, weighting, key, order):
@@ -47,13 +50,18 @@ def later_start(optimizer, objective, key, num_steps):
     return run.params, run.state
 
 
-def check(optimizer, objective, params, state, *, order: Any = "first", rtol, atol, **kwargs):
+def check(
+    optimizer, objective, params, state, *, order: Any = "first", activations=BOTH, rtol, atol, **kwargs
+):
     expected_loss, expected = plain(optimizer, objective, params, state, order=order, **kwargs)
-    result = l2o_eqx.meta_gradient(optimizer, objective, params, state, order=order, **kwargs)
-    assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
-    np.testing.assert_allclose(result.meta_loss, expected_loss, rtol=rtol)
-    assert any(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(result.grads))
-    return result
+    kinds: tuple[Any, ...] = activations if order == "first" else ("auto",)
+    for kind in kinds:
+        result = l2o_eqx.meta_gradient(
+            optimizer, objective, params, state, order=order, activations=kind, **kwargs
+        )
+        assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
+        np.testing.assert_allclose(result.meta_loss, expected_loss, rtol=rtol)
+        assert any(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(result.grads))
 
 
 # Every optimizer and every objective; every optimizer on a network is checked in float64 below.
@@ -67,7 +75,7 @@ def test_first_order_is_plain_autodiff(name, family, getkey):
     params = objective.init(getkey())
     state = optimizer.init(params)
     common = {"window": 4, "start": 2, "num_steps": 10, "weighting": Linear(), "key": getkey()}
-    check(optimizer, objective, params, state, rtol=2e-4, atol=2e-5, **common)
+    check(optimizer, objective, params, state, activations=("recompute",), rtol=2e-4, atol=2e-5, **common)
 
 
 @pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "hierarchical"])
@@ -127,6 +135,16 @@ def recorded_window(optimizer, family, key, window, *, num_objectives=1, block_s
     return (params, state, record.grads, 0.5 + record.losses), end
 
 
+def _joined(state):
+    def is_blocked(x):
+        return isinstance(x, BlockedState)
+
+    def join(part):
+        return jax.tree.map(part.blocks.join, part.arrays) if is_blocked(part) else part
+
+    return jax.tree.map(join, state, is_leaf=is_blocked)
+
+
 @pytest.mark.parametrize("num_objectives, block_size", [(1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64)])
 @pytest.mark.parametrize(
     "name", ["lstm_adam_like", "per_layer", "user_looking_lstm", "user_root_mean_square"]
@@ -140,10 +158,43 @@ def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
         record, (params, state) = recorded_window(
             optimizer, family, key, 3, num_objectives=num_objectives, block_size=block_size
         )
-        return replay(optimizer, *record), params, uncut(state)
+        return replay(optimizer, *record), params, _joined(state)
 
     whole, blocks = run(optimizer, 1000), run(optimizer, block_size)
     assert_trees_close(blocks, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
+def test_kept_activations_of_several_blocks(name, getkey):
+    """The last block is filled up; the state comes back cut as it was."""
+    optimizer, family, keys = LEARNED[name](getkey()), FAMILIES["from_model"](), jr.split(getkey(), 2)
+    objectives = sample_objectives(family, keys)
+    params = init_params(objectives, keys)
+
+    @eqx.filter_jit
+    def run(optimizer, activations):
+        return batch_meta_gradient(
+            optimizer,
+            objectives,
+            params,
+            batched_init(optimizer, params, block_size=20),
+            window=4,
+            start=0,
+            num_steps=4,
+            weighting=Linear(),
+            keys=keys,
+            activations=activations,
+        )
+
+    assert_trees_close(run(optimizer, "keep"), run(optimizer, "recompute"), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_kept_by_default(getkey):
+    if jax.default_backend() == "cpu":
+        kept = functools.partial(kept_by_default, LEARNED["per_layer"](getkey()))
+        assert kept(320, 256) and kept(16, 1024) and not kept(320, 257) and not kept(16, 1025)
+        # A hierarchical optimizer has no blocks: even for few coordinates recomputing saves memory.
+        assert not kept_by_default(LEARNED["hierarchical"](getkey()), 320, 256)
 
 
 def test_memory_follows_the_block(getkey):
@@ -160,8 +211,9 @@ def test_memory_follows_the_block(getkey):
     assert temporaries(64) < temporaries(512) / 3
 
 
+@pytest.mark.parametrize("activations", BOTH)
 @pytest.mark.parametrize("name", LEARNED)
-def test_batch_is_the_mean_over_objectives(name, getkey):
+def test_batch_is_the_mean_over_objectives(name, activations, getkey):
     """Objectives folded into the coordinates, split by layer, or vmapped: always the mean."""
     optimizer, family = LEARNED[name](getkey()), FAMILIES["from_model"]()
     keys = jr.split(getkey(), 3)
@@ -177,6 +229,7 @@ def test_batch_is_the_mean_over_objectives(name, getkey):
         num_steps=4,
         weighting=Linear(),
         keys=keys,
+        activations=activations,
     )
     ones = []
     for i, key in enumerate(keys):
@@ -210,8 +263,10 @@ def test_float64_on_every_objective_and_later_windows(family, getkey):
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNED if "user" not in name])
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_zero_gradients_give_finite_meta_gradients(name, order, getkey):
+@pytest.mark.parametrize(
+    "order, activations", [("first", "keep"), ("first", "recompute"), ("second", "auto")]
+)
+def test_zero_gradients_give_finite_meta_gradients(name, order, activations, getkey):
     """As the weights of pixels that are always black have."""
 
     class HalfFlat(l2o_eqx.objectives.AbstractObjective):
@@ -231,6 +286,7 @@ def test_zero_gradients_give_finite_meta_gradients(name, order, getkey):
         weighting=Constant(),
         key=getkey(),
         order=order,
+        activations=activations,
     )
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
 
@@ -328,7 +384,8 @@ def test_odd_shapes(shapes, getkey):
         check(optimizer, objective, params, state, rtol=1e-4, atol=1e-5, **common)
 
 
-def test_objective_is_differentiated_once_per_step(getkey):
+@pytest.mark.parametrize("activations", BOTH)
+def test_objective_is_differentiated_once_per_step(activations, getkey):
     """No second derivative, no second pass: the loss is traced once, for its value and gradient."""
     traces = []
 
@@ -352,8 +409,52 @@ def test_objective_is_differentiated_once_per_step(getkey):
             start=start,
             weighting=Constant(),
             key=getkey(),
+            activations=activations,
         )
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("activations", BOTH)
+def test_objectives_need_no_second_derivative(activations, getkey):
+    """A gradient that comes from NumPy can be called, but not differentiated."""
+
+    class Outside(l2o_eqx.objectives.AbstractObjective):
+        def init(self, key):
+            return jnp.ones(3)
+
+        def loss(self, params, step, key):
+            return squares(params)
+
+    @jax.custom_vjp
+    def squares(params):
+        return jnp.sum(params**2)
+
+    def backward(params, cotangent):
+        doubled = jax.ShapeDtypeStruct(params.shape, params.dtype)
+        grads = jax.pure_callback(lambda x: 2 * x, doubled, params, vmap_method="expand_dims")
+        return (cotangent * grads,)
+
+    squares.defvjp(lambda params: (jnp.sum(params**2), params), backward)
+
+    class Inside(Outside):
+        def loss(self, params, step, key):
+            return jnp.sum(params**2)
+
+    optimizer, params = CoordinatewiseLSTM((2,), key=getkey()), jnp.ones(3)
+    outside, inside = (
+        l2o_eqx.meta_gradient(
+            optimizer,
+            objective,
+            params,
+            optimizer.init(params),
+            window=4,
+            weighting=Constant(),
+            key=jr.key(0),
+            activations=activations,
+        )
+        for objective in (Outside(), Inside())
+    )
+    assert_trees_close(outside.grads, inside.grads)
 
 
 def test_mnist_batches_follow_step_and_key(getkey):
@@ -364,7 +465,13 @@ def test_mnist_batches_follow_step_and_key(getkey):
 
 
 @pytest.mark.parametrize(
-    "change, message", [({"window": 0}, "window=0"), ({"order": "third"}, "'first'.* 'second'")]
+    "change, message",
+    [
+        ({"window": 0}, "window=0"),
+        ({"order": "third"}, "'first'.* 'second'"),
+        ({"activations": "none"}, "'auto', 'keep'.* 'recompute'"),
+        ({"order": "second", "activations": "recompute"}, "order='first'"),
+    ],
 )
 def test_errors_name_the_argument(change, message, getkey):
     optimizer, objective = CoordinatewiseLSTM((2,), key=getkey()), Quadratic(2).sample(getkey())

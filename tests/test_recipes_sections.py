@@ -417,7 +417,7 @@ def test_the_outputs_that_are_compared_are_two_functions():
 
 
 def test_memory_is_that_of_one_block_unless_everything_is_differentiated():
-    """2048 coordinates are four blocks of 512, and a step of a window costs a quarter."""
+    """2048 coordinates are eight blocks of 256; a step of a window costs less than a third."""
     found = window_memory(Quadratic(2048), (2, 6), key=jr.key(0))
     first, second = (found[order]["6"] - found[order]["2"] for order in ("first", "second"))
     assert 0 < 3 * first < second

@@ -1,4 +1,4 @@
-"""What one would write with JAX alone: `jax.grad` through a `lax.scan`, vmapped over everything."""
+"""What one would write without this package: `jax.grad` through a `lax.scan`, vmapped over everything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,24 +9,51 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 import l2o_eqx as l2o
+from l2o_eqx.optimizers import AbstractOptimizer, CoordinatewiseLSTM
 from l2o_eqx.strategies import OncePerSuperEpoch
 
 from ._cases import WINDOW, Case
 
 
-def make(case: Case, *, checkpoint: bool = False) -> tuple[Callable[[], Any], int]:
+class VmappedLSTM(AbstractOptimizer):
+    """The same optimizer with Equinox's own cells, vmapped over the coordinates."""
+
+    like: CoordinatewiseLSTM
+
+    def init(self, params: PyTree) -> PyTree:
+        size = sum(x.size for x in jax.tree.leaves(params))
+        return [(jnp.zeros((size, c.hidden_size)), jnp.zeros((size, c.hidden_size))) for c in self.like.cells]
+
+    def update(self, grads: PyTree, state: PyTree, params: PyTree | None) -> tuple[PyTree, PyTree]:
+        del params
+        flat, unravel = ravel_pytree(grads)
+        hidden, _ = self.like.preprocessor(flat, None)
+        next_state = []
+        for cell, before in zip(self.like.cells, state, strict=True):
+            hidden, memory = jax.vmap(cell)(hidden, before)
+            next_state.append((hidden, memory))
+        return unravel(self.like.learning_rate * jnp.sum(hidden, axis=1)), next_state
+
+
+def make(case: Case, *, checkpoint: bool = False, our_cell: bool = False) -> tuple[Callable[[], Any], int]:
     """A function that trains for one super epoch, and the bytes of temporaries of its program.
 
     **Arguments:**
 
     - `case`: what to train on, with an update per window or per super epoch.
     - `checkpoint`: whether each inner step is computed again for its derivative (`jax.checkpoint`).
+    - `our_cell`: whether the optimizer is the package's own instead of `VmappedLSTM`, which leaves only the
+        engine to compare.
     """
     window = case.num_steps if isinstance(case.strategy, OncePerSuperEpoch) else WINDOW
     family, meta_optimizer = case.family(), l2o.default_meta_optimizer()
-    arrays, static = eqx.partition(case.optimizer(jr.key(0)), eqx.is_inexact_array)
+    optimizer = case.optimizer(jr.key(0))
+    optimizer = optimizer if our_cell else VmappedLSTM(optimizer)
+    arrays, static = eqx.partition(optimizer, eqx.is_inexact_array)
 
     def unroll(optimizer, objective, params, state, start, key):
         def one_step(carry, t):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from ._measure import quartiles
@@ -26,32 +27,34 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
 
 def _cases(found: dict[str, Any]) -> Table:
     peak = found["peak_flops"]
-    table = Table(title=f"Inner steps per second; matrix products reach {peak / 1e9:.0f} GFLOP/s here")
+    table = Table(
+        title=f"Inner steps per second; matrix products reach {peak / 1e9:.0f} GFLOP/s here",
+        caption="Ratios: how much faster l2o_eqx is than this side, and the share of its memory it needs.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("")
-    table.add_column("side")
-    for column in ("median", "quartiles", "of the peak", "temporaries", "speed ratio", "memory ratio"):
-        table.add_column(column, justify="right")
-    for case in found["cases"].values():
+    for column in ("median (quartiles)", "peak", "temporaries", "speed", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, case in found["cases"].items():
         ours = case["sides"][OURS]
         median = quartiles(ours["steps_per_second"])[1]
-        for i, (side, numbers) in enumerate(case["sides"].items()):
-            title = case["title"] if i == 0 else ""
+        table.add_row(name, style="bold")
+        for side, numbers in case["sides"].items():
             if "not_run" in numbers:
                 if not ("installed" in numbers["not_run"] or "only on" in numbers["not_run"]):
-                    table.add_row(title, side, numbers["not_run"])
+                    table.add_row(f"  {side}: {numbers['not_run']}", style="dim")
                 continue
-            low, middle, high = quartiles(numbers["steps_per_second"])
+            spread = quartiles(numbers["steps_per_second"])
             flops = case["flops_per_step"]
             memory = numbers["temporaries_bytes"]
             mine = ours["temporaries_bytes"]
             table.add_row(
-                title,
-                side,
-                _number(middle),
-                f"{_number(low)} to {_number(high)}",
-                "" if flops is None else f"{middle * flops / peak:.0%}",
+                f"  {side}",
+                _spread(spread),
+                "" if flops is None else f"{spread[1] * flops / peak:.0%}",
                 "" if memory is None else f"{memory / 1e6:,.1f} MB",
-                "" if side == OURS else f"{median / middle:.2f}",
+                "" if side == OURS else f"{median / spread[1]:.2f}",
                 f"1/{memory / mine:.1f}" if side != OURS and memory and mine else "",
             )
         table.add_section()
@@ -144,9 +147,14 @@ def plot(found: dict[str, Any], path: Path) -> bool:
 
 def _spread(values: tuple[float, float, float]) -> str:
     low, median, high = values
-    return f"{_number(median)} ({_number(low)} to {_number(high)})"
+    return f"{_number(median)} ({_number(low)}–{_number(high)})"
 
 
 def _number(value: float) -> str:
+    # Three digits, thousands as k.
+    if value >= 1e5:
+        return f"{value / 1e3:,.0f}k"
+    if value >= 1e4:
+        return f"{value / 1e3:.1f}k"
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"

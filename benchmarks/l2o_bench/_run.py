@@ -20,7 +20,7 @@ from .fresh import CORES as CORES_VARIABLE
 # (share of the work done, what comes next)
 Progress = Callable[[float, str], None]
 
-FIRST_UPDATE = ("quadratic-64", "mlp-1")
+FIRST_UPDATE = ("quadratic-64", "mlp-1", "synthetic-1e7")
 CORES = ("quadratic-64", "restarts-100", "mlp-1", "mlp-8", "synthetic-1e5")
 APPLY = (10**4, 10**6)
 _CORE_SECONDS = 4.0

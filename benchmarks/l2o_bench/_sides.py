@@ -11,11 +11,17 @@ from l2o_eqx.strategies import EveryStep
 from ._cases import Case
 
 OURS = "l2o_eqx"
-SIDES = (OURS, "scan + grad", "scan + grad, checkpoint", "PyTorch", "Keras")
+# Settings of the plain sides: with Equinox's cells, with steps computed again, with this package's cell.
+_PLAIN: dict[str, dict[str, bool]] = {
+    "scan + grad": {},
+    "scan + grad, checkpoint": {"checkpoint": True},
+    "scan + grad, our cell": {"our_cell": True},
+}
+SIDES = (OURS, *_PLAIN, "PyTorch", "Keras")
 
 # What a plain derivative keeps of one coordinate and step, in bytes, measured on the MNIST network; and what
 # it keeps if steps are computed again.
-_PLAIN_BYTES = 2200
+_PLAIN_BYTES = 2600
 _CARRIED_BYTES = 350
 _PLAIN_LIMIT = 4 * 2**30
 
@@ -26,10 +32,10 @@ def make_side(side: str, case: Case) -> tuple[Callable[[], Any], int | None]:
         from . import _ours
 
         return _ours.make(case)
-    if side in SIDES[1:3]:
+    if side in _PLAIN:
         from . import _plain
 
-        return _plain.make(case, checkpoint=side == SIDES[2])
+        return _plain.make(case, **_PLAIN[side])
     module = importlib.import_module({"PyTorch": "._torch", "Keras": "._keras"}[side], __package__)
     return module.make(case), None
 

@@ -21,7 +21,7 @@ if count > 1:
 import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
 from l2o_eqx._meta_step import placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
-from l2o_eqx.optimizers import CoordinatewiseLSTM, PerLayer
+from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
 from l2o_eqx.strategies import EveryStep, EveryWindow
 assert jax.device_count() == count
 
@@ -44,6 +44,7 @@ def by_name(path, leaf):
 
 keys = jr.split(jr.key(0), 4)
 batch = eqx.filter_vmap(make)(keys)
+mixed = PerLayer({"w": make(keys[0]), "b": Hierarchical(2, 2, 2, key=keys[1])}, by_name)
 per_layer = PerLayer({"w": make(keys[0]), "b": make(keys[1])}, by_name)
 for optimizer, family, strategy, settings, spread in [
     (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, None),
@@ -56,6 +57,8 @@ for optimizer, family, strategy, settings, spread in [
     (make(keys[0]), Bowls(), EveryStep(3), {}, "coordinates"),
     (per_layer, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
     (per_layer, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
+    (mixed, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
+    (mixed, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
 ]:
     solution = l2o_eqx.meta_train(
         optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings

@@ -24,7 +24,7 @@ class Case:
 
     **Fields:**
 
-    - `name`, `title`: on the command line and in the table.
+    - `name`, `title`: on the command line and in the list.
     - `family`: makes the objectives; called when the case is run.
     - `num_objectives`, `restarts`, `strategy`: of `meta_train`.
     - `num_windows`: in one measurement.

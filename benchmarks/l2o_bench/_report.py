@@ -43,7 +43,7 @@ def _cases(found: dict[str, Any]) -> Table:
         for side, numbers in case["sides"].items():
             if "not_run" in numbers:
                 if not ("installed" in numbers["not_run"] or "only on" in numbers["not_run"]):
-                    table.add_row(f"  {side}: {numbers['not_run']}", style="dim")
+                    table.add_row(f"  {side}", numbers["not_run"], style="dim")
                 continue
             spread = quartiles(numbers["steps_per_second"])
             flops = case["flops_per_step"]

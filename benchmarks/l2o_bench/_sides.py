@@ -44,8 +44,6 @@ def why_not(side: str, case: Case) -> str | None:
     """Why a side cannot or should not run a case; `None` if it can."""
     if side == OURS:
         return None
-    if isinstance(case.strategy, EveryStep):
-        return "an update every step has no plain form in bounded memory"
     if side in ("PyTorch", "Keras"):
         package = {"PyTorch": "torch", "Keras": "tensorflow"}[side]
         if importlib.util.find_spec(package) is None:
@@ -53,6 +51,8 @@ def why_not(side: str, case: Case) -> str | None:
         if case.name not in ("quadratic-1", "mlp-1"):
             return "only on quadratic-1 and mlp-1"
         return None
+    if isinstance(case.strategy, EveryStep):
+        return "no plain form"
     steps = case.num_steps if case.name == "strategy-once-per-super-epoch" else 16
     per_coordinate = _PLAIN_BYTES + steps * _CARRIED_BYTES if "checkpoint" in side else steps * _PLAIN_BYTES
     needed = per_coordinate * _coordinates(case)

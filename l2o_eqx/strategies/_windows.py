@@ -150,11 +150,14 @@ class EveryWindow(AbstractUpdateStrategy):
 class OncePerSuperEpoch(AbstractUpdateStrategy):
     """One meta-update per super epoch, on all of its losses.
 
-    Memory for the recorded gradients grows with the length of the super epoch.
+    Memory for the recorded gradients, and for activations that are kept, grows with the length of the super
+    epoch.
 
     **Arguments:**
 
     - `order`, `detach_state`, `lookahead`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+
+    **Raises:** `ValueError` for settings that `meta_gradient` refuses.
 
     Reference: thesis sec. 5.5.1.
     """

@@ -98,9 +98,12 @@ def _with_num_steps(
 
 def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
     table = given.strategy
+    recorded = isinstance(table, config.EveryStep) and table.gradient == "recorded"
+    if table.activations == ("recompute" if table.order == "second" else "keep" if recorded else None):
+        return "strategy", "activations"
     if isinstance(table, config.OncePerSuperEpoch):
         return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"
-    if isinstance(table, config.EveryStep) and table.gradient == "recorded" and table.order == "second":
+    if recorded and table.order == "second":
         return "strategy", "gradient"
     return "strategy", "window"
 

@@ -9,7 +9,7 @@ of one.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -35,16 +35,20 @@ def default_block_size() -> int:
 
 def has_blocks(optimizer: AbstractOptimizer) -> bool:
     """Whether its coordinates, or those of a part of it, are independent."""
-    if isinstance(optimizer, PerLayer):
-        return any(map(has_blocks, optimizer.optimizers.values()))
-    return optimizer.coordinatewise
+    return any(part.coordinatewise for part in _parts(optimizer))
 
 
 def has_only_blocks(optimizer: AbstractOptimizer) -> bool:
     """Whether its coordinates, and those of all its parts, are independent."""
+    return all(part.coordinatewise for part in _parts(optimizer))
+
+
+def _parts(optimizer: AbstractOptimizer) -> Iterator[AbstractOptimizer]:
     if isinstance(optimizer, PerLayer):
-        return all(map(has_only_blocks, optimizer.optimizers.values()))
-    return optimizer.coordinatewise
+        for part in optimizer.optimizers.values():
+            yield from _parts(part)
+    else:
+        yield optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,20 +74,27 @@ class Blocks:
         """The blocks of this device."""
         own = self.count * self.size
         num_devices = 1 if self.axis is None else lax.axis_size(self.axis)
-        padding = num_devices * own - rows.shape[-1]
-        if padding:
-            rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)], "edge")
+        rows = _fill_up(rows, num_devices * own)
         if self.axis is not None:
             rows = lax.dynamic_slice_in_dim(rows, own * lax.axis_index(self.axis), own, axis=-1)
-        return jnp.moveaxis(rows.reshape(*rows.shape[:-1], self.count, self.size), -2, 0)
+        return self.split_own(rows)
 
     def join(self, blocks: Float[Array, "blocks *leading size"]) -> Float[Array, "*leading coordinates"]:
         """The inverse of `split`, with the blocks of all devices."""
-        rows = jnp.moveaxis(blocks, 0, -2)
-        rows = rows.reshape(*rows.shape[:-2], -1)
+        rows = self.join_own(blocks)
         if self.axis is not None:
             rows = lax.all_gather(rows, self.axis, axis=rows.ndim - 1, tiled=True)
         return rows[..., : self.total]
+
+    def split_own(self, rows: Float[Array, "*leading own"]) -> Float[Array, "blocks *leading size"]:
+        """The blocks of this device from its own coordinates; what is missing in the last is filled up."""
+        rows = _fill_up(rows, self.count * self.size)
+        return jnp.moveaxis(rows.reshape(*rows.shape[:-1], self.count, self.size), -2, 0)
+
+    def join_own(self, blocks: Float[Array, "blocks *leading size"]) -> Float[Array, "*leading own"]:
+        """The coordinates of this device, with what fills up the last block."""
+        rows = jnp.moveaxis(blocks, 0, -2)
+        return rows.reshape(*rows.shape[:-2], self.count * self.size)
 
     def objectives_of(self, block: Int[Array, ""]) -> tuple[Int[Array, " size"], Array]:
         """Which objective each coordinate of a block belongs to, and whether it is no repetition."""
@@ -91,6 +102,11 @@ class Blocks:
         coordinates = (first + block) * self.size + jnp.arange(self.size)
         real = coordinates < self.total
         return jnp.minimum(coordinates // max(1, self.num_coordinates), self.num_objectives - 1), real
+
+
+def _fill_up(rows: Float[Array, "*leading coordinates"], size: int) -> Float[Array, "*leading size"]:
+    padding = size - rows.shape[-1]
+    return jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)], "edge") if padding else rows
 
 
 class BlockedState(eqx.Module):
@@ -253,13 +269,9 @@ def uncut(state: State) -> State:
         blocks = part.blocks
         own = blocks.count * blocks.size
         # What fills up the last block is left out, unless all devices must have equally many.
-        size = own if blocks.axis else min(own, blocks.total)
-
-        def rows(x):
-            return jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], own)[..., :size]
-
+        size = min(own, blocks.total) if blocks.axis is None else own
         whole = dataclasses.replace(blocks, count=1, size=size)
-        return BlockedState(jax.tree.map(rows, part.arrays), whole)
+        return BlockedState(jax.tree.map(lambda x: blocks.join_own(x)[None, ..., :size], part.arrays), whole)
 
     return jax.tree.map(join, state, is_leaf=lambda x: isinstance(x, BlockedState))
 
@@ -270,13 +282,7 @@ def cut_like(state: State, like: State) -> State:
     def split(part, like):
         if not isinstance(part, BlockedState):
             return part
-        count, size = like.blocks.count, like.blocks.size
-
-        def cut(x):
-            x = jnp.pad(x[0], [(0, 0)] * (x.ndim - 2) + [(0, count * size - x.shape[-1])], "edge")
-            return jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), -2, 0)
-
-        return BlockedState(jax.tree.map(cut, part.arrays), like.blocks)
+        return BlockedState(jax.tree.map(lambda x: like.blocks.split_own(x[0]), part.arrays), like.blocks)
 
     return jax.tree.map(split, state, like, is_leaf=lambda x: isinstance(x, BlockedState))
 

@@ -164,6 +164,23 @@ def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
     assert_trees_close(blocks, whole, rtol=1e-4, atol=1e-5)
 
 
+@eqx.filter_jit
+def meta_gradient_of_batch(optimizer, objectives, params, keys, activations, block_size=None):
+    """Of three steps from step 1 on."""
+    return batch_meta_gradient(
+        optimizer,
+        objectives,
+        params,
+        batched_init(optimizer, params, block_size=block_size),
+        window=3,
+        start=1,
+        num_steps=4,
+        weighting=Linear(),
+        keys=keys,
+        activations=activations,
+    )
+
+
 @pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
 def test_kept_activations_of_several_blocks(name, getkey):
     """The last block is filled up; the state comes back cut as it was."""
@@ -171,22 +188,11 @@ def test_kept_activations_of_several_blocks(name, getkey):
     objectives = sample_objectives(family, keys)
     params = init_params(objectives, keys)
 
-    @eqx.filter_jit
-    def run(optimizer, activations):
-        return batch_meta_gradient(
-            optimizer,
-            objectives,
-            params,
-            batched_init(optimizer, params, block_size=20),
-            window=4,
-            start=0,
-            num_steps=4,
-            weighting=Linear(),
-            keys=keys,
-            activations=activations,
-        )
-
-    assert_trees_close(run(optimizer, "keep"), run(optimizer, "recompute"), rtol=1e-4, atol=1e-5)
+    kept, recomputed = (
+        meta_gradient_of_batch(optimizer, objectives, params, keys, activations, block_size=20)
+        for activations in BOTH
+    )
+    assert_trees_close(kept, recomputed, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_kept_by_default(getkey):
@@ -237,18 +243,7 @@ def test_batch_is_the_mean_over_objectives(name, getkey):
         )
     mean = jax.tree.map(lambda *g: sum(g) / 3, *(r.grads for r in ones))
     for activations in BOTH:
-        batch = eqx.filter_jit(batch_meta_gradient)(
-            optimizer,
-            objectives,
-            params,
-            batched_init(optimizer, params),
-            window=3,
-            start=1,
-            num_steps=4,
-            weighting=Linear(),
-            keys=keys,
-            activations=activations,
-        )
+        batch = meta_gradient_of_batch(optimizer, objectives, params, keys, activations)
         assert_trees_close(batch.grads, mean, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(batch.losses, jnp.stack([r.losses for r in ones], axis=1), rtol=1e-4)
 

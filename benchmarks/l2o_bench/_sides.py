@@ -8,7 +8,7 @@ from typing import Any
 import l2o_eqx as l2o
 from l2o_eqx.strategies import EveryStep
 
-from ._cases import Case
+from ._cases import WINDOW, Case
 
 OURS = "l2o_eqx"
 # Settings of the plain sides: with Equinox's cells, with steps computed again, with this package's cell.
@@ -53,7 +53,7 @@ def why_not(side: str, case: Case) -> str | None:
         return None
     if isinstance(case.strategy, EveryStep):
         return "no plain form"
-    steps = case.num_steps if case.name == "strategy-once-per-super-epoch" else 16
+    steps = case.num_steps if case.name == "strategy-once-per-super-epoch" else WINDOW
     per_coordinate = _PLAIN_BYTES + steps * _CARRIED_BYTES if "checkpoint" in side else steps * _PLAIN_BYTES
     needed = per_coordinate * _coordinates(case)
     if needed > _PLAIN_LIMIT:

@@ -1,6 +1,6 @@
 """Where the time of one case goes, operation by operation, from XLA's own trace.
 
-    python -m l2o_bench.profile CASE [SECONDS]
+    python -m l2o_bench.profile CASE
 
 On a CPU. A trace makes every operation about a microsecond longer. Run it on one core
 (`JAX_NUM_CPU_DEVICES=1 NPROC=1`), for on several the times of their operations add up.

@@ -99,7 +99,8 @@ def _with_num_steps(
 def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
     table = given.strategy
     recorded = isinstance(table, config.EveryStep) and table.gradient == "recorded"
-    if table.activations == ("recompute" if table.order == "second" else "keep" if recorded else None):
+    refused = "recompute" if table.order == "second" else "keep" if recorded else None
+    if table.activations == refused:
         return "strategy", "activations"
     if isinstance(table, config.OncePerSuperEpoch):
         return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"

@@ -113,7 +113,7 @@ def run_on(
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
         objectives = sample_objectives(family, okeys)
         params = init_params(objectives, ikeys)
-        state = batched_init(optimizer, params)
+        state = batched_init(optimizer, params, num_steps)
         params, _, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
         if measure is None:
             return record.losses.T, None

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._misc import ravel, tree_dtype, unravel_like
-from ._types import Params, State
+from ._types import Params, State, StepNumber
 from .optimizers import AbstractOptimizer, PerLayer
 
 # Coordinates per block. On a CPU (measured, docs/performance.md) smaller blocks pay for more loop
@@ -141,22 +141,33 @@ def cut(params: Params, *, axis: str | None = None, block_size: int | None = Non
 def batched_init(
     optimizer: AbstractOptimizer,
     params: Params,
+    num_steps: StepNumber | None = None,
     *,
     axis: str | None = None,
     block_size: int | None = None,
 ) -> State:
-    """`optimizer.init` for params with an objectives axis; `axis` and `block_size` as in `cut`."""
+    """`optimizer.init_for` (or `init`) for params with an objectives axis.
+
+    **Arguments:**
+
+    - `num_steps`: how many steps there are going to be, if that is known.
+    - `axis`, `block_size`: as in `cut`.
+    """
+
+    def init_one(params):
+        return optimizer.init(params) if num_steps is None else optimizer.init_for(params, num_steps)
+
     if optimizer.coordinatewise:
         blocks = cut(params, axis=axis, block_size=block_size)
-        arrays = jax.vmap(optimizer.init)(blocks.split(_rows(params)))
+        arrays = jax.vmap(init_one)(blocks.split(_rows(params)))
         return BlockedState(arrays, blocks)
     if isinstance(optimizer, PerLayer):
 
         def init(optimizer, group):
-            return batched_init(optimizer, group, axis=axis, block_size=block_size)
+            return batched_init(optimizer, group, num_steps, axis=axis, block_size=block_size)
 
         return optimizer.init_with(init, params, like=of_one(params))
-    return jax.vmap(optimizer.init)(params)
+    return jax.vmap(init_one)(params)
 
 
 def lay_out(optimizer: AbstractOptimizer, state: State, tree: Params) -> PyTree:

@@ -49,7 +49,7 @@ _KEPT_COORDINATE_STEPS = 2**14
 class MetaGradient(eqx.Module):
     """The result of `meta_gradient`.
 
-    `losses` are f(θ_t) at the window's steps (and after it, with `lookahead`), `meta_loss` what the
+    `losses` are f(θ_t) at the window's steps (and after it, with `include_final_loss`), `meta_loss` what the
     weighting makes of them, `grads` has the structure of the optimizer (its other leaves are `None`),
     `params` and `state` stand at the end of the window.
     """
@@ -84,7 +84,7 @@ def meta_gradient(
     key: PRNGKeyArray,
     order: Order = "first",
     detach_state: bool = False,
-    lookahead: bool = False,
+    include_final_loss: bool = False,
     activations: Activations = "auto",
 ) -> MetaGradient:
     """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
@@ -105,7 +105,7 @@ def meta_gradient(
         `"second"` differentiates through everything, in memory that grows with all activations.
     - `detach_state`: takes the optimizer's state for a constant at every step, as the thesis's released
         code does; otherwise it is backpropagated through from the window's start on.
-    - `lookahead`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
+    - `include_final_loss`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
         code of Andrychowicz et al.
     - `activations`: of the optimizer, for the reverse pass: `"keep"` those of the first pass, in memory for
         all coordinates and steps, or `"recompute"` them, for one block of coordinates after the other or,
@@ -118,7 +118,7 @@ def meta_gradient(
 
     Reference: thesis eq. 3.5 to 3.8.
     """
-    length = _super_epoch_length(window, start, num_steps) + lookahead
+    length = _super_epoch_length(window, start, num_steps) + include_final_loss
     check_order("meta_gradient", order, activations)
     # Numbers as arrays, so that another window of the same super epoch is the same program.
     start, length = jnp.asarray(start), jnp.asarray(length)
@@ -134,7 +134,7 @@ def meta_gradient(
         key=key,
         order=order,
         detach_state=detach_state,
-        lookahead=lookahead,
+        include_final_loss=include_final_loss,
         activations=activations,
     )
 
@@ -192,7 +192,7 @@ def batch_meta_gradient(
     keys: Keys,
     order: Order = "first",
     detach_state: bool = False,
-    lookahead: bool = False,
+    include_final_loss: bool = False,
     activations: Activations = "auto",
 ) -> BatchMetaGradient:
     """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""
@@ -212,7 +212,7 @@ def batch_meta_gradient(
             order=order,
             detach_state=detach_state,
         )
-        if lookahead:
+        if include_final_loss:
             losses, grads = losses_and_grads(objectives, end[0], start + window, keys, order=order)
             last = Record(*add_axis((losses, lay_out(optimizer, state, grads))))
             record = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), record, last)

@@ -149,7 +149,7 @@ STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window_kept": lambda: strategies.EveryWindow(3, activations="keep"),
     "every_window_recomputed": lambda: strategies.EveryWindow(3, activations="recompute"),
     "every_window_rest": lambda: strategies.EveryWindow(
-        3, detach_state=True, lookahead=True, remainder="train"
+        3, detach_state=True, include_final_loss=True, remainder="train"
     ),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),

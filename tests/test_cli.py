@@ -173,7 +173,7 @@ VALUES = {
     "strategy.window": ("5", 5),
     "strategy.order": ("second", "second"),
     "strategy.detach_state": ("", True),
-    "strategy.lookahead": ("", True),
+    "strategy.include_final_loss": ("", True),
     "strategy.activations": ("keep", "keep"),
     "strategy.remainder": ("train", "train"),
     "strategy.gradient": ("recorded", "recorded"),

@@ -53,7 +53,7 @@ for optimizer, family, strategy, settings, spread in [
     (make(keys[0]), Quadratic(3), EveryWindow(3, "second"), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
     (make(keys[0]), Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
-    (make(keys[0]), Bowls(), EveryWindow(3, lookahead=True), {"num_objectives": 3}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryWindow(3, include_final_loss=True), {"num_objectives": 3}, "coordinates"),
     (make(keys[0]), Bowls(), EveryStep(3), {}, "coordinates"),
     (per_layer, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
     (per_layer, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),

@@ -65,7 +65,7 @@ def test_strategy_is_a_loop_over_meta_gradients(name, getkey):
                 key=keys[i],
                 order=strategy.order,
                 detach_state=strategy.detach_state,
-                lookahead=strategy.lookahead,
+                include_final_loss=strategy.include_final_loss,
             )
             for i in range(2)
         ]

@@ -137,7 +137,7 @@ def test_the_first_update_of_every_step_is_that_of_every_window(getkey):
         EveryStep(4, "recorded"),
         EveryWindow(4),
         EveryWindow(4, "second"),
-        EveryWindow(4, detach_state=True, lookahead=True, remainder="train"),
+        EveryWindow(4, detach_state=True, include_final_loss=True, remainder="train"),
     ],
     ids=str,
 )
@@ -170,8 +170,10 @@ def test_memory_does_not_grow_with_the_horizon(strategy, getkey):
     assert temporaries(4002) - temporaries(10) < 4000 * 64
 
 
-@pytest.mark.parametrize("order, lookahead", list(itertools.product(["first", "second"], [False, True])))
-def test_detached_state(order, lookahead, getkey):
+@pytest.mark.parametrize(
+    "order, include_final_loss", list(itertools.product(["first", "second"], [False, True]))
+)
+def test_detached_state(order, include_final_loss, getkey):
     """No derivatives through the state, by blocks or by plain autodiff."""
     with jax.enable_x64(True):
         optimizer = to_float64(LEARNED["lstm_identity"](getkey()))
@@ -181,7 +183,7 @@ def test_detached_state(order, lookahead, getkey):
 
         def plain(optimizer, detach):
             theta, h, losses = params, state, []
-            for t in range(4 + lookahead):
+            for t in range(4 + include_final_loss):
                 loss, grads = jax.value_and_grad(objective.loss)(theta, t, key)
                 losses.append(loss)
                 h = lax.stop_gradient(h) if detach else h
@@ -202,11 +204,11 @@ def test_detached_state(order, lookahead, getkey):
                 key=key,
                 order=order,
                 detach_state=detach,
-                lookahead=lookahead,
+                include_final_loss=include_final_loss,
             )
             for detach in (True, False)
         )
-        assert found.losses.shape == (4 + lookahead,)
+        assert found.losses.shape == (4 + include_final_loss,)
         assert_trees_close(found.grads, expected, rtol=1e-9, atol=1e-9)
         assert_trees_close(through.grads, full, rtol=1e-9, atol=1e-9)
         leaves = zip(jax.tree.leaves(expected), jax.tree.leaves(full), strict=True)
@@ -217,7 +219,7 @@ def test_lookahead_trains_a_window_of_one(getkey):
     """f(θ_2) after one update: dL/dφ = ∇f(θ_2)ᵀ ∂u_1/∂φ."""
     optimizer, objective, key = LEARNED["lstm_identity"](getkey()), Quadratic(3).sample(getkey()), getkey()
     settings = {"num_steps": 1, "weighting": FinalOnly(), "rate": 0.0}
-    _, (grads,) = run_strategy(EveryWindow(1, lookahead=True), optimizer, objective, key, **settings)
+    _, (grads,) = run_strategy(EveryWindow(1, include_final_loss=True), optimizer, objective, key, **settings)
     params = objective.init(key)
 
     @eqx.filter_jit

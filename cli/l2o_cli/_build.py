@@ -201,13 +201,13 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
                 table.window,
                 table.order,
                 table.detach_state,
-                table.lookahead,
+                table.include_final_loss,
                 table.remainder,
                 table.activations,
             )
         case config.OncePerSuperEpoch():
             return strategies.OncePerSuperEpoch(
-                table.order, table.detach_state, table.lookahead, table.activations
+                table.order, table.detach_state, table.include_final_loss, table.activations
             )
         case config.EveryStep():
             return strategies.EveryStep(

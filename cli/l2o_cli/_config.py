@@ -131,7 +131,7 @@ class _Strategy(Table):
 class EveryWindow(_Strategy):
     kind: Literal["every-window"] = "every-window"
     window: int = Field(ge=1, description="Inner steps that one meta-gradient sees.")
-    lookahead: bool = Field(False, description="Count the loss after the window's last update, too.")
+    include_final_loss: bool = Field(False, description="Count the loss after the window's last update, too.")
     remainder: Literal["skip", "train"] = Field(
         "skip", description="Whether steps after the last full window make a shorter one."
     )
@@ -139,7 +139,7 @@ class EveryWindow(_Strategy):
 
 class OncePerSuperEpoch(_Strategy):
     kind: Literal["once-per-super-epoch"] = "once-per-super-epoch"
-    lookahead: bool = Field(False, description="Count the loss after the window's last update, too.")
+    include_final_loss: bool = Field(False, description="Count the loss after the window's last update, too.")
 
 
 class EveryStep(_Strategy):

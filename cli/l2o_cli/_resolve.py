@@ -18,6 +18,9 @@ Layer = dict[str, Any]
 # Two ways to say how long a super epoch is: a layer that has one takes the other out of those below.
 LENGTHS = ("num_steps", "num_epochs")
 
+# Settings of files of earlier versions, by table, and what they are called today.
+OLD_NAMES = {"strategy": {"lookahead": "include_final_loss"}}
+
 
 def resolve(layers: Iterable[Layer]) -> RunConfig:
     """One configuration out of several layers, later ones over earlier ones, all over the presets.
@@ -29,7 +32,7 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     **Raises:** `UsageError` for what the models do not allow.
     """
     data: Layer = {}
-    for layer in layers:
+    for layer in map(_with_names_of_today, layers):
         data = merge(_without_other_length(data, layer), layer)
     if all(name in _meta(data) for name in LENGTHS):
         steps, epochs = (label(("meta", name)) for name in LENGTHS)
@@ -40,6 +43,14 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     except ValidationError as error:
         errors: list[Any] = error.errors(include_url=False)
         raise UsageError(describe(first_of(errors), data)) from None
+
+
+def _with_names_of_today(layer: Layer) -> Layer:
+    def renamed(name, table):
+        names = OLD_NAMES.get(name)
+        return {names.get(k, k): v for k, v in table.items()} if names and isinstance(table, dict) else table
+
+    return {name: renamed(name, table) for name, table in layer.items()}
 
 
 def merge(below: Layer, above: Layer) -> Layer:

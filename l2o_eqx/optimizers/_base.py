@@ -4,7 +4,7 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import PyTree
 
-from .._types import Params, State
+from .._types import Params, State, StepNumber
 
 
 class AbstractOptimizer(eqx.Module):
@@ -26,6 +26,15 @@ class AbstractOptimizer(eqx.Module):
     @abc.abstractmethod
     def init(self, params: Params) -> State:
         """The state before the first step."""
+
+    def init_for(self, params: Params, num_steps: StepNumber) -> State:
+        """The state before the first of `num_steps` steps; how the verbs begin an inner run.
+
+        By default `init(params)`. An optimizer whose steps depend on how many there are going to be
+        overrides it, and takes `num_steps` in its own `init`, too.
+        """
+        del num_steps
+        return self.init(params)
 
     @abc.abstractmethod
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:

@@ -7,7 +7,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State
+from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
@@ -101,6 +101,12 @@ class PerLayer(AbstractOptimizer):
 
     def init(self, params: Params) -> State:
         return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)
+
+    def init_for(self, params: Params, num_steps: StepNumber) -> State:
+        def init(optimizer, group):
+            return optimizer.init_for(group, num_steps)
+
+        return self.init_with(init, params, like=params)
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         param_groups = {} if params is None else self.split(params, grads)

@@ -79,7 +79,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "f(θ₁) to f(θ_T), so that the last update is not trained (eq. 3.5)",
         "as the text; DeepMind's code adds f(θ_{T+1})",
         "the text; T = 1 is refused, for its loss does not depend on the update",
-        "`--lookahead`, `EveryWindow(lookahead=True)`",
+        "`--include-final-loss`, `EveryWindow(include_final_loss=True)`",
     ),
     Difference(
         "Steps after the last full window",

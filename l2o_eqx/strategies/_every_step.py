@@ -166,7 +166,7 @@ class EveryStep(AbstractUpdateStrategy):
             return carry, (record.losses[0], meta_loss, grad_metrics(grads))
 
         params = init_params(objectives, init_keys)
-        state = batched_init(optimizer, params, axis=objectives.coordinate_axis)
+        state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
         filling = self.window - 1
         later_params, later_state, record = run_steps(
             optimizer, objectives, params, state, filling, start=0, keys=loss_keys

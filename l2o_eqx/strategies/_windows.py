@@ -27,8 +27,8 @@ class EveryWindow(AbstractUpdateStrategy):
     **Arguments:**
 
     - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing
-        without `lookahead`.
-    - `order`, `detach_state`, `lookahead`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+        without `include_final_loss`.
+    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
     - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
         takes them but trains nothing on them; `"train"` makes a shorter window of them.
 
@@ -41,7 +41,7 @@ class EveryWindow(AbstractUpdateStrategy):
     window: int = eqx.field(static=True, default=16)
     order: Order = eqx.field(static=True, default="first")
     detach_state: bool = eqx.field(static=True, default=False)
-    lookahead: bool = eqx.field(static=True, default=False)
+    include_final_loss: bool = eqx.field(static=True, default=False)
     remainder: Remainder = eqx.field(static=True, default="skip")
     activations: Activations = eqx.field(static=True, default="auto")
 
@@ -50,7 +50,7 @@ class EveryWindow(AbstractUpdateStrategy):
         if self.window < self._shortest:
             raise ValueError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
-                "loss comes before the update it should judge, unless with `lookahead`. "
+                "loss comes before the update it should judge, unless with `include_final_loss`. "
                 f"Got window={self.window}."
             )
         if self.remainder not in ("skip", "train"):
@@ -61,7 +61,7 @@ class EveryWindow(AbstractUpdateStrategy):
 
     @property
     def _shortest(self):
-        return 1 if self.lookahead else 2
+        return 1 if self.include_final_loss else 2
 
     def num_updates(self, num_steps: int) -> int:
         if self.window > num_steps:
@@ -110,12 +110,12 @@ class EveryWindow(AbstractUpdateStrategy):
                 state,
                 window=window,
                 start=start,
-                num_steps=trained + self.lookahead,
+                num_steps=trained + self.include_final_loss,
                 weighting=weighting,
                 keys=loss_keys,
                 order=self.order,
                 detach_state=self.detach_state,
-                lookahead=self.lookahead,
+                include_final_loss=self.include_final_loss,
                 activations=self.activations,
             )
             optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
@@ -124,7 +124,7 @@ class EveryWindow(AbstractUpdateStrategy):
             return (arrays, meta_state, result.params, result.state), out
 
         starts = self.window * jnp.arange(num_full)
-        state = batched_init(optimizer, params, axis=objectives.coordinate_axis)
+        state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
         carry = (arrays, meta_state, params, state)
         carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
         losses, meta_losses, metrics = out
@@ -155,7 +155,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `order`, `detach_state`, `lookahead`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
 
     **Raises:** `ValueError` for settings that `meta_gradient` refuses.
 
@@ -164,14 +164,14 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     order: Order = eqx.field(static=True, default="first")
     detach_state: bool = eqx.field(static=True, default=False)
-    lookahead: bool = eqx.field(static=True, default=False)
+    include_final_loss: bool = eqx.field(static=True, default=False)
     activations: Activations = eqx.field(static=True, default="auto")
 
     def __check_init__(self):
         check_order("OncePerSuperEpoch", self.order, self.activations)
 
     def num_updates(self, num_steps: int) -> int:
-        if num_steps < 2 and not self.lookahead:
+        if num_steps < 2 and not self.include_final_loss:
             raise ValueError(
                 "`OncePerSuperEpoch`: a super epoch needs at least 2 steps, so that a loss comes after an "
                 f"update. Got {num_steps}."
@@ -194,7 +194,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         loss_keys: Keys,
     ) -> SuperEpoch:
         whole = EveryWindow(
-            num_steps, self.order, self.detach_state, self.lookahead, activations=self.activations
+            num_steps, self.order, self.detach_state, self.include_final_loss, activations=self.activations
         )
         return whole.super_epoch(
             optimizer,

@@ -22,3 +22,17 @@ class AbstractWeighting(eqx.Module):
         - `start`: number of the window's first step, counted from 0 in the super epoch.
         - `num_steps`: length of the super epoch, up to the end of its last window.
         """
+
+    def of(
+        self,
+        losses: Float[Array, " window"],
+        start: StepNumber,
+        num_steps: StepNumber,
+        first_loss: Scalar,
+    ) -> Scalar:
+        """The meta-loss, given also `first_loss`, f(θ_1) of the super epoch; how the engine calls a weighting.
+
+        By default `__call__`, which does not look at it. A weighting of relative losses overrides it.
+        """
+        del first_loss
+        return self(losses, start, num_steps)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._meta_step import MetaState as MetaState
     from ._meta_step import init_meta_state as init_meta_state
     from ._meta_step import meta_step as meta_step
+    from ._meta_train import FailedObjective as FailedObjective
     from ._meta_train import MetaSolution as MetaSolution
     from ._meta_train import Progress as Progress
     from ._meta_train import count_meta_parameters as count_meta_parameters
@@ -71,8 +72,8 @@ _NAMES = {
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
-        "_meta_train": "MetaSolution Progress count_meta_parameters default_meta_optimizer meta_train "
-        "select_restart",
+        "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters default_meta_optimizer "
+        "meta_train select_restart",
         "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",

@@ -1,25 +1,34 @@
 """Inner optimization steps for a batch of objectives: the only place where gradients are taken."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ._layout import batched_update, lay_out
 from ._types import Keys, Order, Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer
 
+# Losses and gradients beyond this count as not finite where an optimizer is trained: their squares overflow.
+_LARGEST = {4: 2.0**63, 8: 2.0**511}
+_GRADS = "grads"
+
 
 class Record(eqx.Module):
     """What a number of inner steps leave behind, the steps on the leading axis.
 
-    The gradients are laid out as the optimizer was shown them, see `lay_out`.
+    The gradients are laid out as the optimizer was shown them, see `lay_out`. `sound` tells which objectives
+    had finite losses and gradients all along; only training asks, for all others it is true.
     """
 
     losses: Float[Array, "steps objectives"]
     grads: PyTree[Float[Array, "..."]]
+    sound: Bool[Array, " objectives"]
 
 
 def as_batch(objective: AbstractObjective) -> ObjectiveBatch:
@@ -34,40 +43,101 @@ def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
 
 
 def losses_and_grads(
-    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, *, order: Order = "second"
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys
 ) -> tuple[Float[Array, " objectives"], Params]:
-    """f and ∇f of every objective at its params.
-
-    To derivatives of `order="first"` f is linear in the params and ∇f a constant, so that no objective is
-    differentiated a second time.
-    """
+    """f and ∇f of every objective at its params."""
 
     def one(own, params, key):
         return jax.value_and_grad(objectives.select(own).loss)(params, step, key)
 
-    if order == "second":
-        return jax.vmap(one)(objectives.own, params, keys)
-    losses, grads = jax.vmap(one)(objectives.own, lax.stop_gradient(params), keys)
-    return _linear(losses, params, grads), grads
+    return jax.vmap(one)(objectives.own, params, keys)
 
 
-@jax.custom_vjp
-def _linear(losses, params, grads):
-    del params, grads
-    return losses
+def losses_and_grads_of_order(
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, order: Order
+) -> tuple[Float[Array, " objectives"], Params, Bool[Array, " objectives"]]:
+    """The same for training: with a derivative of the given order, and whether they are finite.
+
+    To derivatives of order `"first"` f is linear in the params and ∇f a constant, so that no objective is
+    differentiated a second time. To those of order `"second"` the cotangents w of f and v of ∇f make
+    w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
+    own activations is kept. An objective that is not finite has the derivative zero.
+    """
+    evaluate = functools.partial(_evaluate_first if order == "first" else _evaluate_second)
+    return evaluate(params, objectives, step, keys)
 
 
-def _linear_forward(losses, params, grads):
-    del params
-    return losses, grads
+def _evaluate(params, objectives, step, keys):
+    losses, grads = losses_and_grads(objectives, params, step, keys)
+    # What the reverse pass needs is kept under this name, should all else be computed again.
+    grads = jax.tree.map(lambda g: checkpoint_name(g, _GRADS), grads)
+    return losses, grads, is_sound(*lax.optimization_barrier((losses, grads)))
 
 
-def _linear_backward(grads, weights):
-    along = jax.vmap(lambda w, grads: jax.tree.map(lambda g: w.astype(g.dtype) * g, grads))
-    return None, along(weights, grads), None
+def _make_evaluate(second: bool):
+    @eqx.filter_custom_vjp
+    def evaluate(params, objectives, step, keys):
+        return _evaluate(params, objectives, step, keys)
+
+    @evaluate.def_fwd
+    def forward(perturbed, params, objectives, step, keys):
+        del perturbed
+        losses, grads, sound = _evaluate(params, objectives, step, keys)
+        return (losses, grads, sound), (grads, sound)
+
+    @evaluate.def_bwd
+    def backward(kept, cotangents, perturbed, params, objectives, step, keys):
+        del perturbed
+        grads, sound = kept
+        weights, directions, _ = cotangents
+        result = jax.tree.map(jnp.zeros_like, params)
+        if weights is not None:
+            result = jax.tree.map(lambda g: _along(weights.astype(g.dtype), g) * g, grads)
+        if second and any(d is not None for d in jax.tree.leaves(directions)):
+            products = _hessian_products(objectives, params, directions, step, keys)
+            result = jax.tree.map(jnp.add, result, products)
+        return select(sound, result, 0.0)
+
+    return evaluate
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+_evaluate_first = _make_evaluate(second=False)
+_evaluate_second = _make_evaluate(second=True)
+
+
+def _hessian_products(objectives, params, directions, step, keys):
+    """Hv of every objective: the derivative of ∇f along v, of the cost of two gradients."""
+
+    def filled(param, direction):
+        return jnp.zeros_like(param) if direction is None and param is not None else direction
+
+    directions = jax.tree.map(filled, params, directions, is_leaf=lambda x: x is None)
+
+    def one(own, params, direction, key):
+        grad = jax.grad(objectives.select(own).loss)
+        return jax.jvp(lambda p: grad(p, step, key), (params,), (direction,))[1]
+
+    return jax.vmap(one)(objectives.own, params, directions, keys)
+
+
+def is_sound(losses: Float[Array, " objectives"], grads: PyTree[Array]) -> Bool[Array, " objectives"]:
+    """Whether an objective's loss and gradient are finite, and so are their squares."""
+
+    def small(x):
+        limit = _LARGEST.get(x.dtype.itemsize, jnp.inf)
+        largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0)
+        return (largest <= limit) & jnp.isfinite(largest)
+
+    return functools.reduce(jnp.logical_and, map(small, jax.tree.leaves(grads)), small(losses))
+
+
+def select(sound: Bool[Array, " objectives"], tree: PyTree[Array], otherwise: float) -> PyTree[Array]:
+    """`tree`, but a constant for objectives that are not sound."""
+    return jax.tree.map(lambda x: jnp.where(_along(sound, x), x, otherwise), tree)
+
+
+def _along(row, like):
+    return row.reshape(row.shape + (1,) * (like.ndim - 1))
 
 
 def run_steps(
@@ -79,30 +149,71 @@ def run_steps(
     *,
     start: StepNumber,
     keys: Keys,
-    order: Order = "second",
-    detach_state: bool = False,
 ) -> tuple[Params, State, Record]:
-    """`num_steps` inner steps from step number `start` on.
+    """`num_steps` inner steps from step number `start` on; differentiable through everything.
 
     **Arguments:**
 
     - `keys`: one per objective for the whole super epoch.
-    - `order`: of derivatives, should anyone take them; see `losses_and_grads`.
-    - `detach_state`: whether they stop at the optimizer's state at every step.
 
     **Returns:** params and state after the last step, and the record.
     """
 
     def one_step(carry, step):
         params, state = carry
-        if detach_state:
-            state = lax.stop_gradient(state)
-        losses, grads = losses_and_grads(objectives, params, step, keys, order=order)
+        losses, grads = losses_and_grads(objectives, params, step, keys)
         grads = lay_out(optimizer, state, grads)
-        shown = lax.stop_gradient(params) if order == "first" else params
-        updates, state = batched_update(optimizer, grads, state, shown)
+        updates, state = batched_update(optimizer, grads, state, params)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 
     steps = start + jnp.arange(num_steps)
     (params, state), (losses, grads) = lax.scan(one_step, (params, state), steps)
-    return params, state, Record(losses, grads)
+    return params, state, Record(losses, grads, jnp.ones(losses.shape[1:], bool))
+
+
+def run_training_steps(
+    optimizer: AbstractOptimizer,
+    objectives: ObjectiveBatch,
+    params: Params,
+    state: State,
+    num_steps: int,
+    *,
+    start: StepNumber,
+    keys: Keys,
+    sound: Bool[Array, " objectives"],
+    order: Order,
+    detach_state: bool = False,
+    recompute: bool = False,
+) -> tuple[Params, State, Record]:
+    """As `run_steps`, with derivatives of a given order, and with objectives that may fail.
+
+    From where an objective is not finite on, the optimizer is shown ones, on which every optimizer is finite:
+    nothing of it reaches what all objectives share if its losses have the weight zero.
+
+    **Arguments:**
+
+    - `sound`: which objectives have been finite so far.
+    - `order`: see `losses_and_grads_of_order`.
+    - `detach_state`: whether derivatives stop at the optimizer's state at every step.
+    - `recompute`: whether a reverse pass computes the optimizer's activations again, step by step, from
+        the params, the states and the gradients.
+    """
+
+    def one_step(carry, step):
+        params, state, sound = carry
+        if detach_state:
+            state = lax.stop_gradient(state)
+        losses, grads, fine = losses_and_grads_of_order(objectives, params, step, keys, order)
+        sound = sound & fine
+        grads = lay_out(optimizer, state, select(sound, grads, 1.0))
+        shown = select(sound, lax.stop_gradient(params) if order == "first" else params, 1.0)
+        updates, state = batched_update(optimizer, grads, state, shown, differentiable=recompute)
+        params = eqx.apply_updates(params, updates)
+        return (params, state, sound), (losses, grads)
+
+    if recompute:
+        kept = jax.checkpoint_policies.save_only_these_names(_GRADS)
+        one_step = jax.checkpoint(one_step, policy=kept, prevent_cse=False)
+    steps = start + jnp.arange(num_steps)
+    (params, state, sound), (losses, grads) = lax.scan(one_step, (params, state, sound), steps)
+    return params, state, Record(losses, grads, sound)

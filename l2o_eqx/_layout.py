@@ -187,15 +187,21 @@ def batched_update(
     params: Params | None,
     *,
     like: PyTree | None = None,
+    differentiable: bool = False,
 ) -> tuple[Params, State]:
     """`optimizer.update` for gradients from `lay_out`, a state from `batched_init` and plain params.
 
-    `like` has the shapes of the params where these are left out.
+    **Arguments:**
+
+    - `like`: has the shapes of the params where these are left out.
+    - `differentiable`: whether blocks can be differentiated through, each computed again in the reverse
+        pass; otherwise they are overwritten in place.
     """
     like = params if like is None else like
     if isinstance(state, BlockedState):
         shown = None if params is None else state.blocks.split(_rows(params))
-        updates, arrays = _update_blocks(optimizer, grads, state.arrays, shown)
+        update = _map_blocks if differentiable else _update_blocks
+        updates, arrays = update(optimizer, grads, state.arrays, shown)
         return unravel_rows(state.blocks.join(updates), like), BlockedState(arrays, state.blocks)
     if isinstance(optimizer, PerLayer):
         updates, next_state = {}, {}
@@ -203,16 +209,31 @@ def batched_update(
         shown = dict.fromkeys(groups) if params is None else optimizer.split(params, of_one(like))
         for name, group in groups.items():
             updates[name], next_state[name] = batched_update(
-                optimizer.optimizers[name], grads[name], state[name], shown[name], like=group
+                optimizer.optimizers[name],
+                grads[name],
+                state[name],
+                shown[name],
+                like=group,
+                differentiable=differentiable,
             )
         return eqx.combine(*updates.values()), next_state
     return jax.vmap(optimizer.update)(grads, state, params)
 
 
+def _map_blocks(optimizer, grads, arrays, params):
+    if len(grads) == 1:
+        return _update_single(optimizer, grads, arrays, params)
+    return lax.map(jax.checkpoint(lambda block: optimizer.update(*block)), (grads, arrays, params))
+
+
+def _update_single(optimizer, grads, arrays, params):
+    updates, arrays = optimizer.update(*drop_axis((grads, arrays, params)))
+    return updates[None], add_axis(arrays)
+
+
 def _update_blocks(optimizer, grads, arrays, params):
     if len(grads) == 1:
-        updates, arrays = optimizer.update(*drop_axis((grads, arrays, params)))
-        return updates[None], add_axis(arrays)
+        return _update_single(optimizer, grads, arrays, params)
 
     def read(tree, block):
         return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, block, keepdims=False), tree)
@@ -296,6 +317,45 @@ def cut_like(state: State, like: State) -> State:
         return BlockedState(jax.tree.map(lambda x: like.blocks.split_own(x[0]), part.arrays), like.blocks)
 
     return jax.tree.map(split, state, like, is_leaf=lambda x: isinstance(x, BlockedState))
+
+
+def to_states_of_each(state: State) -> State:
+    """The state of a batch as those of batches of one, on a leading axis for the objectives."""
+
+    def each(part):
+        if not isinstance(part, BlockedState):
+            return part[:, None]
+        blocks, one = part.blocks, _of_one_objective(part.blocks)
+
+        def split(x):
+            rows = blocks.join(x)
+            rows = rows.reshape(*rows.shape[:-1], blocks.num_objectives, blocks.num_coordinates)
+            return jax.vmap(one.split)(jnp.moveaxis(rows, -2, 0))
+
+        return BlockedState(jax.tree.map(split, part.arrays), one)
+
+    return jax.tree.map(each, state, is_leaf=lambda x: isinstance(x, BlockedState))
+
+
+def from_states_of_each(states: State, like: State) -> State:
+    """The inverse of `to_states_of_each`; `like` is the state that it was given."""
+
+    def joined(part, like):
+        if not isinstance(part, BlockedState):
+            return part[:, 0]
+
+        def join(x):
+            rows = jnp.moveaxis(jax.vmap(part.blocks.join)(x), 0, -2)
+            return like.blocks.split(rows.reshape(*rows.shape[:-2], like.blocks.total))
+
+        return BlockedState(jax.tree.map(join, part.arrays), like.blocks)
+
+    return jax.tree.map(joined, states, like, is_leaf=lambda x: isinstance(x, BlockedState))
+
+
+def _of_one_objective(blocks: Blocks) -> Blocks:
+    size = min(blocks.size, blocks.num_coordinates)
+    return Blocks(1, blocks.num_coordinates, max(1, -(-blocks.num_coordinates // max(1, size))), size)
 
 
 def _rows(tree: Params) -> Float[Array, " coordinates"]:

@@ -15,27 +15,37 @@ Blocks, and objectives, may lie on different devices; the sum over them is then 
 
 Few coordinates keep their activations instead: reverse-mode differentiation of the first phase, in which
 f is linear in θ with slope ∇f(θ_t) and so adds up the same λ_τ. That saves the optimizer's second run.
+
+The true, second-order gradient is got in that way, too, with one term more: a cotangent v of ∇f(θ_t) adds
+H(θ_t)v to that of θ_t, one Hessian-vector product per step. Kept along the window are params, gradients and
+the optimizer's states, O(T·N); the activations of the optimizer if they are few, else those of a single
+step, computed again. Nothing is kept of the objective.
 """
+
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ._inner import Record, as_batch, losses_and_grads, run_steps
+from ._inner import Record, as_batch, losses_and_grads_of_order, run_training_steps, select
 from ._layout import (
     add_axis,
     cut_like,
     default_block_size,
     drop_axis,
     from_batched_state,
+    from_states_of_each,
     has_only_blocks,
     lay_out,
     own_coordinates,
     to_batched_state,
+    to_states_of_each,
     uncut,
 )
+from ._misc import tree_norm
 from ._replay import replay
 from ._types import Activations, Keys, Order, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
@@ -61,14 +71,28 @@ class MetaGradient(eqx.Module):
     state: State
 
 
+class Health(eqx.Module):
+    """What is remembered of every objective during a super epoch: whether it has been finite, and f(θ_1)."""
+
+    sound: Bool[Array, " objectives"]
+    first_losses: Float[Array, " objectives"]
+
+
 class BatchMetaGradient(eqx.Module):
-    """The same for a batch of objectives: `grads` and `meta_loss` are means over them."""
+    """The same for a batch of objectives: `grads` and `meta_loss` are means over those that are finite."""
 
     losses: Float[Array, "losses objectives"]
     meta_loss: Scalar
     grads: PyTree
     params: Params
     state: State
+    health: Health
+
+
+def first_health(params: Params) -> Health:
+    """Before the first window; `params` have the objectives axis."""
+    count = jax.tree.leaves(params)[0].shape[0]
+    return Health(jnp.ones(count, bool), jnp.ones(count))
 
 
 def meta_gradient(
@@ -102,19 +126,18 @@ def meta_gradient(
     - `weighting`: turns the window's losses into the meta-loss.
     - `key`: with a step's number it picks each minibatch; the same for the whole super epoch.
     - `order`: `"first"` drops the second derivatives of the objective, as the paper and the thesis do;
-        `"second"` differentiates through everything, in memory that grows with all activations.
+        `"second"` keeps them: the true gradient, at one Hessian-vector product per step.
     - `detach_state`: takes the optimizer's state for a constant at every step, as the thesis's released
         code does; otherwise it is backpropagated through from the window's start on.
-    - `include_final_loss`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in the
-        code of Andrychowicz et al.
+    - `include_final_loss`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in
+        the code of Andrychowicz et al.
     - `activations`: of the optimizer, for the reverse pass: `"keep"` those of the first pass, in memory for
         all coordinates and steps, or `"recompute"` them, for one block of coordinates after the other or,
         where coordinates are not independent, step by step. `"auto"` keeps few and recomputes many.
 
     **Returns:** a `MetaGradient`.
 
-    **Raises:** `ValueError` for an empty window, for an unknown order or kind of activations, or if those
-    of second order are to be recomputed.
+    **Raises:** `ValueError` for an empty window, or for an unknown order or kind of activations.
 
     Reference: thesis eq. 3.5 to 3.8.
     """
@@ -194,14 +217,61 @@ def batch_meta_gradient(
     detach_state: bool = False,
     include_final_loss: bool = False,
     activations: Activations = "auto",
+    objective_clip: float | None = None,
+    health: Health | None = None,
 ) -> BatchMetaGradient:
-    """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis."""
+    """`meta_gradient` of the mean meta-loss over a batch of objectives; every leaf has that axis.
 
-    def meta_loss_of(losses):
-        return mean_meta_loss(weighting, losses, start, num_steps)
+    Objectives that are not finite are left out of the mean. If none is left, it is NaN.
 
-    def run(optimizer, state):
-        *end, record = run_steps(
+    **Arguments:**
+
+    - `objective_clip`: largest norm of a single objective's meta-gradient; larger ones are scaled down to it
+        before the mean is taken.
+    - `health`: of the objectives so far; by default that of the first window.
+    """
+    health = first_health(params) if health is None else health
+    settings = dict(
+        window=window,
+        start=start,
+        num_steps=num_steps,
+        weighting=weighting,
+        order=order,
+        detach_state=detach_state,
+        include_final_loss=include_final_loss,
+        activations=activations,
+    )
+    if objective_clip is None:
+        result = _of_batch(optimizer, objectives, params, state, keys, health, **settings)
+    else:
+        result = _of_each(optimizer, objectives, params, state, keys, health, objective_clip, **settings)
+    meta_loss, grads = objectives.mean_over_devices((result.meta_loss, result.grads))
+    return eqx.tree_at(lambda r: (r.meta_loss, r.grads), result, (meta_loss, grads))
+
+
+def _of_batch(
+    optimizer,
+    objectives,
+    params,
+    state,
+    keys,
+    health,
+    *,
+    window,
+    start,
+    num_steps,
+    weighting,
+    order,
+    detach_state,
+    include_final_loss,
+    activations,
+):
+    def meta_loss_of(record):
+        later = Health(record.sound, jnp.where(start == 0, record.losses[0], health.first_losses))
+        return mean_meta_loss(weighting, record.losses, start, num_steps, later, objectives), later
+
+    def run(optimizer, state, recompute):
+        *end, record = run_training_steps(
             optimizer,
             objectives,
             params,
@@ -209,36 +279,84 @@ def batch_meta_gradient(
             window,
             start=start,
             keys=keys,
+            sound=health.sound,
             order=order,
             detach_state=detach_state,
+            recompute=recompute,
         )
         if include_final_loss:
-            losses, grads = losses_and_grads(objectives, end[0], start + window, keys, order=order)
-            last = Record(*add_axis((losses, lay_out(optimizer, state, grads))))
-            record = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), record, last)
+            losses, grads, fine = losses_and_grads_of_order(objectives, end[0], start + window, keys, order)
+            sound = record.sound & fine
+            grads = lay_out(optimizer, state, select(sound, grads, 1.0))
+            record = Record(
+                *jax.tree.map(
+                    lambda x, y: jnp.concatenate([x, y[None]]), (record.losses, record.grads), (losses, grads)
+                ),
+                sound,
+            )
         return *end, record
 
     if activations == "auto":
         num_coordinates = own_coordinates(params, objectives.coordinate_axis)
         kept = kept_by_default(optimizer, window, num_coordinates)
         activations = "keep" if kept else "recompute"
-    if order == "second" or activations == "keep":
+    recompute = activations == "recompute"
+    if order == "second" or not recompute:
 
         @eqx.filter_value_and_grad(has_aux=True)
         def in_one_pass(optimizer):
-            params, end, record = run(optimizer, uncut(state))
-            return meta_loss_of(record.losses), (params, cut_like(end, state), record)
+            params, end, record = run(optimizer, state if recompute else uncut(state), recompute)
+            meta_loss, later = meta_loss_of(record)
+            end = end if recompute else cut_like(end, state)
+            return meta_loss, (params, end, record.losses, later)
 
-        (meta_loss, (*end, record)), grads = in_one_pass(optimizer)
+        (meta_loss, (*end, losses, later)), grads = in_one_pass(optimizer)
         if (axis := objectives.coordinate_axis) is not None:
             # Where the updates of all devices are gathered, every device has added all of their cotangents.
             grads = lax.pmean(grads, axis)
     else:
-        *end, record = run(optimizer, state)
-        meta_loss, weights = jax.value_and_grad(meta_loss_of)(record.losses)
-        grads = replay(optimizer, params, state, record.grads, weights, detach_state=detach_state)
-    meta_loss, grads = objectives.mean_over_devices((meta_loss, grads))
-    return BatchMetaGradient(record.losses, meta_loss, grads, *end)
+        *end, record = run(optimizer, state, False)
+        losses = record.losses
+
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def of_losses(losses):
+            return meta_loss_of(Record(losses, record.grads, record.sound))
+
+        (meta_loss, later), weights = of_losses(losses)
+        shown = select(record.sound, params, 1.0)
+        grads = replay(optimizer, shown, state, record.grads, weights, detach_state=detach_state)
+    return BatchMetaGradient(losses, meta_loss, grads, *end, later)
+
+
+def _of_each(optimizer, objectives, params, state, keys, health, objective_clip, **settings):
+    """Every objective's meta-gradient by itself, clipped, and their mean."""
+
+    def one(own, params, state, key, health):
+        result = _of_batch(
+            optimizer,
+            ObjectiveBatch(add_axis(own), objectives.shared),
+            add_axis(params),
+            state,
+            key[None],
+            add_axis(health),
+            **settings,
+        )
+        # NaN of an objective that failed.
+        kept = result.health.sound[0]
+        grads = jax.tree.map(lambda g: jnp.where(kept, g, 0), result.grads)
+        scale = jnp.minimum(1.0, objective_clip / jnp.maximum(tree_norm(grads), objective_clip))
+        grads = jax.tree.map(lambda g: (scale * g).astype(g.dtype), grads)
+        meta_loss = jnp.where(kept, result.meta_loss, 0)
+        return eqx.tree_at(lambda r: (r.meta_loss, r.grads), result, (meta_loss, grads))
+
+    states = to_states_of_each(state)
+    result = jax.vmap(one)(objectives.own, params, states, keys, health)
+    count = _count_sound(result.health.sound[:, 0], objectives)
+    meta_loss, grads = jax.tree.map(lambda x: jnp.sum(x, 0) / count, (result.meta_loss, result.grads))
+    end = from_states_of_each(result.state, like=state)
+    losses = jnp.moveaxis(result.losses[..., 0], 0, -1)
+    params, health = jax.tree.map(lambda x: x[:, 0], (result.params, result.health))
+    return BatchMetaGradient(losses, meta_loss, grads, params, end, health)
 
 
 def kept_by_default(optimizer: AbstractOptimizer, window: int, num_coordinates: int) -> bool:
@@ -260,10 +378,13 @@ def check_order(where: str, order: Order, activations: Activations) -> None:
         raise ValueError(
             f"`{where}(activations={activations!r})`: activations can be 'auto', 'keep' and 'recompute'."
         )
-    if order == "second" and activations == "recompute":
+
+
+def check_objective_clip(where: str, objective_clip: float | None) -> None:
+    """Refuses a norm that is not positive, in the name of `where`."""
+    if objective_clip is not None and not objective_clip > 0:
         raise ValueError(
-            f"`{where}(order='second', activations='recompute')`: only a first-order meta-gradient can "
-            "recompute activations. Take activations='auto' or order='first'."
+            f"`{where}(objective_clip={objective_clip})`: the largest norm must be above 0, or None."
         )
 
 
@@ -272,9 +393,23 @@ def mean_meta_loss(
     losses: Float[Array, "losses objectives"],
     start: StepNumber,
     num_steps: StepNumber,
+    health: Health,
+    objectives: ObjectiveBatch,
 ) -> Scalar:
-    """The mean over the objectives of what the weighting makes of their losses."""
-    return jnp.mean(jax.vmap(lambda x: weighting(x, start, num_steps), in_axes=1)(losses))
+    """The mean over sound objectives of what the weighting makes of their losses; NaN if there are none."""
+    usable = jnp.where(health.sound, losses, 1)
+    first = jnp.where(health.sound, health.first_losses, 1)
+
+    def weigh(losses, first):
+        return weighting.of(losses, start, num_steps, lax.stop_gradient(first))
+
+    meta_losses = jax.vmap(weigh, in_axes=(1, 0))(usable, first)
+    return jnp.sum(jnp.where(health.sound, meta_losses, 0)) / _count_sound(health.sound, objectives)
+
+
+def _count_sound(sound, objectives):
+    # On the average of all devices, over whose results the mean is taken afterwards.
+    return objectives.mean_over_devices(jnp.sum(sound).astype(jnp.result_type(float)))
 
 
 def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from ._checks import check_restarts
 from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
 from ._layout import default_block_size, has_blocks
+from ._types import Keys
 from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy
@@ -76,7 +77,7 @@ def meta_step(
 
     **Returns:** the next state, and the metrics of `Progress` as device arrays.
     """
-    return compiled_step(
+    state, metrics, _ = compiled_step(
         *placed(state, family, strategy, num_objectives, restarts),
         strategy=strategy,
         weighting=weighting,
@@ -86,6 +87,7 @@ def meta_step(
         restarts=restarts,
         key=key,
     )
+    return state, metrics
 
 
 def placed(
@@ -141,7 +143,7 @@ def compiled_step(
     restarts,
     key,
 ):
-    """`meta_step` on arrays that are in their place."""
+    """`meta_step` on arrays that are in their place, and which objectives failed."""
 
     def mean(tree):
         # What strategies of the package return is the same on all devices already; a user's may not be.
@@ -158,6 +160,7 @@ def compiled_step(
 
     def train(arrays, meta_state, keys):
         okeys, ikeys, lkeys = keys
+        num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, spread=spread)
         result = strategy.super_epoch(
             eqx.combine(arrays, static),
@@ -170,14 +173,20 @@ def compiled_step(
             loss_keys=lkeys,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
+        failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
-            "mean_loss": jnp.mean(result.losses),
-            "final_loss": jnp.mean(result.losses[-1]),
+            "mean_loss": _mean_of(result.losses, ~failed),
+            "final_loss": _mean_of(result.losses[-1], ~failed),
             **{name: jnp.mean(values) for name, values in result.metrics.items()},
         }
-        metrics = {**mean(metrics), "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0))}
-        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics
+        failed = lax.all_gather(failed, DEVICES, tiled=True) if spread == "objectives" else failed
+        metrics = {
+            **mean(metrics),
+            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
+            "failed_objectives": jnp.sum(failed),
+        }
+        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics, failed
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
     meta_state = state.meta_optimizer_state
@@ -186,7 +195,7 @@ def compiled_step(
     if restarts is None:
         in_specs = (all_alike, all_alike, shared_out if spread == "objectives" else all_alike)
         run = over_devices(train, mesh, in_specs, all_alike)
-        arrays, meta_state, metrics = run(arrays, meta_state, draw(key))
+        arrays, meta_state, metrics, failed = run(arrays, meta_state, draw(key))
     else:
         coordinates = num_objectives * count_coordinates(family)
 
@@ -197,6 +206,21 @@ def compiled_step(
             return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)
 
         run = over_devices(train_all, mesh, shared_out, shared_out)
-        arrays, meta_state, metrics = run(arrays, meta_state, jr.split(key, restarts))
+        arrays, meta_state, metrics, failed = run(arrays, meta_state, jr.split(key, restarts))
     optimizer = eqx.combine(arrays, static)
-    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics
+    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics, failed
+
+
+def objective_keys(
+    key: PRNGKeyArray, super_epoch: int, num_objectives: int, restarts: int | None, restart: int = 0
+) -> Keys:
+    """The keys that the family was asked for objectives with in a super epoch, numbered from 0."""
+    key = jr.fold_in(key, super_epoch)
+    if restarts is not None:
+        key = jr.split(key, restarts)[restart]
+    return jr.split(jr.split(key, 3)[0], num_objectives)
+
+
+def _mean_of(losses, sound):
+    # A user's strategy may hand back losses of its own shape.
+    return jnp.mean(losses, where=jnp.broadcast_to(sound, losses.shape))

@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import gather
-from ._meta_step import MetaState, compiled_step, init_meta_state, placed
+from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
@@ -28,14 +28,29 @@ class Progress(eqx.Module):
         epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
         `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
         an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
-        meta-updates were left out so far because their gradient was not finite.
+        meta-updates were left out so far because their gradient was not finite; `failed_objectives`, how
+        many objectives of the super epoch were not finite and left out of it.
     - `state`: to save, or to resume from.
+    - `failed`: these objectives, with their keys.
     """
 
     super_epoch: int
     super_epochs: int
     metrics: dict[str, Any]
     state: MetaState
+    failed: tuple["FailedObjective", ...] = ()
+
+
+class FailedObjective(eqx.Module):
+    """An objective that was not finite during a super epoch, and was left out from there on.
+
+    `family.sample(key)` draws it again. `super_epoch` counts from 1, as in `Progress`; `restart` is `None`
+    without restarts.
+    """
+
+    super_epoch: int
+    restart: int | None
+    key: PRNGKeyArray
 
 
 # A callback that returns a true value ends the training after this super epoch.
@@ -51,12 +66,14 @@ class MetaSolution(eqx.Module):
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
     - `metrics`: those of `Progress`, one row per super epoch.
     - `state`: pass it to `meta_train` to go on.
+    - `failed`: the objectives that were not finite, with their keys.
     """
 
     optimizer: AbstractOptimizer
     result: Literal["completed", "stopped"]
     metrics: dict[str, np.ndarray]
     state: MetaState
+    failed: tuple[FailedObjective, ...] = ()
 
 
 def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimizer:
@@ -176,10 +193,10 @@ def meta_train(
 
     # Once, and not again for every super epoch.
     state, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
-    rows = []
+    rows, all_failed = [], []
     result = "completed"
     while int(state.super_epoch) < super_epochs:
-        state, metrics = compiled_step(
+        state, metrics, mask = compiled_step(
             state,
             family,
             mesh,
@@ -193,13 +210,23 @@ def meta_train(
             key=key,
         )
         rows.append(jax.tree.map(_to_host, metrics))
-        progress = Progress(int(state.super_epoch), super_epochs, rows[-1], state)
+        failed = _failed(np.asarray(mask), int(state.super_epoch), key, num_objectives, restarts)
+        all_failed += failed
+        progress = Progress(int(state.super_epoch), super_epochs, rows[-1], state, failed)
         if any([callback(progress) for callback in callbacks]):
             result = "stopped"
             break
     metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
     state = gather(state, mesh)
-    return MetaSolution(state.optimizer, result, metrics, state)
+    return MetaSolution(state.optimizer, result, metrics, state, tuple(all_failed))
+
+
+def _failed(mask, super_epoch, key, num_objectives, restarts) -> tuple[FailedObjective, ...]:
+    found = []
+    for *restart, objective in np.argwhere(mask).tolist():
+        keys = objective_keys(key, super_epoch - 1, num_objectives, restarts, *restart)
+        found.append(FailedObjective(super_epoch, restart[0] if restart else None, keys[objective]))
+    return tuple(found)
 
 
 def _shapes(state):

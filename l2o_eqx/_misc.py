@@ -29,3 +29,17 @@ def unravel_like(flat: Float[Array, " coordinates"], tree: PyTree[Array]) -> PyT
         for leaf, end in zip(leaves, ends, strict=True)
     ]
     return jax.tree.unflatten(treedef, parts)
+
+
+def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The Euclidean norm of all leaves together; its derivative at zero is zero.
+
+    Scaled by the largest entry first, because squares of small numbers round to zero and those of large ones
+    overflow.
+    """
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    square = sum(jnp.sum(jnp.square(x / scale)) for x in leaves)
+    positive = square > 0
+    return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

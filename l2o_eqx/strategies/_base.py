@@ -2,7 +2,7 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._types import Keys
 from ..objectives import ObjectiveBatch
@@ -18,7 +18,8 @@ class SuperEpoch(eqx.Module):
 
     `losses` are those of the inner steps, in order. `meta_losses` and every entry of `metrics` have one
     number per meta-update: the meta-loss, and the norms and shares of zeros of the meta-gradient before
-    the meta-optimizer touched it.
+    the meta-optimizer touched it. `sound` tells which objectives were finite all along; `None` counts all as
+    such.
     """
 
     optimizer: AbstractOptimizer
@@ -26,6 +27,7 @@ class SuperEpoch(eqx.Module):
     losses: Float[Array, "steps objectives"]
     meta_losses: Float[Array, " updates"]
     metrics: dict[str, Float[Array, " updates"]]
+    sound: Bool[Array, " objectives"] | None = None
 
 
 class AbstractUpdateStrategy(eqx.Module):

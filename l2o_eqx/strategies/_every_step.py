@@ -7,9 +7,15 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._grad_metrics import grad_metrics
-from .._inner import init_params, run_steps
+from .._inner import init_params, run_training_steps, select
 from .._layout import batched_init, batched_update
-from .._meta_gradient import batch_meta_gradient, check_order, mean_meta_loss
+from .._meta_gradient import (
+    Health,
+    batch_meta_gradient,
+    check_objective_clip,
+    check_order,
+    mean_meta_loss,
+)
 from .._replay import replay
 from .._types import Activations, Keys, Order, Params, State
 from ..objectives import ObjectiveBatch
@@ -48,6 +54,7 @@ class EveryStep(AbstractUpdateStrategy):
     - `gradient`: `"replayed"` or `"recorded"`.
     - `order`, `detach_state`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`; a recorded
         one is of first order, and activations are recomputed for it.
+    - `objective_clip`: as in `EveryWindow`; for replayed gradients.
 
     **Raises:** `ValueError` for T < 2, an unknown gradient, a recorded one of second order or of kept
     activations, settings that `meta_gradient` refuses, or, when training, for a T longer than the super
@@ -61,9 +68,11 @@ class EveryStep(AbstractUpdateStrategy):
     order: Order = eqx.field(static=True, default="first")
     detach_state: bool = eqx.field(static=True, default=False)
     activations: Activations = eqx.field(static=True, default="auto")
+    objective_clip: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         check_order("EveryStep", self.order, self.activations)
+        check_objective_clip("EveryStep", self.objective_clip)
         if self.window < 2:
             raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
         if self.gradient not in ("replayed", "recorded"):
@@ -74,6 +83,11 @@ class EveryStep(AbstractUpdateStrategy):
             raise ValueError(
                 "`EveryStep(gradient='recorded', order='second')`: a record has no second derivatives. "
                 "Take gradient='replayed' or order='first'."
+            )
+        if self.gradient == "recorded" and self.objective_clip is not None:
+            raise ValueError(
+                "`EveryStep(gradient='recorded', objective_clip=...)`: a record is replayed for all "
+                "objectives together. Take gradient='replayed' or objective_clip=None."
             )
         if self.gradient == "recorded" and self.activations == "keep":
             raise ValueError(
@@ -90,7 +104,7 @@ class EveryStep(AbstractUpdateStrategy):
         return num_steps - self.window + 1
 
     def coordinates_apart(self) -> bool:
-        return self.order == "first"
+        return self.order == "first" and self.objective_clip is None
 
     def super_epoch(
         self,
@@ -106,16 +120,29 @@ class EveryStep(AbstractUpdateStrategy):
     ) -> SuperEpoch:
         arrays, static = eqx.partition(optimizer, eqx.is_array)
 
-        def meta_gradient(optimizer, window, start):
+        def run(optimizer, params, state, count, start, sound):
+            return run_training_steps(
+                optimizer,
+                objectives,
+                params,
+                state,
+                count,
+                start=start,
+                keys=loss_keys,
+                sound=sound,
+                order="first",
+            )
+
+        def meta_gradient(optimizer, window, start, health):
             if self.gradient == "recorded":
 
                 def meta_loss_of(losses):
-                    return mean_meta_loss(weighting, losses, start, num_steps)
+                    return mean_meta_loss(weighting, losses, start, num_steps, health, objectives)
 
                 meta_loss, weights = jax.value_and_grad(meta_loss_of)(window.losses)
                 grads = replay(
                     optimizer,
-                    window.params,
+                    select(health.sound, window.params, 1.0),
                     window.state,
                     window.grads,
                     weights,
@@ -136,6 +163,8 @@ class EveryStep(AbstractUpdateStrategy):
                 order=self.order,
                 detach_state=self.detach_state,
                 activations=self.activations,
+                objective_clip=self.objective_clip,
+                health=health,
             )
             return result.meta_loss, result.grads
 
@@ -147,11 +176,10 @@ class EveryStep(AbstractUpdateStrategy):
             return _Window(window.losses, window.grads, window.optimizers, params, state)
 
         def one_step(carry, step):
-            arrays, meta_state, params, state, window = carry
+            arrays, meta_state, params, state, window, health = carry
             optimizer = eqx.combine(arrays, static)
-            params, state, record = run_steps(
-                optimizer, objectives, params, state, 1, start=step, keys=loss_keys
-            )
+            params, state, record = run(optimizer, params, state, 1, step, health.sound)
+            health = Health(record.sound, health.first_losses)
             window = _Window(
                 _push(window.losses, record.losses),
                 jax.tree.map(_push, window.grads, record.grads),
@@ -159,27 +187,28 @@ class EveryStep(AbstractUpdateStrategy):
                 window.params,
                 window.state,
             )
-            meta_loss, grads = meta_gradient(optimizer, window, step - self.window + 1)
+            meta_loss, grads = meta_gradient(optimizer, window, step - self.window + 1, health)
             window = begin_later(optimizer, window)
             optimizer, meta_state = meta_update(optimizer, meta_state, grads)
-            carry = (eqx.filter(optimizer, eqx.is_array), meta_state, params, state, window)
+            carry = (eqx.filter(optimizer, eqx.is_array), meta_state, params, state, window, health)
             return carry, (record.losses[0], meta_loss, grad_metrics(grads))
 
         params = init_params(objectives, init_keys)
         state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
         filling = self.window - 1
-        later_params, later_state, record = run_steps(
-            optimizer, objectives, params, state, filling, start=0, keys=loss_keys
-        )
+        all_sound = jnp.ones(len(jax.tree.leaves(params)[0]), bool)
+        later_params, later_state, record = run(optimizer, params, state, filling, 0, all_sound)
         # The oldest place is empty; the first step pushes it out.
         losses, grads = jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), (record.losses, record.grads))
         optimizers = jax.tree.map(lambda x: jnp.stack([x] * self.window), _meta_params(arrays))
         window = _Window(losses, grads, optimizers, params, state)
-        carry = (arrays, meta_state, later_params, later_state, window)
+        health = Health(record.sound, record.losses[0])
+        carry = (arrays, meta_state, later_params, later_state, window, health)
         carry, out = lax.scan(one_step, carry, jnp.arange(filling, num_steps))
         losses, meta_losses, metrics = out
         losses = jnp.concatenate([record.losses, losses])
-        return SuperEpoch(eqx.combine(carry[0], static), carry[1], losses, meta_losses, metrics)
+        optimizer = eqx.combine(carry[0], static)
+        return SuperEpoch(optimizer, carry[1], losses, meta_losses, metrics, carry[-1].sound)
 
 
 def _push(past: Float[Array, "window ..."], new: Float[Array, "1 ..."]) -> Float[Array, "window ..."]:

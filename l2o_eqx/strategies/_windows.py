@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from .._grad_metrics import grad_metrics
 from .._inner import init_params, run_steps
 from .._layout import batched_init
-from .._meta_gradient import batch_meta_gradient, check_order
+from .._meta_gradient import batch_meta_gradient, check_objective_clip, check_order, first_health
 from .._types import Activations, Keys, Order
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
@@ -28,9 +28,12 @@ class EveryWindow(AbstractUpdateStrategy):
 
     - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing
         without `include_final_loss`.
-    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see
+        `l2o_eqx.meta_gradient`.
     - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
         takes them but trains nothing on them; `"train"` makes a shorter window of them.
+    - `objective_clip`: largest norm of one objective's meta-gradient, so that none outweighs all others; by
+        default they are not looked at one by one.
 
     **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, settings that
     `meta_gradient` refuses, or, when training, for a T longer than the super epoch.
@@ -44,9 +47,11 @@ class EveryWindow(AbstractUpdateStrategy):
     include_final_loss: bool = eqx.field(static=True, default=False)
     remainder: Remainder = eqx.field(static=True, default="skip")
     activations: Activations = eqx.field(static=True, default="auto")
+    objective_clip: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         check_order("EveryWindow", self.order, self.activations)
+        check_objective_clip("EveryWindow", self.objective_clip)
         if self.window < self._shortest:
             raise ValueError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
@@ -80,7 +85,7 @@ class EveryWindow(AbstractUpdateStrategy):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
 
     def coordinates_apart(self) -> bool:
-        return self.order == "first"
+        return self.order == "first" and self.objective_clip is None
 
     def super_epoch(
         self,
@@ -101,7 +106,7 @@ class EveryWindow(AbstractUpdateStrategy):
         arrays, static = eqx.partition(optimizer, eqx.is_array)
 
         def train_window(carry, start, window):
-            arrays, meta_state, params, state = carry
+            arrays, meta_state, params, state, health = carry
             optimizer = eqx.combine(arrays, static)
             result = batch_meta_gradient(
                 optimizer,
@@ -117,15 +122,17 @@ class EveryWindow(AbstractUpdateStrategy):
                 detach_state=self.detach_state,
                 include_final_loss=self.include_final_loss,
                 activations=self.activations,
+                objective_clip=self.objective_clip,
+                health=health,
             )
             optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
             out = (result.losses[:window], result.meta_loss, grad_metrics(result.grads))
             arrays = eqx.filter(optimizer, eqx.is_array)
-            return (arrays, meta_state, result.params, result.state), out
+            return (arrays, meta_state, result.params, result.state, result.health), out
 
         starts = self.window * jnp.arange(num_full)
         state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
-        carry = (arrays, meta_state, params, state)
+        carry = (arrays, meta_state, params, state, first_health(params))
         carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
         losses, meta_losses, metrics = out
         losses = losses.reshape(-1, losses.shape[-1])
@@ -137,14 +144,14 @@ class EveryWindow(AbstractUpdateStrategy):
                 lambda x, y: jnp.concatenate([x, y[None]]), (meta_losses, metrics), tuple(last)
             )
             losses = jnp.concatenate([losses, rest_losses])
-        arrays, meta_state, params, state = carry
+        arrays, meta_state, params, state, health = carry
         optimizer = eqx.combine(arrays, static)
         if trained < num_steps:
             *_, record = run_steps(
                 optimizer, objectives, params, state, rest, start=num_steps - rest, keys=loss_keys
             )
             losses = jnp.concatenate([losses, record.losses])
-        return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics)
+        return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics, health.sound)
 
 
 class OncePerSuperEpoch(AbstractUpdateStrategy):
@@ -155,7 +162,9 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see `l2o_eqx.meta_gradient`.
+    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see
+        `l2o_eqx.meta_gradient`.
+    - `objective_clip`: as in `EveryWindow`.
 
     **Raises:** `ValueError` for settings that `meta_gradient` refuses.
 
@@ -166,9 +175,11 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
     detach_state: bool = eqx.field(static=True, default=False)
     include_final_loss: bool = eqx.field(static=True, default=False)
     activations: Activations = eqx.field(static=True, default="auto")
+    objective_clip: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         check_order("OncePerSuperEpoch", self.order, self.activations)
+        check_objective_clip("OncePerSuperEpoch", self.objective_clip)
 
     def num_updates(self, num_steps: int) -> int:
         if num_steps < 2 and not self.include_final_loss:
@@ -179,7 +190,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         return 1
 
     def coordinates_apart(self) -> bool:
-        return self.order == "first"
+        return self.order == "first" and self.objective_clip is None
 
     def super_epoch(
         self,
@@ -194,7 +205,12 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         loss_keys: Keys,
     ) -> SuperEpoch:
         whole = EveryWindow(
-            num_steps, self.order, self.detach_state, self.include_final_loss, activations=self.activations
+            num_steps,
+            self.order,
+            self.detach_state,
+            self.include_final_loss,
+            activations=self.activations,
+            objective_clip=self.objective_clip,
         )
         return whole.super_epoch(
             optimizer,

@@ -30,9 +30,9 @@ class AbstractWeighting(eqx.Module):
         num_steps: StepNumber,
         first_loss: Scalar,
     ) -> Scalar:
-        """The meta-loss, given also `first_loss`, f(θ_1) of the super epoch; how the engine calls a weighting.
+        """The meta-loss, given also f(θ_1) of the super epoch; how the engine calls a weighting.
 
-        By default `__call__`, which does not look at it. A weighting of relative losses overrides it.
+        By default `__call__`, without `first_loss`. A weighting of relative losses overrides it.
         """
         del first_loss
         return self(losses, start, num_steps)

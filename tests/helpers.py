@@ -141,6 +141,8 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
+    "log_mean": weightings.LogMean,
+    "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }
 
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {

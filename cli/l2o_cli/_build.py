@@ -228,6 +228,8 @@ def make_weighting(table: Any) -> weightings.AbstractWeighting:
             return weightings.Exponential(table.gamma, table.counting, table.first)
         case config.FinalOnly():
             return weightings.FinalOnly(table.counting)
+        case config.LogMean():
+            return weightings.LogMean(table.eps, table.relative, table.power)
         case _:
             raise AssertionError(table)
 

@@ -173,6 +173,19 @@ class FinalOnly(Table):
     counting: Counting = Field("window", description="Where t begins, or which last step counts.")
 
 
+class LogMean(Table):
+    kind: Literal["log-mean"] = "log-mean"
+    eps: Annotated[float, OptionName("--log-eps")] = Field(
+        0.0, ge=0, description="Added to the loss in the logarithm."
+    )
+    relative: Annotated[bool, OptionName("--relative-loss")] = Field(
+        False, description="Logarithm of the loss divided by the first one of the super epoch."
+    )
+    power: Annotated[float, OptionName("--log-power")] = Field(
+        0.0, ge=0, description="Weights are ((t + 1) / super epoch)**power."
+    )
+
+
 class Meta(Table):
     learning_rate: Annotated[PositiveFloat, OptionName("--meta-learning-rate")] = Field(
         1e-3, description="Adam's, for the meta-parameters."
@@ -258,7 +271,7 @@ class RunConfig(Table):
         Field(discriminator="kind", description="When it is trained, and on which losses."),
     ]
     weighting: Annotated[
-        Constant | Linear | Exponential | FinalOnly,
+        Constant | Linear | Exponential | FinalOnly | LogMean,
         Field(discriminator="kind", description="How losses make the meta-loss."),
     ]
     meta: Meta

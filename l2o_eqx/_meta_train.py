@@ -1,4 +1,3 @@
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,10 +10,10 @@ from jaxtyping import PRNGKeyArray
 from ._checks import check_sizes
 from ._devices import gather
 from ._meta_step import MetaState, compiled_step, init_meta_state, placed
+from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
-from .transforms import unit_norm
 from .weightings import AbstractWeighting, Constant
 
 
@@ -67,46 +66,6 @@ def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimize
 def count_meta_parameters(optimizer: AbstractOptimizer) -> int:
     """How many floating-point numbers of an optimizer meta-training changes."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)))
-
-
-Normalization = Literal["tensor", "block", "global", "clip", "none"]
-
-
-@functools.cache
-def default_meta_optimizer(
-    learning_rate: float = 1e-3,
-    *,
-    normalization: Normalization = "tensor",
-    norm_floor: float = 0.0,
-    clip_norm: float = 1.0,
-) -> optax.GradientTransformation:
-    """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
-
-    A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
-    arguments return the same object, which lets trainings share one compiled program.
-
-    **Arguments:**
-
-    - `learning_rate`: Adam's.
-    - `normalization`: unit norm per `"tensor"`, `"block"` or `"global"` (see
-        `l2o_eqx.transforms.unit_norm`), `"clip"` for `optax.clip_by_global_norm`, or `"none"`.
-    - `norm_floor`: smallest norm that unit norm divides by; 1e-6 in the thesis's released code.
-    - `clip_norm`: largest global norm that `"clip"` lets through.
-
-    **Raises:** `ValueError` for an unknown normalization.
-    """
-    before = {
-        "none": optax.identity,
-        "clip": lambda: optax.clip_by_global_norm(clip_norm),
-        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
-    }
-    if normalization not in before:
-        raise ValueError(
-            f"`default_meta_optimizer(normalization={normalization!r})`: the normalizations are "
-            f"{', '.join(map(repr, before))}."
-        )
-    chain = optax.chain(before[normalization](), optax.adam(learning_rate, eps=1e-7))
-    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
 
 
 def meta_train(

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from ._serialise import load as load
     from ._serialise import load_metadata as load_metadata
     from ._serialise import save as save
+    from ._snapshots import Average as Average
+    from ._snapshots import Snapshot as Snapshot
+    from ._snapshots import Validation as Validation
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
     from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
@@ -77,6 +80,7 @@ _NAMES = {
         "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",
+        "_snapshots": "Average Snapshot Validation",
         "_unroll": "Unroll unroll",
         "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from ._checks import check_sizes
 from ._devices import gather
 from ._meta_step import MetaState, compiled_step, init_meta_state, placed
+from ._snapshots import Keeper, Snapshot, Validation, validation_of
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -27,7 +30,8 @@ class Progress(eqx.Module):
         epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
         `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
         an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
-        meta-updates were left out so far because their gradient was not finite.
+        meta-updates were left out so far because their gradient was not finite; with a validation,
+        `validation_loss`, the score, NaN where there was none.
     - `state`: to save, or to resume from.
     """
 
@@ -50,12 +54,22 @@ class MetaSolution(eqx.Module):
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
     - `metrics`: those of `Progress`, one row per super epoch.
     - `state`: pass it to `meta_train` to go on.
+    - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
+    - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     """
 
     optimizer: AbstractOptimizer
     result: Literal["completed", "stopped"]
     metrics: dict[str, np.ndarray]
     state: MetaState
+
+    @property
+    def best(self) -> Snapshot | None:
+        return self.state.best
+
+    @property
+    def averaged(self) -> AbstractOptimizer | None:
+        return None if self.state.average is None else self.state.average.optimizer
 
 
 def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimizer:
@@ -79,6 +93,8 @@ def meta_train(
     super_epochs: int = 100,
     num_objectives: int = 1,
     restarts: int | None = None,
+    validation: AbstractObjectiveFamily | Validation | None = None,
+    average: float | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
     state: MetaState | None = None,
@@ -102,19 +118,23 @@ def meta_train(
     - `num_objectives`: inner optimizations side by side, whose meta-gradients are averaged.
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`, each
         trained independently, on its own draws, in the same program.
+    - `validation`: keeps the best snapshot on fixed objectives, as a `Validation` says. A family alone
+        means 16 objectives of it, `num_steps` long, ten times in the training. It changes nothing else.
+    - `average`: share of the super epochs, the last ones, whose optimizers are averaged, e.g. 0.25; with a
+        validation the mean is one more candidate at the end.
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch.
     - `state`: of an earlier solution with the same settings, to go on where it ended.
 
     **Returns:** a `MetaSolution`.
 
-    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, or an optimizer
-    without meta-parameters.
+    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
+    is not above 0 and at most 1, or an optimizer without meta-parameters.
 
-    Reference: thesis sec. 3.3 and 5.5.
+    Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
+    approximation by averaging".
     """
     strategy = EveryWindow() if strategy is None else strategy
-    weighting = Constant() if weighting is None else weighting
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     check_sizes(
         "meta_train",
@@ -123,41 +143,70 @@ def meta_train(
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
     )
+    if average is not None and not 0 < average <= 1:
+        raise ValueError(
+            "`meta_train(average=...)` is a share of the super epochs, above 0 and at most 1. "
+            f"Got average={average}."
+        )
     strategy.num_updates(num_steps)
+    state = _first_state(optimizer, meta_optimizer, restarts, state)
+    keeper = Keeper(validation_of(validation, num_steps, super_epochs, key), average, super_epochs, restarts)
+    # Once, and not again for every super epoch.
+    core, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
+    step = functools.partial(
+        compiled_step,
+        family=family,
+        mesh=mesh,
+        spread=spread,
+        strategy=strategy,
+        weighting=Constant() if weighting is None else weighting,
+        meta_optimizer=meta_optimizer,
+        num_steps=num_steps,
+        num_objectives=num_objectives,
+        restarts=restarts,
+        key=key,
+    )
+    solution = _run(step, keeper, keeper.start(core.with_kept(state)), callbacks)
+    state = gather(solution.state, mesh)
+    return MetaSolution(state.optimizer, solution.result, solution.metrics, state)
+
+
+def _first_state(optimizer, meta_optimizer, restarts, given):
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
-    if state is None:
-        state = start
-    elif _shapes(state) != _shapes(start):
+    if given is None:
+        return start
+    if _shapes(dataclasses.replace(given, best=None, average=None)) != _shapes(start):
         raise ValueError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
             "meta-optimizer and restarts as those given."
         )
+    return given
 
-    # Once, and not again for every super epoch.
-    state, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
-    rows = []
-    result = "completed"
-    while int(state.super_epoch) < super_epochs:
-        state, metrics = compiled_step(
-            state,
-            family,
-            mesh,
-            spread,
-            strategy=strategy,
-            weighting=weighting,
-            meta_optimizer=meta_optimizer,
-            num_steps=num_steps,
-            num_objectives=num_objectives,
-            restarts=restarts,
-            key=key,
-        )
-        rows.append(jax.tree.map(_to_host, metrics))
-        progress = Progress(int(state.super_epoch), super_epochs, rows[-1], state)
+
+def _run(
+    step: Callable[[MetaState], tuple[MetaState, dict[str, Any]]],
+    keeper: Keeper,
+    state: MetaState,
+    callbacks: Sequence[Callback],
+) -> MetaSolution:
+    # The host's loop, up to the last super epoch or to a callback's wish.
+    rows, result = [], "completed"
+    while (done := int(state.super_epoch)) < keeper.super_epochs:
+        core, metrics = step(dataclasses.replace(state, best=None, average=None))
+        state, kept = keeper.after(core.with_kept(state))
+        done += 1
+        if done == keeper.super_epochs:
+            state, at_the_end = keeper.finish(state)
+            kept = kept | at_the_end
+        rows.append(jax.tree.map(_to_host, metrics | kept))
+        progress = Progress(done, keeper.super_epochs, rows[-1], state)
         if any([callback(progress) for callback in callbacks]):
             result = "stopped"
             break
+    if result == "stopped" and done < keeper.super_epochs:
+        state, at_the_end = keeper.finish(state)
+        rows[-1] = rows[-1] | jax.tree.map(_to_host, at_the_end)
     metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-    state = gather(state, mesh)
     return MetaSolution(state.optimizer, result, metrics, state)
 
 

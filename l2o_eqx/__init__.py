@@ -11,6 +11,7 @@ __version__ = importlib.metadata.version("l2o-eqx")
 
 if TYPE_CHECKING:
     from . import data as data
+    from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
     from . import plots as plots
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ._meta_train import MetaSolution as MetaSolution
     from ._meta_train import Progress as Progress
     from ._meta_train import count_meta_parameters as count_meta_parameters
-    from ._meta_train import default_meta_optimizer as default_meta_optimizer
     from ._meta_train import meta_train as meta_train
     from ._meta_train import select_restart as select_restart
     from ._pretrain import PretrainProgress as PretrainProgress
@@ -49,12 +49,17 @@ if TYPE_CHECKING:
     from ._serialise import load as load
     from ._serialise import load_metadata as load_metadata
     from ._serialise import save as save
+    from ._snapshots import Average as Average
+    from ._snapshots import Snapshot as Snapshot
+    from ._snapshots import Validation as Validation
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
+    from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
     from .objectives import count_coordinates as count_coordinates
 
 _NAMESPACES = [
     "data",
+    "meta_optimizers",
     "objectives",
     "optimizers",
     "plots",
@@ -72,12 +77,13 @@ _NAMES = {
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
-        "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters default_meta_optimizer "
-        "meta_train select_restart",
+        "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train select_restart",
         "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",
+        "_snapshots": "Average Snapshot Validation",
         "_unroll": "Unroll unroll",
+        "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",
     }.items()
     for name in names.split()

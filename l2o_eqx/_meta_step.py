@@ -1,5 +1,7 @@
 """One super epoch of meta-training as one compiled program, on all the devices there are."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from ._checks import check_restarts
 from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
 from ._layout import default_block_size, has_blocks
+from ._snapshots import Average, Snapshot
 from ._types import Keys
 from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
@@ -22,12 +25,19 @@ from .weightings import AbstractWeighting
 class MetaState(eqx.Module):
     """Where a meta-training stands: all that is needed to go on.
 
-    With `restarts` every array but `super_epoch` has their axis in front.
+    With `restarts` every array but `super_epoch` and the number of optimizers averaged has their axis in
+    front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to.
     """
 
     optimizer: AbstractOptimizer
     meta_optimizer_state: PyTree
     super_epoch: Int[Array, ""]
+    best: Snapshot | None = None
+    average: Average | None = None
+
+    def with_kept(self, other: "MetaState") -> "MetaState":
+        """This state with the best snapshot and the average of another one."""
+        return dataclasses.replace(self, best=other.best, average=other.average)
 
 
 def init_meta_state(
@@ -75,9 +85,10 @@ def meta_step(
 
     **Arguments:** as in `meta_train`; `key` is that of the whole training.
 
-    **Returns:** the next state, and the metrics of `Progress` as device arrays.
+    **Returns:** the next state, and the metrics of `Progress` as device arrays. What `meta_train` keeps is
+    handed on as it is.
     """
-    state, metrics, _ = compiled_step(
+    next_state, metrics, _ = compiled_step(
         *placed(state, family, strategy, num_objectives, restarts),
         strategy=strategy,
         weighting=weighting,
@@ -87,7 +98,7 @@ def meta_step(
         restarts=restarts,
         key=key,
     )
-    return state, metrics
+    return next_state.with_kept(state), metrics
 
 
 def placed(
@@ -97,7 +108,10 @@ def placed(
     num_objectives: int,
     restarts: int | None,
 ) -> tuple[MetaState, AbstractObjectiveFamily, Mesh | None, Spread | None]:
-    """The first arguments of `compiled_step`, on the devices that take part; what is there is not moved."""
+    """The first arguments of `compiled_step`, on the devices that take part; what is there is not moved.
+
+    Without what `meta_train` keeps, which the program has no use for.
+    """
     mesh, spread = _spread(state.optimizer, family, strategy, num_objectives, restarts)
     put = replicate if restarts is None else share_out
     state = MetaState(

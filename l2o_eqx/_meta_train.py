@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,10 +12,11 @@ from jaxtyping import PRNGKeyArray
 from ._checks import check_sizes
 from ._devices import gather
 from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
+from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
-from .transforms import unit_norm
 from .weightings import AbstractWeighting, Constant
 
 
@@ -29,7 +31,8 @@ class Progress(eqx.Module):
         `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
         an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
         meta-updates were left out so far because their gradient was not finite; `failed_objectives`, how
-        many objectives of the super epoch were not finite and left out of it.
+        many objectives of the super epoch were not finite and left out of it; with a validation,
+        `validation_loss`, the score, NaN where there was none.
     - `state`: to save, or to resume from.
     - `failed`: these objectives, with their keys.
     """
@@ -67,6 +70,8 @@ class MetaSolution(eqx.Module):
     - `metrics`: those of `Progress`, one row per super epoch.
     - `state`: pass it to `meta_train` to go on.
     - `failed`: the objectives that were not finite, with their keys.
+    - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
+    - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     """
 
     optimizer: AbstractOptimizer
@@ -74,6 +79,14 @@ class MetaSolution(eqx.Module):
     metrics: dict[str, np.ndarray]
     state: MetaState
     failed: tuple[FailedObjective, ...] = ()
+
+    @property
+    def best(self) -> Snapshot | None:
+        return self.state.best
+
+    @property
+    def averaged(self) -> AbstractOptimizer | None:
+        return None if self.state.average is None else self.state.average.optimizer
 
 
 def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimizer:
@@ -84,46 +97,6 @@ def select_restart(optimizer: AbstractOptimizer, index: int) -> AbstractOptimize
 def count_meta_parameters(optimizer: AbstractOptimizer) -> int:
     """How many floating-point numbers of an optimizer meta-training changes."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)))
-
-
-Normalization = Literal["tensor", "block", "global", "clip", "none"]
-
-
-@functools.cache
-def default_meta_optimizer(
-    learning_rate: float = 1e-3,
-    *,
-    normalization: Normalization = "tensor",
-    norm_floor: float = 0.0,
-    clip_norm: float = 1.0,
-) -> optax.GradientTransformation:
-    """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
-
-    A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
-    arguments return the same object, which lets trainings share one compiled program.
-
-    **Arguments:**
-
-    - `learning_rate`: Adam's.
-    - `normalization`: unit norm per `"tensor"`, `"block"` or `"global"` (see
-        `l2o_eqx.transforms.unit_norm`), `"clip"` for `optax.clip_by_global_norm`, or `"none"`.
-    - `norm_floor`: smallest norm that unit norm divides by; 1e-6 in the thesis's released code.
-    - `clip_norm`: largest global norm that `"clip"` lets through.
-
-    **Raises:** `ValueError` for an unknown normalization.
-    """
-    before = {
-        "none": optax.identity,
-        "clip": lambda: optax.clip_by_global_norm(clip_norm),
-        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
-    }
-    if normalization not in before:
-        raise ValueError(
-            f"`default_meta_optimizer(normalization={normalization!r})`: the normalizations are "
-            f"{', '.join(map(repr, before))}."
-        )
-    chain = optax.chain(before[normalization](), optax.adam(learning_rate, eps=1e-7))
-    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
 
 
 def meta_train(
@@ -137,6 +110,8 @@ def meta_train(
     super_epochs: int = 100,
     num_objectives: int = 1,
     restarts: int | None = None,
+    validation: AbstractObjectiveFamily | Validation | None = None,
+    average: float | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
     state: MetaState | None = None,
@@ -160,19 +135,23 @@ def meta_train(
     - `num_objectives`: inner optimizations side by side, whose meta-gradients are averaged.
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`, each
         trained independently, on its own draws, in the same program.
+    - `validation`: keeps the best snapshot on fixed objectives, as a `Validation` says. A family alone
+        means 16 objectives of it, `num_steps` long, ten times in the training. It changes nothing else.
+    - `average`: share of the super epochs, the last ones, whose optimizers are averaged, e.g. 0.25; with a
+        validation the mean is one more candidate at the end.
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch.
     - `state`: of an earlier solution with the same settings, to go on where it ended.
 
     **Returns:** a `MetaSolution`.
 
-    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, or an optimizer
-    without meta-parameters.
+    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
+    is not above 0 and at most 1, or an optimizer without meta-parameters.
 
-    Reference: thesis sec. 3.3 and 5.5.
+    Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
+    approximation by averaging".
     """
     strategy = EveryWindow() if strategy is None else strategy
-    weighting = Constant() if weighting is None else weighting
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     check_sizes(
         "meta_train",
@@ -181,47 +160,78 @@ def meta_train(
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
     )
+    if average is not None and not 0 < average <= 1:
+        raise ValueError(
+            "`meta_train(average=...)` is a share of the super epochs, above 0 and at most 1. "
+            f"Got average={average}."
+        )
     strategy.num_updates(num_steps)
+    state = _first_state(optimizer, meta_optimizer, restarts, state)
+    keeper = Keeper(validation_of(validation, num_steps, super_epochs, key), average, super_epochs, restarts)
+    # Once, and not again for every super epoch.
+    core, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
+    step = functools.partial(
+        compiled_step,
+        family=family,
+        mesh=mesh,
+        spread=spread,
+        strategy=strategy,
+        weighting=Constant() if weighting is None else weighting,
+        meta_optimizer=meta_optimizer,
+        num_steps=num_steps,
+        num_objectives=num_objectives,
+        restarts=restarts,
+        key=key,
+    )
+    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, restarts=restarts)
+    solution = _run(step, find_failed, keeper, keeper.start(core.with_kept(state)), callbacks)
+    state = gather(solution.state, mesh)
+    return MetaSolution(state.optimizer, solution.result, solution.metrics, state)
+
+
+def _first_state(optimizer, meta_optimizer, restarts, given):
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
-    if state is None:
-        state = start
-    elif _shapes(state) != _shapes(start):
+    if given is None:
+        return start
+    if _shapes(dataclasses.replace(given, best=None, average=None)) != _shapes(start):
         raise ValueError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
             "meta-optimizer and restarts as those given."
         )
+    return given
 
-    # Once, and not again for every super epoch.
-    state, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
-    rows, all_failed = [], []
-    result = "completed"
-    while int(state.super_epoch) < super_epochs:
-        state, metrics, mask = compiled_step(
-            state,
-            family,
-            mesh,
-            spread,
-            strategy=strategy,
-            weighting=weighting,
-            meta_optimizer=meta_optimizer,
-            num_steps=num_steps,
-            num_objectives=num_objectives,
-            restarts=restarts,
-            key=key,
-        )
-        rows.append(jax.tree.map(_to_host, metrics))
-        failed = _failed(np.asarray(mask), int(state.super_epoch), key, num_objectives, restarts)
+
+def _run(
+    step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any]],
+    find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
+    keeper: Keeper,
+    state: MetaState,
+    callbacks: Sequence[Callback],
+) -> MetaSolution:
+    # The host's loop, up to the last super epoch or to a callback's wish.
+    rows, all_failed, result = [], [], "completed"
+    while (done := int(state.super_epoch)) < keeper.super_epochs:
+        core, metrics, mask = step(dataclasses.replace(state, best=None, average=None))
+        state, kept = keeper.after(core.with_kept(state))
+        done += 1
+        if done == keeper.super_epochs:
+            state, at_the_end = keeper.finish(state)
+            kept = kept | at_the_end
+        rows.append(jax.tree.map(_to_host, metrics | kept))
+        failed = find_failed(np.asarray(mask), done)
         all_failed += failed
-        progress = Progress(int(state.super_epoch), super_epochs, rows[-1], state, failed)
+        progress = Progress(done, keeper.super_epochs, rows[-1], state, failed)
         if any([callback(progress) for callback in callbacks]):
             result = "stopped"
             break
+    if result == "stopped" and done < keeper.super_epochs:
+        state, at_the_end = keeper.finish(state)
+        rows[-1] = rows[-1] | jax.tree.map(_to_host, at_the_end)
     metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-    state = gather(state, mesh)
     return MetaSolution(state.optimizer, result, metrics, state, tuple(all_failed))
 
 
-def _failed(mask, super_epoch, key, num_objectives, restarts) -> tuple[FailedObjective, ...]:
+def _failed(mask, super_epoch, *, key, num_objectives, restarts) -> tuple[FailedObjective, ...]:
     found = []
     for *restart, objective in np.argwhere(mask).tolist():
         keys = objective_keys(key, super_epoch - 1, num_objectives, restarts, *restart)

@@ -130,6 +130,8 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "from_model": _from_model,
     "mnist": lambda: _mnist((2,)),
     "mnist_conv": lambda: _mnist((), conv_channels=(2, 2)),
+    "scaled": lambda: objectives.Scaled(objectives.Quadratic(5), 0.1, 10.0),
+    "scaled_from_model": lambda: objectives.Scaled(_from_model(), 0.5, 2.0, (0.5, 2.0)),
     "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
 }
 
@@ -141,6 +143,8 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
+    "log_mean": weightings.LogMean,
+    "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }
 
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {

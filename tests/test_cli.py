@@ -182,10 +182,20 @@ VALUES = {
     "weighting.counting": ("super_epoch", "super_epoch"),
     "weighting.first": ("0", 0),
     "weighting.gamma": ("1.5", 1.5),
+    "weighting.eps": ("1e-6", 1e-6),
+    "weighting.relative": ("", True),
+    "weighting.power": ("2", 2.0),
     "meta.learning_rate": ("0.01", 0.01),
     "meta.normalization": ("none", "none"),
     "meta.norm_floor": ("1e-6", 1e-6),
     "meta.clip_norm": ("2", 2.0),
+    "meta.drop_norm": ("3", 3.0),
+    "meta.b1": ("0.8", 0.8),
+    "meta.b2": ("0.99", 0.99),
+    "meta.eps": ("1e-10", 1e-10),
+    "meta.warmup_updates": ("20", 20),
+    "meta.decay": ("cosine", "cosine"),
+    "meta.final_share": ("0.01", 0.01),
     "meta.num_steps": ("77", 77),
     "meta.num_epochs": ("7", 7),
     "meta.super_epochs": ("77", 77),
@@ -209,7 +219,10 @@ VALUES = {
 
 
 # What else must be given for some options to mean something.
-ALONG = {"meta.clip_norm": ["--normalization", "clip"]}
+ALONG = {
+    "meta.clip_norm": ["--normalization", "clip"],
+    "meta.final_share": ["--meta-decay", "cosine"],
+}
 
 
 def _along(leaf):
@@ -257,6 +270,21 @@ def test_later_layers_win_and_another_kind_replaces_the_table():
     assert config.optimizer.preprocessor.kind == "log-sign" and config.meta.num_steps == 50
 
 
+def test_the_meta_learning_rate_decays_over_the_meta_updates_there_are():
+    """3 super epochs of 40 steps in windows of 16 are 6 meta-updates; the last has a rate near zero."""
+    options = ["meta.num_steps=40", "meta.super_epochs=3", "meta.decay=cosine", "meta.warmup_updates=1"]
+    options += ["meta.learning_rate=0.5", "meta.normalization=none", "meta.eps=1e-30"]
+    optimizer = build(resolve(read_assignments(options))).meta_optimizer
+    phi = np.ones(1, np.float32)
+    state, sizes = optimizer.init(phi), []
+    for _ in range(7):
+        update, state = optimizer.update(phi, state, phi)
+        sizes.append(-np.asarray(update).item())
+    # Adam's update on a gradient that stays is the rate.
+    expected = [0.25, *(0.25 * (1 + np.cos(np.pi * np.arange(6) / 5)))]
+    np.testing.assert_allclose(sizes, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_length_of_a_super_epoch_is_in_one_unit():
     """Epochs win over the preset's steps; of the layers that say either, the last one counts."""
     mnist, steps, epochs = {"objective": {"kind": "mnist"}}, {"num_steps": 50}, {"num_epochs": 2}
@@ -298,6 +326,8 @@ BAD = {
     ],
     "--norm-floor 1e-6 --normalization clip": ["--norm-floor", "1e-6", "'clip'", "'tensor' or 'block'"],
     "--norm-floor 1e-6 --normalization none": ["--norm-floor", "'none'", "'global'"],
+    "--meta-final-share 0.1": ["--meta-final-share", "'none'", "'cosine'"],
+    "--num-steps 20 --super-epochs 3 --meta-warmup 3": ["--meta-warmup", "got 3", "the 3 meta-updates"],
     "--set meta.clip_norm=2": ["--clip-norm", "'2'", "'clip'"],
     "--pretrain-samples 9": ["option '--pretrain-samples' (pretraining.num_samples)", "'9'", "'--pretrain'"],
     "--no-pretrain --pretrain-carry-state": ["--pretrain-carry-state", "'true'", "'--pretrain'"],

@@ -14,7 +14,6 @@ from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
-from l2o_eqx.transforms import unit_norm
 from l2o_eqx.weightings import Constant, FinalOnly, Linear
 
 SMALL: dict[str, Any] = {"num_steps": 7, "super_epochs": 2, "num_objectives": 2}
@@ -317,20 +316,6 @@ def test_every_family_trains(family, getkey):
     solution = l2o_eqx.meta_train(optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL)
     assert np.all(np.isfinite(solution.metrics["final_loss"]))
     assert np.all(solution.metrics["grad_norm"] > 0)
-
-
-def test_unit_norm():
-    scaled: Any
-    grads: Any = {"a": jnp.array([[3.0, 4.0]]), "b": jnp.array([1e-20, 0.0]), "c": jnp.zeros(2)}
-    transformation = unit_norm()
-    scaled, _ = transformation.update(grads, transformation.init(grads))
-    np.testing.assert_allclose(scaled["a"], [[0.6, 0.8]], rtol=1e-6)
-    np.testing.assert_allclose(scaled["b"], [1.0, 0.0], rtol=1e-6)
-    np.testing.assert_array_equal(scaled["c"], 0)
-    scaled, _ = unit_norm("global").update(grads, optax.EmptyState())
-    np.testing.assert_allclose(optax.tree.norm(scaled), 1, rtol=1e-6)
-    scaled, _ = unit_norm(eps=1e-6).update({"a": jnp.array([1e-8])}, optax.EmptyState())
-    np.testing.assert_allclose(scaled["a"], 0.01, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from l2o_eqx.objectives import (
     ConvNet,
     FromModel,
     Quadratic,
+    Scaled,
     digit_cross_entropy,
     digit_sigmoid_cross_entropy,
     minibatch_indices,
@@ -82,6 +83,38 @@ def test_norm_has_zero_gradient_at_its_minimum(getkey):
     objective = type(objective)(jnp.eye(3), jnp.ones(3), squared=False)
     grads = jax.grad(objective.loss)(jnp.ones(3), 0, getkey())
     np.testing.assert_array_equal(grads, 0)
+
+
+def test_scaled_is_its_formula(getkey):
+    """c·f(s∘θ) from θ_1/s: the first loss is c·f(θ_1), and its gradient c·s∘∇f."""
+    key, start = getkey(), getkey()
+    scaled = Scaled(Quadratic(4), 0.1, 10.0, (np.exp(-3), np.exp(3))).sample(key)
+    inner, c, s = scaled.objective, scaled.factor, scaled.scales
+    assert s is not None and len(np.unique(s)) == 4
+    theta = inner.init(start)
+    np.testing.assert_allclose(scaled.init(start), theta / s, rtol=1e-6)
+    loss, grads = jax.value_and_grad(scaled.loss)(scaled.init(start), 0, start)
+    np.testing.assert_allclose(loss, c * inner.loss(theta, 0, start), rtol=1e-5)
+    np.testing.assert_allclose(grads, c * s * jax.grad(inner.loss)(theta, 0, start), rtol=1e-4)
+
+
+def test_scaled_factors_are_log_uniform(getkey):
+    """Mean and variance of log c are those of U[log 1e-3, log 1e3]; half of the range, half of the draws."""
+    objectives = sample_objectives(Scaled(Quadratic(2), pointwise=(0.5, 2.0)), jr.split(getkey(), 4000)).own
+    for factors, half in ((objectives.factor, np.log(1e3)), (objectives.scales, np.log(2.0))):
+        logs = np.log(factors)
+        np.testing.assert_allclose(np.mean(logs), 0, atol=0.06 * half)
+        np.testing.assert_allclose(np.std(logs), half / np.sqrt(3), rtol=0.04)
+        assert 0.47 < np.mean(np.abs(logs) < half / 2) < 0.53 and np.abs(logs).max() <= half * 1.00001
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [((0.0, 1.0), "low=.*0.0 to 1.0"), ((2.0, 1.0), "2.0 to 1"), ((1.0, 1.0, (2.0, 1.0)), "pointw")],
+)
+def test_scaled_refuses_other_ranges(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Scaled(Quadratic(2), *arguments)
 
 
 @pytest.mark.parametrize("num_examples, batch_size", [(1, 1), (3, 1), (7, 2), (129, 128), (1000, 10)])

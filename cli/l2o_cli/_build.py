@@ -75,7 +75,7 @@ def build(given: config.RunConfig) -> Parts:
         family,
         strategy,
         make_weighting(given.weighting),
-        make_meta_optimizer(meta),
+        make_meta_optimizer(meta, strategy),
         optimizer_maker(given.optimizer, family),
     )
 
@@ -228,17 +228,42 @@ def make_weighting(table: Any) -> weightings.AbstractWeighting:
             return weightings.Exponential(table.gamma, table.counting, table.first)
         case config.FinalOnly():
             return weightings.FinalOnly(table.counting)
+        case config.LogMean():
+            return weightings.LogMean(table.eps, table.relative, table.power)
         case _:
             raise AssertionError(table)
 
 
-def make_meta_optimizer(meta: config.Meta) -> optax.GradientTransformation:
-    """Adam after the normalization of the table `meta`; leaves out what is not finite."""
+def make_meta_optimizer(
+    meta: config.Meta, strategy: strategies.AbstractUpdateStrategy
+) -> optax.GradientTransformation:
+    """Adam after the normalization of the table `meta`; leaves out what is not finite.
+
+    **Arguments:**
+
+    - `meta`: the table, with the number of steps.
+    - `strategy`: says how many meta-updates they make, over which the learning rate decays.
+
+    **Raises:** `UsageError` for a warm-up that is longer than the training.
+    """
+    total = meta.super_epochs * strategy.num_updates(meta.num_steps)
+    if meta.warmup_updates >= total:
+        raise UsageError(
+            f"{label(('meta', 'warmup_updates'))}: got {meta.warmup_updates}, must be less than the {total} "
+            "meta-updates of the training"
+        )
     return l2o.default_meta_optimizer(
         meta.learning_rate,
         normalization=meta.normalization,
         norm_floor=meta.norm_floor,
         clip_norm=meta.clip_norm,
+        b1=meta.b1,
+        b2=meta.b2,
+        eps=meta.eps,
+        warmup_updates=meta.warmup_updates,
+        total_updates=total if meta.decay == "cosine" else None,
+        final_share=meta.final_share,
+        drop_norm=meta.drop_norm,
     )
 
 

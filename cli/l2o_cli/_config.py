@@ -173,6 +173,19 @@ class FinalOnly(Table):
     counting: Counting = Field("window", description="Where t begins, or which last step counts.")
 
 
+class LogMean(Table):
+    kind: Literal["log-mean"] = "log-mean"
+    eps: Annotated[float, OptionName("--log-eps")] = Field(
+        0.0, ge=0, description="Added to the loss in the logarithm."
+    )
+    relative: Annotated[bool, OptionName("--relative-loss")] = Field(
+        False, description="Logarithm of the loss divided by the first one of the super epoch."
+    )
+    power: Annotated[float, OptionName("--log-power")] = Field(
+        0.0, ge=0, description="Weights are ((t + 1) / super epoch)**power."
+    )
+
+
 class Meta(Table):
     learning_rate: Annotated[PositiveFloat, OptionName("--meta-learning-rate")] = Field(
         1e-3, description="Adam's, for the meta-parameters."
@@ -186,6 +199,25 @@ class Meta(Table):
         0.0, ge=0, description="Smallest norm to divide by; 1e-6 in the thesis's released code."
     )
     clip_norm: PositiveFloat = Field(1.0, description="Largest norm that 'clip' lets through.")
+    drop_norm: PositiveFloat | None = Field(
+        None, description="Meta-gradients of at least this norm are spikes and count as zero."
+    )
+    b1: Annotated[Decay, OptionName("--meta-b1")] = Field(0.9, description="Adam's, of the running mean.")
+    b2: Annotated[Decay, OptionName("--meta-b2")] = Field(
+        0.999, description="Adam's, of the running mean square."
+    )
+    eps: Annotated[PositiveFloat, OptionName("--meta-eps")] = Field(
+        1e-7, description="Adam's, added to the root of the mean square."
+    )
+    warmup_updates: Annotated[int, OptionName("--meta-warmup")] = Field(
+        0, ge=0, description="Meta-updates in which the learning rate rises to its value."
+    )
+    decay: Annotated[Literal["none", "cosine"], OptionName("--meta-decay")] = Field(
+        "none", description="How it falls from there to the end of the training."
+    )
+    final_share: Annotated[float, OptionName("--meta-final-share")] = Field(
+        0.0, ge=0, le=1, description="Share of the learning rate that 'cosine' ends at."
+    )
     num_steps: Positive = Field(description="Inner steps of a super epoch.")
     num_epochs: Positive | None = Field(
         None, description="Length of a super epoch in epochs of the data instead of steps (mnist only)."
@@ -258,7 +290,7 @@ class RunConfig(Table):
         Field(discriminator="kind", description="When it is trained, and on which losses."),
     ]
     weighting: Annotated[
-        Constant | Linear | Exponential | FinalOnly,
+        Constant | Linear | Exponential | FinalOnly | LogMean,
         Field(discriminator="kind", description="How losses make the meta-loss."),
     ]
     meta: Meta

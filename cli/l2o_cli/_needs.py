@@ -15,6 +15,7 @@ _NEEDS: list[tuple[Path, Path, tuple[Any, ...]]] = [
     (("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),
     (("meta", "norm_floor"), ("meta", "normalization"), ("tensor", "block", "global")),
     (("meta", "clip_norm"), ("meta", "normalization"), ("clip",)),
+    (("meta", "final_share"), ("meta", "decay"), ("cosine",)),
 ]
 
 

@@ -21,3 +21,5 @@ from ._minibatch import minibatch_indices as minibatch_indices
 from ._mnist import MNIST as MNIST
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
+from ._scaled import Scaled as Scaled
+from ._scaled import ScaledObjective as ScaledObjective

@@ -1,0 +1,180 @@
+"""Meta-optimizers: optax transformations that move the meta-parameters, and parts to make them of.
+
+Any optax transformation is a meta-optimizer. To clip meta-gradients, `optax.clip` and its like will do.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from .optimizers import AbstractOptimizer
+
+Normalization = Literal["tensor", "block", "global", "clip", "none"]
+
+
+@functools.cache
+def default_meta_optimizer(
+    learning_rate: float = 1e-3,
+    *,
+    normalization: Normalization = "tensor",
+    norm_floor: float = 0.0,
+    clip_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    warmup_updates: int = 0,
+    total_updates: int | None = None,
+    final_share: float = 0.0,
+    drop_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
+
+    A meta-gradient that is not finite is left out instead of destroying the optimizer. Calls with the same
+    arguments return the same object, which lets trainings share one compiled program.
+
+    **Arguments:**
+
+    - `learning_rate`: Adam's; with a schedule, its largest.
+    - `normalization`: unit norm per `"tensor"`, `"block"` or `"global"` (see `unit_norm`), `"clip"` for
+        `optax.clip_by_global_norm`, or `"none"`.
+    - `norm_floor`: smallest norm that unit norm divides by; 1e-6 in the thesis's released code.
+    - `clip_norm`: largest global norm that `"clip"` lets through.
+    - `b1`, `b2`, `eps`: Adam's decay rates and the number added to its root.
+    - `warmup_updates`: meta-updates in which the rate rises to its largest value, in equal steps from
+        `learning_rate / (warmup_updates + 1)` on.
+    - `total_updates`: meta-updates in all, `super_epochs * strategy.num_updates(num_steps)`, over which the
+        rate then falls along a cosine. If `None`, it stays where it is.
+    - `final_share`: the share of `learning_rate` that the cosine ends at.
+    - `drop_norm`: a meta-gradient of at least this global norm counts as zero, see `drop_spikes`.
+
+    **Raises:** `ValueError` for an unknown normalization, a warm-up that is as long as the training, a
+    negative one, a `final_share` outside of 0 to 1, or a `drop_norm` that is not positive.
+
+    Reference: thesis sec. 5.3.2; Loshchilov & Hutter 2017, "SGDR" (arXiv:1608.03983), for the cosine.
+    """
+    before: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "none": optax.identity,
+        "clip": lambda: optax.clip_by_global_norm(clip_norm),
+        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
+    }
+    if normalization not in before:
+        raise ValueError(
+            f"`default_meta_optimizer(normalization={normalization!r})`: the normalizations are "
+            f"{', '.join(map(repr, before))}."
+        )
+    rate = _schedule(learning_rate, warmup_updates, total_updates, final_share)
+    chain = optax.chain(before[normalization](), optax.adam(rate, b1, b2, eps))
+    if drop_norm is not None:
+        chain = optax.chain(drop_spikes(drop_norm), chain)
+    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
+
+
+def _schedule(
+    peak: float, warmup_updates: int, total_updates: int | None, final_share: float
+) -> float | optax.Schedule:
+    if warmup_updates < 0 or (total_updates is not None and total_updates <= warmup_updates):
+        raise ValueError(
+            "`default_meta_optimizer(warmup_updates=...)` must be at least 0 and less than `total_updates`. "
+            f"Got warmup_updates={warmup_updates}, total_updates={total_updates}."
+        )
+    if not 0 <= final_share <= 1:
+        raise ValueError(
+            "`default_meta_optimizer(final_share=...)` is a share of the learning rate, from 0 to 1. "
+            f"Got final_share={final_share}."
+        )
+    if total_updates is None:
+        after = optax.constant_schedule(peak) if warmup_updates else peak
+    else:
+        after = optax.cosine_decay_schedule(peak, total_updates - warmup_updates, final_share)
+    if not warmup_updates or not callable(after):
+        return after
+    # From the first step of the stairs and not from zero, which would waste an update.
+    rise = optax.linear_schedule(peak / (warmup_updates + 1), peak, warmup_updates)
+    return optax.join_schedules([rise, after], [warmup_updates])
+
+
+def drop_spikes(largest_norm: float) -> optax.GradientTransformation:
+    """Replaces a meta-gradient of at least this global norm by zero.
+
+    Meta-gradients through long windows come in spikes, of up to 10^15 times their usual norm, whose
+    direction says nothing. Clipped or scaled to norm one they would count as much as any other.
+
+    **Arguments:**
+
+    - `largest_norm`: norms from here on are spikes.
+
+    **Raises:** `ValueError` unless it is positive.
+    """
+    if not largest_norm > 0:
+        raise ValueError(
+            f"`drop_spikes(largest_norm=...)` must be positive. Got largest_norm={largest_norm}."
+        )
+
+    def init(params):
+        del params
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        # A norm whose square overflows is infinite here, and a spike.
+        spike = optax.tree.norm(updates) >= largest_norm
+        return jax.tree.map(lambda u: jnp.where(spike, jnp.zeros_like(u), u), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def unit_norm(
+    per: Literal["tensor", "block", "global"] = "tensor", *, eps: float = 0.0
+) -> optax.GradientTransformation:
+    """Scales meta-gradients to Euclidean norm one.
+
+    Meta-gradients are tiny, above all for networks; this makes their scale irrelevant.
+
+    **Arguments:**
+
+    - `per`: every weight `"tensor"` by itself, as the thesis's code does, all tensors of a `"block"` of the
+        optimizer together (see `AbstractOptimizer.blocks`), so that the meta-gradient of one layer's
+        optimizer is not small beside another's, or all there are, `"global"`.
+    - `eps`: smallest norm to divide by; the released code has 1e-6. A zero gradient stays zero.
+
+    **Raises:** `ValueError` for an unknown `per`.
+
+    Reference: thesis sec. 5.3.2.
+    """
+    if per not in ("tensor", "block", "global"):
+        raise ValueError(f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'block' or 'global'.")
+
+    def init(params):
+        del params
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+
+        if per == "tensor":
+            return jax.tree.map(lambda u: _scaled(u, eps), updates), state
+        if per == "block" and isinstance(updates, AbstractOptimizer) and len(updates.blocks()) > 1:
+            scaled = [_scaled(block, eps) for block in updates.blocks().values()]
+            return eqx.tree_at(lambda u: list(u.blocks().values()), updates, scaled), state
+        return _scaled(updates, eps), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scaled(tree, eps):
+    norm = _norm(jax.tree.leaves(tree), eps)
+    return jax.tree.map(lambda u: u / norm.astype(u.dtype), tree)
+
+
+def _norm(arrays, eps):
+    # Scaled by the largest entry first: the square of a vanishing meta-gradient would round to zero.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in arrays]))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    norm = scale * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale)) for x in arrays))
+    norm = jnp.maximum(norm, eps)
+    return jnp.where(norm > 0, norm, 1.0)

@@ -179,7 +179,8 @@ def test_share_of_restarts_and_csv(tmp_path, getkey):
 
 
 def test_default_baselines_and_rates():
-    assert list(l2o_eqx.BASELINES) == ["SGD", "momentum", "Nesterov", "RMSprop", "Adam"]
+    names = "SGD, momentum, Nesterov, RMSprop, Adam, AdamW, Lion, Muon, L-BFGS, line search"
+    assert list(l2o_eqx.BASELINES) == names.split(", ")
     assert len(l2o_eqx.LEARNING_RATES) == 25
     assert l2o_eqx.LEARNING_RATES[0] == 1e-5 and l2o_eqx.LEARNING_RATES[-1] == 10
 

@@ -175,6 +175,8 @@ class _Scorer:
         self.baseline, self.rates, self.num_steps, self.last = baseline, rates, num_steps, last
         self.expected, self.progress, self.done = expected, progress, 0
         self.takes_traced = True
+        # Picked for the first settings and kept, since another size would be another program.
+        self.block_size: int | None = None
 
     def __call__(self, indices: Sequence[Index], draws: Draws) -> Float[np.ndarray, " settings"]:
         """The median over the draws; infinite losses and those that are no numbers are the largest."""
@@ -191,9 +193,11 @@ class _Scorer:
 
     def _traced(self, indices: Sequence[Index], draws: Draws) -> np.ndarray:
         chunks = draws.chunks()
-        side_by_side = max(1, chunks[0].count * draws.num_coordinates)
-        own = min(-(-len(indices) // num_devices()), max(1, _chunk_coordinates() // side_by_side))
-        size = own * num_devices()
+        if self.block_size is None:
+            side_by_side = max(1, chunks[0].count * draws.num_coordinates)
+            own = min(-(-len(indices) // num_devices()), max(1, _chunk_coordinates() // side_by_side))
+            self.block_size = own * num_devices()
+        size = self.block_size
         ends = []
         for begin in range(0, len(indices), size):
             # The last block is filled up with settings that are run again.

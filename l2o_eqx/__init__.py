@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from . import transforms as transforms
     from . import weightings as weightings
     from ._as_optax import as_optax as as_optax
-    from ._compare import BASELINES as BASELINES
-    from ._compare import LEARNING_RATES as LEARNING_RATES
-    from ._compare import Comparison as Comparison
+    from ._baselines import BASELINES as BASELINES
+    from ._baselines import LEARNING_RATES as LEARNING_RATES
+    from ._baselines import SCHEDULES as SCHEDULES
+    from ._baselines import Baseline as Baseline
+    from ._baselines import LineSearch as LineSearch
+    from ._baselines import baselines_for as baselines_for
     from ._compare import compare as compare
+    from ._comparison import Comparison as Comparison
+    from ._comparison import Share as Share
     from ._devices import use_cores as use_cores
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
@@ -72,7 +77,9 @@ _NAMES = {
     name: module
     for module, names in {
         "_as_optax": "as_optax",
-        "_compare": "BASELINES LEARNING_RATES Comparison compare",
+        "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
+        "_compare": "compare",
+        "_comparison": "Comparison Share",
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",

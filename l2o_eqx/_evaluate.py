@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
 from ._devices import chunk_size, mesh_for, replicate, sharded_over_devices, share_out
@@ -30,6 +30,7 @@ class Trajectories(eqx.Module):
 
     losses: Float[Array, "*restarts objectives steps"]
     measured: PyTree[Array] = None
+    evaluations: Int[Array, "*restarts objectives steps"] | None = None
 
     @property
     def final_losses(self) -> Float[Array, "*restarts objectives"]:

@@ -207,7 +207,8 @@ def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]
         color = _EMPHASIZED[i % len(_EMPHASIZED)]
         styles[name] = {"color": color, "linewidth": 2.6, "linestyle": "-", "zorder": 5}
     for i, name in enumerate(plain):
-        color, dashes = _OTHERS[i % len(_OTHERS)], _DASHES[i % len(_DASHES)]
+        # Beyond as many as there are colors, each color comes again with other dashes.
+        color, dashes = _OTHERS[i % len(_OTHERS)], _DASHES[(i + i // len(_OTHERS)) % len(_DASHES)]
         styles[name] = {"color": color, "linewidth": 1.5, "linestyle": dashes, "zorder": 3}
     return styles
 

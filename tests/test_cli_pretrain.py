@@ -40,7 +40,7 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture
 def no_baselines(monkeypatch):
-    monkeypatch.setattr("l2o_eqx._compare.BASELINES", {})
+    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
 
 
 def test_the_run_is_that_of_the_library(pretrained):

@@ -1,4 +1,5 @@
 import csv
+import functools
 
 import equinox as eqx
 import jax
@@ -7,9 +8,13 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 from helpers import FAMILIES, LEARNED
 
 import l2o_eqx
+from l2o_eqx import Baseline, LineSearch
+from l2o_eqx._draws import draw
+from l2o_eqx._tune import tune
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import FromOptax
 
@@ -145,16 +150,19 @@ def test_tuning_draws_are_not_the_comparison_draws(getkey):
     assert few.tuning_losses["SGD"] != many.tuning_losses["SGD"]
 
 
+class Decay(l2o_eqx.optimizers.AbstractOptimizer):
+    """Gradient descent with a rate that is a meta-parameter."""
+
+    rate: jax.Array
+
+    def init(self, params):
+        return None
+
+    def update(self, grads, state, params):
+        return jax.tree.map(lambda g: -self.rate * g, grads), state
+
+
 def test_share_of_restarts_and_csv(tmp_path, getkey):
-    class Decay(l2o_eqx.optimizers.AbstractOptimizer):
-        rate: jax.Array
-
-        def init(self, params):
-            return None
-
-        def update(self, grads, state, params):
-            return jax.tree.map(lambda g: -self.rate * g, grads), state
-
     comparison = l2o_eqx.compare(
         {"learned": Decay(jnp.array([0.2, 0.6, 0.9])), "SGD": optax.sgd(0.5)},
         Bowls(),
@@ -179,15 +187,283 @@ def test_share_of_restarts_and_csv(tmp_path, getkey):
 
 
 def test_default_baselines_and_rates():
-    assert list(l2o_eqx.BASELINES) == ["SGD", "momentum", "Nesterov", "RMSprop", "Adam"]
+    names = "SGD, momentum, Nesterov, RMSprop, Adam, AdamW, Lion, Muon, L-BFGS, line search"
+    assert list(l2o_eqx.BASELINES) == names.split(", ")
     assert len(l2o_eqx.LEARNING_RATES) == 25
     assert l2o_eqx.LEARNING_RATES[0] == 1e-5 and l2o_eqx.LEARNING_RATES[-1] == 10
 
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"num_steps": 0}, "num_steps=0"), ({"learning_rates": ()}, "at least one learning rate")],
+    [
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"learning_rates": ()}, "at least one learning rate"),
+        ({"last": 3}, "last=3"),
+    ],
 )
 def test_errors_name_the_argument(change, message, getkey):
     with pytest.raises(ValueError, match=message):
         l2o_eqx.compare({"SGD": optax.sgd}, Bowls(), **{"num_steps": 2, "key": getkey(), **change})
+
+
+def test_momentum_and_schedule_are_tuned_too(getkey):
+    """Gradient descent at rate 1 solves a bowl in one step, with a cosine too; the first of equals wins."""
+    momentum = Baseline(optax.sgd, [{"momentum": 0.5}, {"momentum": 0.0}], ["constant", "cosine"])
+    comparison = l2o_eqx.compare(
+        {"SGD": momentum}, Bowls(), num_steps=5, num_objectives=3, learning_rates=(0.3, 1.0), key=getkey()
+    )
+    assert comparison.settings == {"SGD": {"learning_rate": 1.0, "momentum": 0.0, "schedule": "constant"}}
+    np.testing.assert_array_equal(comparison.trajectories["SGD"].losses[:, 1:], 0.0)
+    losses = comparison.tuning_losses["SGD"]
+    assert losses.shape == (2,) and losses[0] > 0 == losses[1]
+    assert comparison.summary()[0]["settings"] == comparison.settings["SGD"]
+
+
+@pytest.mark.parametrize(
+    "name, schedule",
+    [
+        ("constant", lambda rate: optax.constant_schedule(rate)),
+        ("cosine", lambda rate: optax.cosine_decay_schedule(rate, 20)),
+        ("warm-up cosine", lambda rate: optax.warmup_cosine_decay_schedule(0.0, rate, 2, 20)),
+    ],
+)
+def test_schedules_are_those_of_optax(name, schedule, getkey):
+    """As one of several, picked by a traced number."""
+    draws = draw(Quadratic(3), jr.split(getkey(), 4))
+    kwargs = {"rates": (0.01, 0.02), "num_steps": 20}
+    tuned = tune(Baseline(optax.adam), draws, mode="full", **kwargs)
+    alone = tune(Baseline(lambda rate: optax.adam(schedule(rate)), schedules=["constant"]), draws, **kwargs)
+    index = list(l2o_eqx.SCHEDULES).index(name)
+    np.testing.assert_allclose(tuned.losses[index, 0], alone.losses[0, 0], rtol=1e-5)
+    for step in range(21):
+        factor = l2o_eqx.SCHEDULES[name](20)(step)
+        np.testing.assert_allclose(factor, schedule(1.0)(step), atol=1e-6)
+
+
+def test_a_search_in_stages_finds_what_trying_all_finds(getkey):
+    """With a third of the runs; what it has tried it agrees about."""
+    draws = draw(Quadratic(3), jr.split(getkey(), 4))
+    baseline = Baseline(optax.sgd, [{"momentum": m} for m in (0.5, 0.8, 0.9)])
+    full, staged, again = (
+        tune(baseline, draws, rates=l2o_eqx.LEARNING_RATES, num_steps=20, mode=mode)
+        for mode in ("full", "staged", "staged")
+    )
+    assert staged.settings == full.settings == again.settings
+    tried = ~np.isnan(staged.losses)
+    assert full.losses.shape == (3, 3, 25) and not np.isnan(full.losses).any()
+    assert tried.sum() < full.losses.size / 3
+    np.testing.assert_allclose(staged.losses[tried], full.losses[tried], rtol=1e-4)
+    assert np.isnan(staged.losses_by_rate[0]) and not np.isnan(full.losses_by_rate[0])
+
+
+def test_staged_is_taken_where_full_would_cost_too_much(monkeypatch, getkey):
+    draws = draw(Bowls(), jr.split(getkey(), 2))
+    baseline = Baseline(optax.sgd)
+    for cost, all_tried in ((1e9, True), (1.0, False)):
+        monkeypatch.setattr("l2o_eqx._tune._FULL_COST", cost)
+        losses = tune(baseline, draws, rates=l2o_eqx.LEARNING_RATES, num_steps=3).losses
+        assert np.isnan(losses).any() != all_tried
+    # Learning rates alone are all tried, whatever they cost.
+    alone = tune(Baseline(optax.sgd, schedules=["constant"]), draws, rates=(0.1, 1.0), num_steps=3)
+    assert not np.isnan(alone.losses).any()
+
+
+def test_what_diverges_is_broken_and_not_beaten(getkey):
+    comparison = l2o_eqx.compare(
+        {
+            "learned": Decay(jnp.array(0.5)),
+            "NaN": Baseline(lambda rate: optax.scale(rate * jnp.nan), schedules=["constant"]),
+            "too fast": optax.sgd(1e20),
+            "SGD": optax.sgd(0.1),
+        },
+        Bowls(),
+        num_steps=4,
+        num_objectives=3,
+        learning_rates=(0.1, 1.0),
+        key=getkey(),
+    )
+    rows = {row["name"]: row for row in comparison.summary()}
+    assert [name for name, row in rows.items() if row["broken"]] == ["NaN", "too fast"]
+    assert rows["NaN"]["beaten"] is None and rows["SGD"]["beaten"] == 1.0
+    assert np.isinf(comparison.tuning_losses["NaN"]).all()
+    assert np.isnan(comparison.share_beating("learned", "NaN"))
+    assert np.isnan(comparison.share_of_objectives("learned", "NaN").low)
+    assert comparison.steps_to_pass("learned", "NaN") is None
+    assert comparison.best_baseline() == "SGD" and comparison.learned == ("learned",)
+
+
+def test_rates_that_must_be_python_numbers(getkey):
+    """optax asks whether the peak of this schedule is zero, which no traced number can answer."""
+
+    def make(rate):
+        return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, 2, 8))
+
+    reports = []
+    comparison = l2o_eqx.compare(
+        {"Adam": make, "alone": make(0.5)},
+        Bowls(),
+        num_steps=8,
+        num_objectives=3,
+        num_tuning_objectives=2,
+        learning_rates=(0.01, 0.5),
+        callback=lambda *report: reports.append(report),
+        key=getkey(),
+    )
+    assert comparison.learning_rates == {"Adam": 0.5}
+    adam, alone = (comparison.trajectories[name].losses for name in ("Adam", "alone"))
+    np.testing.assert_allclose(adam, alone, rtol=1e-5)
+    assert reports[0] == ("Adam", 0, 2) and reports[-1] == ("alone", 2, 2)
+    done = [index for _, index, _ in reports]
+    assert done == sorted(done) and 0.45 in done
+
+
+def test_lbfgs_solves_a_quadratic_and_is_marked(getkey):
+    comparison = l2o_eqx.compare(
+        {"L-BFGS": LineSearch(optax.lbfgs()), "SGD": optax.sgd(0.01)},
+        Quadratic(5),
+        num_steps=12,
+        num_objectives=5,
+        key=getkey(),
+    )
+    trajectories = comparison.trajectories["L-BFGS"]
+    assert np.median(trajectories.final_losses) < 1e-8
+    spent = np.asarray(trajectories.evaluations)
+    assert spent.shape == (5, 12) and (spent[:, 0] == 1).all() and (np.diff(spent) >= 2).all()
+    row = comparison.summary()[0]
+    assert row["name"] == "L-BFGS" and row["evaluations_per_step"] == spent[:, -1].mean() / 12
+    assert comparison.best_baseline() == "SGD"
+    # After as many evaluations as SGD has steps.
+    known = [losses[s <= 12][-1] for losses, s in zip(np.asarray(trajectories.losses), spent, strict=True)]
+    np.testing.assert_allclose(row["median_per_evaluation"], np.median(known), rtol=1e-6)
+    curves = comparison.curves_by_evaluations()
+    np.testing.assert_array_equal(curves["SGD"], comparison.curves()["SGD"])
+    assert curves["L-BFGS"].shape == (3, 12)
+
+
+_COUNT = []
+
+
+class Counted(Bowl):
+    def loss(self, params, step, key):
+        jax.debug.callback(lambda x: _COUNT.append(float(x[0])), params)
+        # Not a quadratic, so that there is something to search.
+        return jnp.sum(jnp.cosh(3 * params)) + jnp.sum(params**2)
+
+
+class CountedBowls(l2o_eqx.objectives.AbstractObjectiveFamily):
+    def sample(self, key):
+        return Counted(jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        optax.lbfgs(),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)),
+        optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(max_linesearch_steps=20)),
+    ],
+)
+def test_every_evaluation_is_counted(transformation, getkey):
+    counts = []
+    for num_steps in (4, 5):
+        _COUNT.clear()
+        losses = l2o_eqx.compare(
+            {"it": LineSearch(transformation)},
+            CountedBowls(),
+            num_steps=num_steps,
+            num_objectives=1,
+            num_tuning_objectives=1,
+            key=getkey(),
+        ).trajectories["it"]
+        jax.effects_barrier()
+        counts.append((len(_COUNT), int(losses.evaluations[0, -1])))
+    # Five steps know of the searches of four, and of their own fifth evaluation.
+    assert counts[0][0] == counts[1][1] - 1 and counts[0][1] > 4
+
+
+@pytest.mark.parametrize("wins, count", [(0, 7), (3, 7), (7, 7)])
+def test_the_share_of_objectives_has_wilsons_interval(wins, count):
+    losses = {
+        "learned": np.zeros((2, count, 1)),
+        "SGD": np.where(np.arange(count) < wins, 1.0, -1.0)[:, None],
+    }
+    trajectories = {name: l2o_eqx.Trajectories(jnp.asarray(x, jnp.float32)) for name, x in losses.items()}
+    comparison = l2o_eqx.Comparison(trajectories, {}, {}, (0.1,))
+    share = comparison.share_of_objectives("learned", "SGD")
+    expected = scipy.stats.binomtest(wins, count).proportion_ci(method="wilson")
+    np.testing.assert_allclose(share, (wins / count, *expected), atol=1e-9)
+    row = next(row for row in comparison.summary() if row["name"] == "SGD")
+    assert (row["beaten"], row["beaten_low"], row["beaten_high"]) == tuple(share)
+
+
+def test_steps_to_pass_and_means_of_last_steps():
+    """learned halves its loss at every step, SGD ends at 0.2: passed after three steps, means after four."""
+    halves = jnp.tile(0.5 ** jnp.arange(8.0), (2, 3, 1))
+    flat = jnp.full((3, 8), 0.2)
+    trajectories = {"learned": l2o_eqx.Trajectories(halves), "SGD": l2o_eqx.Trajectories(flat)}
+    make = functools.partial(l2o_eqx.Comparison, trajectories, {}, {}, (0.1,))
+    assert make().steps_to_pass("learned", "SGD") == 3
+    assert make().steps_to_pass("SGD", "learned") is None
+    # (0.25 + 0.125)/2 < 0.2, known with the loss after three steps.
+    smooth = make(last=2)
+    assert smooth.steps_to_pass("learned", "SGD") == 3 and make(last=3).steps_to_pass("learned", "SGD") == 4
+    np.testing.assert_allclose(smooth.final_losses("learned"), np.full((2, 3), 1.5 * 0.5**7))
+    assert smooth.share_beating("learned", "SGD") == 1.0
+
+
+def test_the_mean_of_the_last_losses_is_tuned(getkey):
+    """At rate 1.9 a bowl's loss falls by 0.81 a step: best of these after many steps, worst of few."""
+    run = functools.partial(
+        l2o_eqx.compare,
+        {"SGD": optax.sgd},
+        Bowls(),
+        num_steps=3,
+        num_objectives=2,
+        num_tuning_objectives=3,
+        learning_rates=(0.5, 0.9),
+        key=getkey(),
+    )
+    one, all_steps = run(last=1), run(last=3)
+    start = one.tuning_losses["SGD"][0] / 0.5**4
+    np.testing.assert_allclose(one.tuning_losses["SGD"], start * np.array([0.5**4, 0.1**4]), rtol=1e-4)
+    means = start * np.array([1 + 0.5**2 + 0.5**4, 1 + 0.1**2 + 0.1**4]) / 3
+    np.testing.assert_allclose(all_steps.tuning_losses["SGD"], means, rtol=1e-4)
+    assert all_steps.last == 3
+
+
+def test_muon_is_for_matrices():
+    assert "Muon" not in l2o_eqx.baselines_for(Quadratic(3))
+    assert list(l2o_eqx.baselines_for(FAMILIES["mnist"]())) == list(l2o_eqx.BASELINES)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"grid": []}, "at least one entry"),
+        ({"grid": [{"b1": 0.9}, {"b2": 0.9}]}, "same keywords"),
+        ({"schedules": ["linear"]}, "no schedule 'linear'"),
+    ],
+)
+def test_baselines_say_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Baseline(optax.adam, **arguments)
+
+
+def test_all_baselines_run_on_a_network(getkey):
+    """Every one with its own number of settings; none is broken at these rates."""
+    family = FAMILIES["mnist"]()
+    comparison = l2o_eqx.compare(
+        {
+            name: Baseline(one.make, one.grid[:2]) if isinstance(one, Baseline) else one
+            for name, one in l2o_eqx.baselines_for(family).items()
+        },
+        family,
+        num_steps=3,
+        num_objectives=2,
+        num_tuning_objectives=2,
+        learning_rates=(1e-4, 1e-3),
+        last=2,
+        key=getkey(),
+    )
+    assert not any(row["broken"] for row in comparison.summary())
+    assert set(comparison.settings) == set(l2o_eqx.BASELINES) - {"L-BFGS", "line search"}

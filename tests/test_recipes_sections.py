@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 from helpers import assert_trees_close
 from jax import lax
@@ -305,7 +306,7 @@ def test_the_best_baseline_on_networks_is_beaten_in_the_best_case_only(ahead, st
 
 
 def test_baselines_see_the_draws_that_restarts_are_tested_on(monkeypatch):
-    monkeypatch.setattr(_sec_baselines, "_BASELINES", ("SGD",))
+    monkeypatch.setattr(_sec_baselines, "_BASELINES", {"SGD": optax.sgd})
     family = Quadratic(3, theta_std=0.5)
     experiment = SETUP.quadratic(
         family=family,

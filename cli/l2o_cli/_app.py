@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 # A command `name` is the function of that name in the module `_name`.
 COMMANDS = {
-    "train": "Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.",
+    "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "reproduce": "Run the thesis's figures over many restarts; say which of its claims hold.",

@@ -1,6 +1,6 @@
 """The comparison at the end of a training, and that of `l2o evaluate`: run it, keep it, show it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +15,54 @@ from ._folder import replacing, write_text
 from ._output import Output, dumps
 
 LEARNED = "learned"
+UNTRAINED = "untrained"
 
 
 def run_comparison(
-    optimizer: Any,
+    optimizers: Mapping[str, Any],
     parts: Parts,
     output: Output,
     *,
     restarts: int | None,
-    baselines: Mapping[str, Any],
     key: PRNGKeyArray,
 ) -> l2o.Comparison:
-    """`l2o_eqx.compare`, one optimizer after the other, to show how far it is.
+    """`l2o_eqx.compare` with the settings of a run, and a bar that shows how far it is.
 
     **Arguments:**
 
-    - `optimizer`: the learned one, or a batch of `restarts`.
+    - `optimizers`: by name; learned ones are batches of `restarts`.
     - `parts`: with the family and the settings `evaluation`.
     - `output`: shows the progress.
-    - `baselines`: to compare with.
-    - `key`: gives all of them the same draws.
+    - `key`: picks the draws.
     """
     settings = parts.config.evaluation
-    entries = {LEARNED: optimizer, **baselines}
-    done: list[l2o.Comparison] = []
-    with output.progress("comparing", len(entries), "") as update:
-        for name, entry in entries.items():
-            update(len(done), name)
-            comparison = l2o.compare(
-                {name: entry},
-                parts.family,
-                num_steps=settings.num_steps or parts.config.meta.num_steps,
-                num_objectives=settings.num_objectives,
-                num_tuning_objectives=settings.num_tuning_objectives,
-                learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
-                restarts=restarts,
-                key=key,
-            )
-            # Waits for the numbers, so that the name shown is that of the optimizer at work.
-            comparison.summary()
-            done.append(comparison)
-        update(len(entries), "done")
-    return merge(done)
+    num_steps = settings.num_steps or parts.config.meta.num_steps
+    with output.progress("comparing", len(optimizers), "") as update:
 
+        def show(name: str, index: float, total: int) -> None:
+            update(index, "done" if index == total else name)
 
-def merge(comparisons: list[l2o.Comparison]) -> l2o.Comparison:
-    """Comparisons with the same draws and learning rates as one."""
-    return l2o.Comparison(
-        {name: t for c in comparisons for name, t in c.trajectories.items()},
-        {name: rate for c in comparisons for name, rate in c.learning_rates.items()},
-        {name: losses for c in comparisons for name, losses in c.tuning_losses.items()},
-        comparisons[0].tried,
-    )
+        return l2o.compare(
+            optimizers,
+            parts.family,
+            num_steps=num_steps,
+            num_objectives=settings.num_objectives,
+            num_tuning_objectives=settings.num_tuning_objectives,
+            learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
+            tuning=settings.tuning,
+            last=min(settings.last, num_steps),
+            restarts=restarts,
+            callback=show,
+            key=key,
+        )
 
 
 def write_comparison(
     folder: Path, comparison: l2o.Comparison, *, title: str, facts: Mapping[str, Any]
 ) -> None:
     """Writes `curves.csv`, `final_losses.csv`, `comparison.json` and `curves.png`.
+
+    Where an optimizer searches the line, there is `curves_by_evaluations.csv`, too.
 
     **Arguments:**
 
@@ -83,6 +73,9 @@ def write_comparison(
     """
     with replacing(folder / "curves.csv") as path:
         comparison.write_curves(path)
+    if _searching(comparison):
+        with replacing(folder / "curves_by_evaluations.csv") as path:
+            comparison.write_curves(path, by_evaluations=True)
     with replacing(folder / "final_losses.csv") as path:
         comparison.write_final_losses(path)
     content = {"format": 1, "title": title, **facts, **numbers(comparison)}
@@ -93,8 +86,12 @@ def write_comparison(
 
 def numbers(comparison: l2o.Comparison) -> dict[str, Any]:
     """What `comparison.json` and `--json` have of a comparison."""
+    best = comparison.best_baseline()
     return {
-        "summary": comparison.summary(),
+        "summary": comparison.summary(LEARNED),
+        "averaged_steps": comparison.last,
+        "best_baseline": best,
+        "steps_to_pass": None if best is None else comparison.steps_to_pass(LEARNED, best),
         "restarts": restarts_of(comparison),
         "learning_rates_tried": comparison.tried,
         "tuning_losses": comparison.tuning_losses,
@@ -102,7 +99,10 @@ def numbers(comparison: l2o.Comparison) -> dict[str, Any]:
 
 
 def restarts_of(comparison: l2o.Comparison) -> dict[str, Any] | None:
-    """The spread over restarts and the share that beat each hand-made optimizer; `None` for one."""
+    """The spread over restarts and the share that beat each of the others; `None` for one.
+
+    There is no share for what is broken.
+    """
     medians = comparison.restart_medians(LEARNED)
     if len(medians) == 1:
         return None
@@ -114,7 +114,7 @@ def restarts_of(comparison: l2o.Comparison) -> dict[str, Any] | None:
 
 
 def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> None:
-    """The table, with a line on the restarts if there are several.
+    """The table, and what there is to say about it.
 
     **Arguments:**
 
@@ -122,18 +122,32 @@ def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> N
     - `output`: where to.
     - `title`: above the table.
     """
-    output.summary(title, comparison.summary(), LEARNED, _restart_notes(comparison))
+    output.summary(title, comparison.summary(LEARNED), LEARNED, [*_notes(comparison)])
 
 
-def _restart_notes(comparison: l2o.Comparison) -> list[str]:
+def _notes(comparison: l2o.Comparison) -> Iterator[str]:
+    if comparison.last > 1:
+        yield f"A final loss is the mean of the last {comparison.last} steps."
+    best = comparison.best_baseline()
+    if best is not None:
+        share, low, high = comparison.share_of_objectives(LEARNED, best)
+        yield (
+            f"{LEARNED} ends below {best}, the best baseline, on {share:.0%} of the objectives "
+            f"(95 %: {low:.0%} to {high:.0%})."
+        )
+        steps = comparison.steps_to_pass(LEARNED, best)
+        when = "never passes" if steps is None else f"after {steps} steps passes"
+        yield f"The median of {LEARNED} {when} the final loss of {best}."
     restarts = restarts_of(comparison)
     if restarts is None:
-        return []
-    spread = _spread(restarts["medians"])
-    notes = [f"medians of the {len(restarts['medians'])} restarts: {spread}"]
-    if "Adam" in restarts["share_beating"]:
-        notes.append(f"{restarts['share_beating']['Adam']:.0%} of the restarts beat tuned Adam.")
-    return notes
+        return
+    yield f"medians of the {len(restarts['medians'])} restarts: {_spread(restarts['medians'])}"
+    if best is not None:
+        yield f"{restarts['share_beating'][best]:.0%} of the restarts beat {best}."
+
+
+def _searching(comparison: l2o.Comparison) -> bool:
+    return any(comparison.evaluations_per_step(name) > 1 for name in comparison.trajectories)
 
 
 def _spread(medians: Any) -> str:

@@ -10,11 +10,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Order = Literal["first", "second"]
 Counting = Literal["window", "super_epoch"]
-LearningRates = Annotated[
-    tuple[PositiveFloat, ...],
-    Field(min_length=1),
-    AfterValidator(lambda rates: tuple(sorted(set(rates)))),
-]
+Ascending = AfterValidator(lambda rates: tuple(sorted(set(rates))))
+LearningRates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1), Ascending]
 
 
 class OptionName:
@@ -265,14 +262,16 @@ class Evaluation(Table):
         64, description="Unseen objectives that all optimizers are compared on."
     )
     num_tuning_objectives: Annotated[Positive, OptionName("--tuning-objectives")] = Field(
-        description="Further ones, to tune the hand-made optimizers on."
+        description="Further ones, to tune the hand-designed optimizers on."
     )
     num_steps: Annotated[Positive | None, OptionName("--eval-steps")] = Field(
         None, description="Inner steps of the comparison; as in training if not given."
     )
     learning_rates: LearningRates | None = Field(
-        None, description="Tried for every hand-made optimizer; 25 from 1e-5 to 10 if not given."
+        None, description="Tried for every hand-designed optimizer; 25 from 1e-5 to 10 if not given."
     )
+    tuning: Literal["auto", "full", "staged"] = Field("auto", description="All their settings, or in stages.")
+    last: Annotated[Positive, OptionName("--last-steps")] = Field(description="Steps whose mean loss counts.")
 
 
 class RunConfig(Table):
@@ -315,6 +314,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.super_epochs": 50,
         "meta.num_objectives": 64,
         "evaluation.num_tuning_objectives": 16,
+        "evaluation.last": 1,
     },
     "mnist": {
         "optimizer.kind": "coordinatewise-lstm",
@@ -327,5 +327,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.super_epochs": 10,
         "meta.num_objectives": 1,
         "evaluation.num_tuning_objectives": 4,
+        "evaluation.last": 20,
     },
 }

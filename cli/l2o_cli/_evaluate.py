@@ -25,7 +25,7 @@ def evaluate(
     assignments: Assignments = None,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines/--no-baselines", help="Compare with hand-made optimizers."),
+        typer.Option("--baselines/--no-baselines", help="Compare with hand-designed optimizers."),
     ] = True,
     out: Annotated[
         Path | None,

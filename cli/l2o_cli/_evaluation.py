@@ -46,7 +46,7 @@ def evaluate(
     - `out`: a folder to make for the results. If `None`, it is made in the run's folder; for a
         file, nothing is written.
     - `output`: what the user sees.
-    - `with_baselines`: whether to compare with hand-made optimizers.
+    - `with_baselines`: whether to compare with hand-designed optimizers.
 
     **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
     """
@@ -65,11 +65,10 @@ def evaluate(
 
     def work() -> l2o.Comparison:
         return run_comparison(
-            optimizer,
+            {LEARNED: optimizer, **(l2o.baselines_for(parts.family) if with_baselines else {})},
             parts,
             output,
             restarts=restarts,
-            baselines=l2o.BASELINES if with_baselines else {},
             key=jr.split(jr.key(config.seed), 3)[2],  # as the training's own comparison
         )
 

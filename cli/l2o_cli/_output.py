@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
@@ -75,7 +77,7 @@ class Output:
 
         def update(done: float, status: str) -> None:
             nonlocal tenth
-            share = f"{done / total:.0%}" if percent else f"{done}/{total}"
+            share = f"{done / total:.0%}" if percent else f"{int(done)}/{total}"
             text = f"{name} {share}: {status}{eta(done)}"
             if (10 * done) // total > tenth:
                 tenth = (10 * done) // total
@@ -95,21 +97,23 @@ class Output:
         - `highlighted`: the name of the learned optimizer.
         - `notes`: lines below it.
         """
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("optimizer")
-        for name in ("median final loss", "25 %", "75 %", "learning rate"):
-            table.add_column(name, justify="right")
+        for name in ("median", "mean", "25 %", "75 %"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("setting", no_wrap=True)
+        table.add_column("beaten", justify="right", no_wrap=True)
         for row in rows:
-            rate = row["learning_rate"]
-            cells = [_number(row[k]) for k in ("median", "q25", "q75")]
+            several = "*" if row["evaluations_per_step"] > 1 else ""
             table.add_row(
-                row["name"],
-                *cells,
-                "" if rate is None else f"{rate:g}",
+                row["name"] + several,
+                *(_number(row[k]) for k in ("median", "mean", "q25", "q75")),
+                _setting(row["settings"]),
+                "broken" if row["broken"] else "" if row["beaten"] is None else f"{row['beaten']:.0%}",
                 style="bold green" if row["name"] == highlighted else None,
             )
         self.console.print(table)
-        for note in [*_remarks(rows), *notes]:
+        for note in [*_remarks(rows, highlighted), *notes]:
             self.say(note)
 
 
@@ -128,7 +132,15 @@ def _plain(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _remarks(rows: Sequence[Mapping[str, Any]], highlighted: str) -> Iterator[str]:
+    yield "Losses at the end. Setting: learning rate, momentum or betas, schedule (cos: cosine to zero;"
+    yield f"warm: warm-up, then that). Beaten: objectives on which {highlighted} ends lower."
+    for row in rows:
+        if row["evaluations_per_step"] > 1:
+            yield (
+                f"* {row['name']} evaluates f {row['evaluations_per_step']:.3g} times a step; after as many "
+                f"evaluations as others have steps its median is {_number(row['median_per_evaluation'])}."
+            )
     for row in rows:
         if row["diverged"]:
             yield f"{row['name']}: {row['diverged']:.0%} of the runs diverged."
@@ -140,8 +152,22 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
+_SCHEDULES = {"constant": "", "cosine": "cos", "warm-up cosine": "warm"}
+
+
+def _setting(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return ""
+    numbers = [f"{x:g}" for name, x in settings.items() if name not in ("learning_rate", "schedule")]
+    schedule = _SCHEDULES.get(settings["schedule"], settings["schedule"])
+    return " ".join([f"{settings['learning_rate']:g}", "/".join(numbers), schedule]).rstrip()
+
+
 def _number(x: float) -> str:
-    return f"{x:.4g}" if math.isfinite(x) else "diverged"
+    if not math.isfinite(x):
+        return "inf"
+    # 2.6e-4, not 2.6e-04.
+    return re.sub(r"e([+-])0", r"e\1", f"{x:.3g}")
 
 
 def _remaining(total: float) -> Callable[[float], str]:

@@ -33,7 +33,7 @@ def train(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Train an optimizer, compare it with tuned hand-made ones, keep all in a folder.
+    """Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.
 
     The order of precedence: options, --set, the file of --config, the defaults of the objective.
 

@@ -12,6 +12,8 @@ from l2o_eqx.strategies import EveryWindow
 
 from ._build import Parts
 from ._comparison import (
+    LEARNED,
+    UNTRAINED,
     facts_of,
     numbers,
     run_comparison,
@@ -175,13 +177,14 @@ def _save(training: _Training) -> None:
 
 def _compare(training: _Training) -> l2o.Comparison:
     assert training.latest is not None
+    run = training.run
+    optimizers = {LEARNED: training.latest.state.optimizer, UNTRAINED: run.optimizer}
     comparison = run_comparison(
-        training.latest.state.optimizer,
-        training.run.parts,
-        training.run.output,
-        restarts=training.run.restarts,
-        baselines=l2o.BASELINES,
-        key=training.run.comparison_key,
+        {**optimizers, **l2o.baselines_for(run.parts.family)},
+        run.parts,
+        run.output,
+        restarts=run.restarts,
+        key=run.comparison_key,
     )
     facts = facts_of(training.run.parts, training.run.parts.config.seed)
     write_comparison(training.run.folder, comparison, title=title_of(facts), facts=facts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from .._compare import _quartiles
+from .._comparison import _quartiles
 from ._experiment import Experiment, Results
 from ._figure import Figure, Panel, PanelResults
 from ._files import replacing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from .._compare import _as_infinite, _quartiles
+from .._comparison import _as_infinite, _quartiles
 from ..plots import _EMPHASIZED, _OTHERS, _figure, _written
 from ._statistics import histogram_counts, share_interval
 from ._thesis import ReferenceCurve

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._compare import _as_infinite, _quartiles
+from .._comparison import _as_infinite, _quartiles
 from ._figure import Figure, PanelResults
 from ._files import replacing
 from ._statistics import histogram_counts

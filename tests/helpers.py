@@ -142,6 +142,7 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "quadratic_norm": lambda: objectives.Quadratic(5, squared=False, theta_std=0.05),
     "from_model": _from_model,
     "mnist": lambda: _mnist((2,)),
+    "mnist_mixed": lambda: _mnist((2,), activation=("tanh", "relu")),
     "mnist_conv": lambda: _mnist((), conv_channels=(2, 2)),
     "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
 }

@@ -40,7 +40,7 @@ class _AdamMLPState(eqx.Module):
 
 
 class AdamMLP(AbstractOptimizer):
-    """A small network per coordinate that corrects Adam's directions: cheap, free of scale, and Adam at first.
+    """A small network per coordinate that corrects Adam's directions; free of scale, cheap, Adam at first.
 
     For a tensor of n entries, m_b are the running means of g at b = 0 (g itself), 0.5, 0.9 and 0.97, v that
     of g² at 0.99, all corrected for their start at zero, and r = √mean(v). There are eight directions D_k,
@@ -51,13 +51,13 @@ class AdamMLP(AbstractOptimizer):
     where e_k picks a_0.9 and o₀ … o₈ are the outputs of the network, zero before it is trained: it starts as
     Adam(0.9, 0.99) with the rate r₀. The network sees
 
-    - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1; ln(n)/5 − 1;
-        ln(rms(θ) + 1e-3)/2 + 1;
+    - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1;
+        ln(n)/5 − 1; ln(rms(θ) + 1e-3)/2 + 1;
     - of time, with s = min(t/H, 1) for step t = 0, 1, … of H: 2s − 1, tanh(t/3), ln(max(1.02 − s, 0.02))/2;
     - of the entry: tanh|a_b| for the four b, and tanh(a_0·a_b) for the three others.
 
-    To derivatives these features are constants; the directions are not. Fan-in is the product of all axes but
-    the first, as Equinox's layers have their weights: (out, in), (out, in, rows, columns). That of a bias is 1.
+    To derivatives these features are constants; the directions are not. Fan-in is the product of all axes
+    but the first, for Equinox's order of the axes of a weight, (out, in, ...). That of a bias is 1.
 
     The update does not change if f is multiplied by a constant, it changes its sign with all gradients and
     params, and is zero as long as all gradients have been. The horizon H is an input: set it to the length
@@ -150,8 +150,8 @@ def _update_leaf(
     count = (step + 1).astype(dtype)
     corrections = jnp.stack([1 / (1 - b**count) for b in (0.0, *_DECAYS, _SQUARE_DECAY)])
     entries = (grad, *moments.means, moments.square)
-    # The floor is for tensors that have seen no gradient yet.
-    mean_square = corrections[-1] * jnp.mean(moments.square) + 1e-24
+    # The square of r; 1 for tensors that have seen no gradient yet.
+    mean_square = jnp.where(moments.scale > 0, corrections[-1] * jnp.mean(moments.square), 1)
     mean_squares = jnp.stack([jnp.vdot(m, m) for m in entries[:-1]]) / grad.size
     ratios = jnp.log(corrections[:-1] ** 2 * mean_squares / mean_square + 1e-24) / 2
     size = jnp.log(root_mean_square(param.astype(dtype)) + 1e-3) / 2 + 1

@@ -148,7 +148,7 @@ def test_horizon_is_an_input_not_another_program(getkey):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtypes(dtype, getkey):
-    """Updates have the dtype of the params, moments at least float32; half precision costs its rounding alone."""
+    """Updates have the dtype of the params, moments at least float32; half precision only costs rounding."""
     with jax.enable_x64(dtype == "float64"):
         optimizer, grads = trained(getkey()), draw_grads(getkey(), 3)
         single = updates_of(optimizer, jax.tree.map(lambda g: g.astype(dtype).astype("float32"), grads))
@@ -191,7 +191,7 @@ def test_derivatives_are_finite(scale, getkey):
 
 
 def test_features_are_constants_and_directions_are_not(getkey):
-    """Scaling all gradients moves nothing, so neither does the derivative along them; another direction does."""
+    """Scaling all gradients moves nothing, and the derivative along them is zero; others are not."""
     optimizer, grads = AdamMLP(key=getkey()), jr.normal(getkey(), (1, 5))
 
     def first_update(grads):

@@ -60,7 +60,8 @@ def MNIST(
 
     - `hidden_sizes`: widths of the hidden dense layers; may be empty.
     - `activation`: of the hidden layers: `"sigmoid"`, `"tanh"`, `"relu"` or `"leaky_relu"` (slope 0.1).
-        Several of them as a tuple are a mixed family: each objective has one, drawn with it.
+        Several of them as a tuple are a mixed family: each objective has one, drawn with it. `"mixed"`
+        stands for all four.
     - `batch_size`: digits per minibatch.
     - `conv_channels`: channels of the convolutions before the dense layers, see `ConvNet`; by default
         none.
@@ -80,6 +81,7 @@ def MNIST(
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
     """
+    activation = tuple(ACTIVATIONS) if activation == "mixed" else activation
     names = (activation,) if isinstance(activation, str) else activation
     if not names or not ACTIVATIONS.keys() >= {*names}:
         raise ValueError(f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.")

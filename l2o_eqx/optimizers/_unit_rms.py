@@ -18,13 +18,13 @@ class UnitRMS(AbstractOptimizer):
     """Takes only the direction of another optimizer's updates; how far to go stays the user's.
 
     Of every tensor the update u becomes α_t·u/rms(u) − α_t·λ·θ, with the rate α_t of step t = 0, 1, …, the
-    weight decay λ, and rms(u) = √mean(u²), taken in at least float32. A zero u stays zero. None of α and λ is a
-    meta-parameter.
+    weight decay λ, and rms(u) = √mean(u²), taken in at least float32. A zero u stays zero. Neither α nor λ
+    is a meta-parameter.
 
     Use it to run a trained optimizer with a rate and a schedule tuned by hand, or to train the direction
-    alone. It works around any optimizer; as a tensor's entries share their norm, it is not coordinatewise, and
-    the inner optimizer runs on all coordinates at once. In an optax loop
-    `l2o_eqx.as_optax(inner, output="rms")` runs it block by block.
+    alone. It works around any optimizer. As the entries of a tensor share their norm, it is not
+    coordinatewise, and runs the inner optimizer on all coordinates at once; in an optax loop
+    `l2o_eqx.as_optax(inner, output="rms")` does so block by block.
 
     **Arguments:**
 

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ def draw_grads(key, num_steps, params=PARAMS):
     )
 
 
-def updates_of(optimizer, grads, params=PARAMS, horizon=None):
+def updates_of(optimizer, grads, params=PARAMS):
     """The updates along recorded gradients, at params that stay where they are."""
 
     @eqx.filter_jit
@@ -36,8 +39,7 @@ def updates_of(optimizer, grads, params=PARAMS, horizon=None):
 
         return jax.lax.scan(step, state, grads)
 
-    state = optimizer.init(params) if horizon is None else optimizer.init(params, horizon)
-    return run(optimizer, grads, params, state)[1]
+    return run(optimizer, grads, params, optimizer.init(params))[1]
 
 
 def test_default_has_306_meta_parameters(getkey):
@@ -125,25 +127,27 @@ def test_repeated_gradients_are_followed_at_the_rate(getkey):
 def test_signs_flip(getkey):
     optimizer, grads = trained(getkey()), draw_grads(getkey(), 3)
     updates = updates_of(optimizer, grads)
-    flipped = updates_of(optimizer, *jax.tree.map(jnp.negative, (grads, PARAMS)))
+    minus_grads, minus_params = jax.tree.map(jnp.negative, (grads, PARAMS))
+    flipped = updates_of(optimizer, minus_grads, minus_params)
     assert_trees_close(flipped, jax.tree.map(jnp.negative, updates), rtol=1e-6)
 
 
 def test_horizon_is_an_input_not_another_program(getkey):
     optimizer, grads = trained(getkey()), draw_grads(getkey(), 1)
     grads = jax.tree.map(lambda g: g[0], grads)
-    compiled = eqx.filter_jit(eqx.debug.assert_max_traces(optimizer.update, max_traces=1))
+    update = eqx.debug.assert_max_traces(optimizer.update, max_traces=1)
+    compiled: Callable[..., Any] = eqx.filter_jit(update)
 
     def second_update(state):
         _, state = compiled(grads, state, PARAMS)
         return compiled(grads, state, PARAMS)[0]["w"]
 
-    default, five, thousand = (
-        second_update(s)
-        for s in (optimizer.init(PARAMS), optimizer.init(PARAMS, 5), optimizer.init_for(PARAMS, 1000))
-    )
+    default = second_update(optimizer.init(PARAMS))
+    five = second_update(optimizer.init_for(PARAMS, 5))
+    thousand = second_update(optimizer.init_for(PARAMS, 1000))
     np.testing.assert_array_equal(default, five)  # the horizon that it was made with
     assert not np.allclose(five, thousand, rtol=1e-3)
+    assert AdamMLP(key=getkey()).init(PARAMS, 7).horizon == 7
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

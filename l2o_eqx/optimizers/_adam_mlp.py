@@ -208,9 +208,9 @@ def _update_entries(
     # The tensor's features are one more bias of the first layer, for all entries.
     first, *others = layers
     of_tensor, of_entry = jnp.split(first.weight, [len(features)], axis=1)
-    x = of_entry @ lax.stop_gradient(seen) + _column(of_tensor @ features + first.bias)
+    x = of_entry @ lax.stop_gradient(seen) + (of_tensor @ features + _bias(first))[:, None]
     for layer in others:
-        x = layer.weight @ jax.nn.relu(x) + _column(layer.bias)
+        x = layer.weight @ jax.nn.relu(x) + _bias(layer)[:, None]
 
     rate, *coefficients = x
     coefficients[_START] += 1
@@ -218,8 +218,9 @@ def _update_entries(
     return -jnp.exp(log_rate + jnp.clip(2 * rate, -8, 4)) * direction
 
 
-def _column(x: Float[Array, " units"]) -> Float[Array, "units 1"]:
-    return x[:, None]
+def _bias(layer: eqx.nn.Linear) -> Float[Array, " units"]:
+    assert layer.bias is not None
+    return layer.bias
 
 
 def _in_blocks(

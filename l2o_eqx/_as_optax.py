@@ -1,12 +1,20 @@
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from ._layout import add_axis, batched_init, batched_update, drop_axis, lay_out
+from ._misc import unit_rms
 from .optimizers import AbstractOptimizer
 
 
-def as_optax(optimizer: AbstractOptimizer, num_steps: int | None = None) -> optax.GradientTransformation:
+def as_optax(
+    optimizer: AbstractOptimizer,
+    num_steps: int | None = None,
+    *,
+    output: Literal["update", "rms"] = "update",
+) -> optax.GradientTransformation:
     """A (trained) optimizer as an `optax.GradientTransformation`, for any optax training loop.
 
     Where coordinates are independent it runs block by block over them, so that its activations need little
@@ -17,10 +25,26 @@ def as_optax(optimizer: AbstractOptimizer, num_steps: int | None = None) -> opta
     - `optimizer`: any optimizer of this package. Its meta-parameters are constants of the
         transformation.
     - `num_steps`: how many steps the training is going to have, for optimizers that look at it.
+    - `output`: `"update"`, the optimizer's own; or `"rms"`, the *negative* of it scaled to a root mean square
+        of one per tensor. That is what optax's own `scale_by_...` give: a direction that stands in for the
+        gradient, to be followed by what says how far to go the other way,
 
-    **Returns:** the transformation; its updates are added to the params by `optax.apply_updates`, and it
-    may be chained with others. `params` is needed in `update` only if the optimizer looks at it.
+            optax.chain(
+                as_optax(optimizer, output="rms"),
+                optax.add_decayed_weights(weight_decay),
+                optax.scale_by_learning_rate(rate_or_schedule),
+            )
+
+        which takes the steps of `optimizers.UnitRMS(optimizer, rate_or_schedule, weight_decay)`.
+
+    **Returns:** the transformation. With `"update"` its updates are added to the params by
+    `optax.apply_updates`; it may be chained with others. `params` is needed in `update` only if the optimizer
+    looks at it.
+
+    **Raises:** `ValueError` for an unknown output.
     """
+    if output not in ("update", "rms"):
+        raise ValueError(f"`as_optax(output={output!r})`: the outputs are 'update' and 'rms'.")
 
     def init(params: Any) -> Any:
         return batched_init(optimizer, add_axis(params), num_steps)
@@ -30,6 +54,9 @@ def as_optax(optimizer: AbstractOptimizer, num_steps: int | None = None) -> opta
         params = None if params is None else add_axis(params)
         shown = lay_out(optimizer, state, grads)
         updates, state = batched_update(optimizer, shown, state, params, like=grads)
-        return drop_axis(updates), state
+        updates = drop_axis(updates)
+        if output == "rms":
+            updates = jax.tree.map(jnp.negative, unit_rms(updates))
+        return updates, state
 
     return optax.GradientTransformation(init, update)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 
@@ -43,3 +44,29 @@ def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     square = sum(jnp.sum(jnp.square(x / scale)) for x in leaves)
     positive = square > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def root_mean_square(x: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """√mean(x²), taken in at least float32; 0 where all entries are, or where there are none."""
+    scale, rms = _scale_and_rms(x)
+    return scale * rms * jnp.any(x != 0)
+
+
+def unit_rms(tree: PyTree[Array]) -> PyTree[Array]:
+    """Every array over its root mean square, in its own dtype; zeros stay zero."""
+
+    def one(x):
+        scale, rms = _scale_and_rms(x)
+        return (x.astype(scale.dtype) / scale / rms).astype(x.dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def _scale_and_rms(x):
+    # Scaled by the largest entry first: squares would vanish or overflow. Both are 1 if all entries are 0, where
+    # the root has no derivative.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    largest = jnp.max(jnp.abs(x), initial=0)
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+    mean_square = jnp.sum(jnp.square(x / scale)) / max(1, x.size)
+    return scale, jnp.sqrt(jnp.where(largest > 0, mean_square, 1))

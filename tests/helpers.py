@@ -73,6 +73,15 @@ def _per_layer(key):
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
 
+def _adam_mlp(key):
+    # As if trained: with a last layer of zeros no other has a derivative.
+    optimizer = optimizers.AdamMLP((3, 4), learning_rate=0.1, num_steps=5, key=key)
+    leaves, treedef = jax.tree.flatten(optimizer)
+    return treedef.unflatten(
+        [x + 0.1 * jr.normal(k, x.shape) for x, k in zip(leaves, jr.split(key, len(leaves)), strict=True)]
+    )
+
+
 PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
     "identity": preprocessors.Identity,
     "log_sign": preprocessors.LogSign,
@@ -93,6 +102,10 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     ),
     "per_layer": _per_layer,
     "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
+    "adam_mlp": _adam_mlp,
+    "unit_rms": lambda key: optimizers.UnitRMS(
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
+    ),
     "user_scaled_gradient": lambda key: ScaledGradient(jnp.float32(1e-2), jnp.float32(1e-3)),
     "user_root_mean_square": lambda key: RootMeanSquare(jnp.float32(1e-2)),
     "user_looking_lstm": lambda key: LookingLSTM(
@@ -129,6 +142,7 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "quadratic_norm": lambda: objectives.Quadratic(5, squared=False, theta_std=0.05),
     "from_model": _from_model,
     "mnist": lambda: _mnist((2,)),
+    "mnist_mixed": lambda: _mnist((2,), activation=("tanh", "relu")),
     "mnist_conv": lambda: _mnist((), conv_channels=(2, 2)),
     "scaled": lambda: objectives.Scaled(objectives.Quadratic(5), 0.1, 10.0),
     "scaled_from_model": lambda: objectives.Scaled(_from_model(), 0.5, 2.0, (0.5, 2.0)),

@@ -164,6 +164,8 @@ VALUES = {
     "optimizer.global_size": ("7", 7),
     "optimizer.learning_rate": ("0.5", 0.5),
     "optimizer.linear_readout": ("", True),
+    "optimizer.mlp_sizes": ("7", (7,)),
+    "optimizer.start_rate": ("0.5", 0.5),
     "optimizer.preprocessor.kind": ("two-feature", "two-feature"),
     "optimizer.preprocessor.p": ("7", 7.0),
     "optimizer.preprocessor.b1": ("0.8", 0.8),
@@ -250,7 +252,7 @@ def test_every_option_reaches_its_field(leaf, monkeypatch):
 
 def test_the_choices_for_a_network_agree_with_the_library():
     table = {name: leaves()["objective", name].choices for name in ("activation", "output")}
-    assert table["activation"] == tuple(l2o.objectives.ACTIVATIONS)
+    assert table["activation"] == (*l2o.objectives.ACTIVATIONS, "mixed")
     assert table["output"] == tuple(l2o.objectives.OUTPUTS)
 
 

@@ -15,6 +15,7 @@ from l2o_eqx.objectives import (
     FromModel,
     Quadratic,
     Scaled,
+    count_coordinates,
     digit_cross_entropy,
     digit_sigmoid_cross_entropy,
     minibatch_indices,
@@ -297,6 +298,33 @@ def test_mnist_loss_is_cross_entropy_of_the_minibatch(getkey):
     np.testing.assert_allclose(objective.loss(params, 7, key), expected, rtol=1e-5)
 
 
+def test_mixed_activations_are_one_program_and_no_coordinates(getkey):
+    """Of 200 networks each has one of the activations, about equally often, and the loss that is its own."""
+    names = ("tanh", "relu", "leaky_relu")
+
+    def make(activation):
+        return MNIST((2,), activation, 4, num_examples=50, data="embedded")
+
+    mixed = make(names)
+    batch = sample_objectives(mixed, jr.split(getkey(), 200))
+    indices = batch.own.static.activation.index
+    counts = np.bincount(indices, minlength=3)
+    assert counts.shape == (3,) and np.all(counts > 40)
+    assert count_coordinates(mixed) == 784 * 2 + 2 + 2 * 10 + 10
+
+    key, params = getkey(), mixed.sample(getkey()).init(getkey())
+    losses = jax.vmap(lambda own: batch.select(own).loss(params, 0, key))(batch.own)
+    for i, name in enumerate(names):
+        alone = make(name).sample(getkey())
+        expected = alone.loss(_as_params_of(alone, params), 0, key)
+        np.testing.assert_allclose(losses[indices == i], expected, rtol=1e-6)
+
+
+def _as_params_of(objective, params):
+    structure = jax.tree.structure(objective.init(jr.key(0)))
+    return jax.tree.unflatten(structure, jax.tree.leaves(params))
+
+
 def test_sgd_learns_the_digits(getkey):
     """Plain SGD reaches a loss far below ln 10 on real digits: data and labels belong together."""
     objective = MNIST(data="embedded").sample(getkey())
@@ -317,6 +345,7 @@ def test_sgd_learns_the_digits(getkey):
         (lambda: Quadratic(0), "dim=0"),
         (lambda: Quadratic(2, theta_std=-1.0), "theta_std=-1.0"),
         (lambda: MNIST(activation="cube", data="embedded"), "sigmoid, tanh, relu, leaky_relu"),
+        (lambda: MNIST(activation=("relu", "cube"), data="embedded"), "sigmoid, tanh, relu, leaky_relu"),
         (lambda: MNIST(output="cube", data="embedded"), "softmax, sigmoid"),
         (lambda: MNIST((0,), data="embedded"), r"hidden_sizes=\(0,\)"),
         (lambda: MNIST(conv_channels=(8, 0), data="embedded"), r"conv_channels=\(8, 0\)"),

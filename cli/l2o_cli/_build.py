@@ -147,12 +147,11 @@ def optimizer_maker(
     - `table`: the table `optimizer`.
     - `family`: gives the shapes of the params to optimizers that have a part per layer.
     """
-    preprocessor = make_preprocessor(table.preprocessor)
 
     def lstm(key: PRNGKeyArray) -> optimizers.CoordinatewiseLSTM:
         return optimizers.CoordinatewiseLSTM(
             table.hidden_sizes,
-            preprocessor,
+            make_preprocessor(table.preprocessor),
             table.learning_rate,
             linear_readout=table.linear_readout,
             key=key,
@@ -170,10 +169,12 @@ def optimizer_maker(
                 table.coordinate_size,
                 table.tensor_size,
                 table.global_size,
-                preprocessor,
+                make_preprocessor(table.preprocessor),
                 table.learning_rate,
                 key=key,
             )
+        case config.AdamMLP():
+            return lambda key: optimizers.AdamMLP(table.mlp_sizes, table.start_rate, key=key)
         case _:
             raise AssertionError(table)
 

@@ -42,8 +42,8 @@ class Mnist(Table):
     conv_channels: tuple[Positive, ...] = Field(
         (), description="Channels of the convolutions before its dense layers; none if not given."
     )
-    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = Field(
-        "sigmoid", description="Activation of its hidden layers."
+    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu", "mixed"] = Field(
+        "sigmoid", description="Activation of its hidden layers; 'mixed' draws one per objective."
     )
     output: Annotated[Literal["softmax", "sigmoid"], OptionName("--network-output")] = Field(
         "softmax", description="Its output, of which the loss is the cross-entropy."
@@ -113,6 +113,12 @@ class Hierarchical(Table):
     global_size: Positive = Field(20, description="Width of the global LSTM.")
     learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     preprocessor: Preprocessor
+
+
+class AdamMLP(Table):
+    kind: Literal["adam-mlp"] = "adam-mlp"
+    mlp_sizes: Sizes = Field((8, 8), description="Widths of the hidden layers of the Adam-MLP.")
+    start_rate: PositiveFloat = Field(0.01, description="The Adam-MLP's rate before it is trained.")
 
 
 class _Strategy(Table):
@@ -281,7 +287,7 @@ class RunConfig(Table):
     seed: int = Field(0, ge=0, le=2**31 - 2, description="Same seed, same numbers.")
     objective: Annotated[Quadratic | Mnist, Field(discriminator="kind", description="What is minimized.")]
     optimizer: Annotated[
-        CoordinatewiseLSTM | PerLayer | Hierarchical,
+        CoordinatewiseLSTM | PerLayer | Hierarchical | AdamMLP,
         Field(discriminator="kind", description="What is trained."),
     ]
     strategy: Annotated[

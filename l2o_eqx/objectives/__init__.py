@@ -18,6 +18,7 @@ from ._classifiers import leaky_relu as leaky_relu
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective
 from ._minibatch import minibatch_indices as minibatch_indices
+from ._mixed_activation import MixedActivation as MixedActivation
 from ._mnist import MNIST as MNIST
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective

@@ -2,34 +2,44 @@ from pathlib import Path
 from typing import Literal
 
 import equinox as eqx
+import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
 from ..data import Digits, load_mnist
 from ._classifiers import ACTIVATIONS, MLP, OUTPUTS, ConvNet
 from ._from_model import FromModel
+from ._mixed_activation import MixedActivation
 
 
 class _MakeMLP(eqx.Module):
     # A module, not a closure, so that two families built alike compare equal and share one program.
     sizes: tuple[int, ...] = eqx.field(static=True)
-    activation: str = eqx.field(static=True)
+    activation: str | tuple[str, ...] = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> MLP:
-        return MLP(self.sizes, ACTIVATIONS[self.activation], key=key)
+        return MLP(self.sizes, _activation(self.activation, key), key=key)
 
 
 class _MakeConvNet(eqx.Module):
     conv_channels: tuple[int, ...] = eqx.field(static=True)
     dense_sizes: tuple[int, ...] = eqx.field(static=True)
-    activation: str = eqx.field(static=True)
+    activation: str | tuple[str, ...] = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
-        return ConvNet(28, self.conv_channels, self.dense_sizes, ACTIVATIONS[self.activation], key=key)
+        activation = _activation(self.activation, key)
+        return ConvNet(28, self.conv_channels, self.dense_sizes, activation, key=key)
+
+
+def _activation(activation, key):
+    if isinstance(activation, str):
+        return ACTIVATIONS[activation]
+    # Another key than that of the weights, which must not tell the activation.
+    return MixedActivation.draw(activation, key=jr.fold_in(key, 1))
 
 
 def MNIST(
     hidden_sizes: tuple[int, ...] = (32,),
-    activation: str = "sigmoid",
+    activation: str | tuple[str, ...] = "sigmoid",
     batch_size: int = 128,
     *,
     conv_channels: tuple[int, ...] = (),
@@ -50,6 +60,8 @@ def MNIST(
 
     - `hidden_sizes`: widths of the hidden dense layers; may be empty.
     - `activation`: of the hidden layers: `"sigmoid"`, `"tanh"`, `"relu"` or `"leaky_relu"` (slope 0.1).
+        Several of them as a tuple are a mixed family: each objective has one, drawn with it. `"mixed"`
+        stands for all four.
     - `batch_size`: digits per minibatch.
     - `conv_channels`: channels of the convolutions before the dense layers, see `ConvNet`; by default
         none.
@@ -69,7 +81,9 @@ def MNIST(
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
     """
-    if activation not in ACTIVATIONS:
+    activation = tuple(ACTIVATIONS) if activation == "mixed" else activation
+    names = (activation,) if isinstance(activation, str) else activation
+    if not names or not ACTIVATIONS.keys() >= {*names}:
         raise ValueError(f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.")
     if output not in OUTPUTS:
         raise ValueError(f"`MNIST(output={output!r})`: the outputs are {', '.join(OUTPUTS)}.")

@@ -1,5 +1,6 @@
 """Optimizers: learned ones, and optax's as one of them."""
 
+from ._adam_mlp import AdamMLP as AdamMLP
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
@@ -11,3 +12,4 @@ from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
+from ._unit_rms import UnitRMS as UnitRMS

@@ -1,0 +1,242 @@
+import functools
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .._misc import root_mean_square
+from .._types import Params, State, StepNumber
+from ._base import AbstractOptimizer
+
+# Running means of the gradient, beside the gradient itself, and of its square.
+_DECAYS = (0.5, 0.9, 0.97)
+_SQUARE_DECAY = 0.99
+# Of the eight directions the one to start with: the mean at 0.9 over the root of the mean square, Adam's.
+_START = 2
+_NUM_DIRECTIONS = 8
+_NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 11, 7
+# Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
+
+
+class _Moments(eqx.Module):
+    # Of one tensor, in units of `scale`, a power of two near the largest gradient, whose square could neither
+    # vanish nor overflow.
+    means: tuple[Float[Array, "*shape"], ...]
+    square: Float[Array, "*shape"]
+    scale: Float[Array, ""]
+
+
+class _AdamMLPState(eqx.Module):
+    step: Int[Array, ""]
+    horizon: Float[Array, ""]
+    moments: list[_Moments]
+
+
+class AdamMLP(AbstractOptimizer):
+    """A small network per coordinate that corrects Adam's directions; free of scale, cheap, Adam at first.
+
+    For a tensor of n entries, m_b are the running means of g at b = 0 (g itself), 0.5, 0.9 and 0.97, v that
+    of g² at 0.99, all corrected for their start at zero, and r = √mean(v). There are eight directions D_k,
+    a_b = m_b/√(v + (r/1000)²) and s_b = m_b/r, and
+
+        update = −exp(ln r₀ + clip(2·o₀, −8, 4)) · Σ_k (e_k + o_k)·D_k,
+
+    where e_k picks a_0.9 and o₀ … o₈ are the outputs of the network, zero before it is trained: it starts as
+    Adam(0.9, 0.99) with the rate r₀. The network sees
+
+    - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1;
+        ln(n)/5 − 1; ln(rms(θ) + 1e-3)/2 + 1;
+    - of time, with s = min(t/H, 1) for step t = 0, 1, … of H: 2s − 1, tanh(t/3), ln(max(1.02 − s, 0.02))/2;
+    - of the entry: tanh|a_b| for the four b, and tanh(a_0·a_b) for the three others.
+
+    To derivatives these features are constants; the directions are not. Fan-in is the product of all axes
+    but the first, for Equinox's order of the axes of a weight, (out, in, ...). That of a bias is 1.
+
+    The update does not change if f is multiplied by a constant, it changes its sign with all gradients and
+    params, and is zero as long as all gradients have been. The horizon H is an input: set it to the length
+    of the training at hand, not to that of the meta-training. Moments are kept in at least float32.
+
+    **Arguments:**
+
+    - `hidden_sizes`: widths of the network's hidden layers, which have ReLUs.
+    - `learning_rate`: r₀ at first; its logarithm is a meta-parameter.
+    - `num_steps`: H where `init` is not told.
+    - `key`: draws the weights of the hidden layers.
+
+    **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, or an
+    `update` without params.
+
+    Reference: Adam's directions as in Kingma & Ba 2015 (arXiv:1412.6980); a small network per coordinate on
+    features of moments as in Metz et al. 2022 (arXiv:2203.11860) and Celo2 (2026), of which it is no copy.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
+    log_rate: Float[Array, ""]
+    num_steps: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_sizes: tuple[int, ...] = (8, 8),
+        learning_rate: float = 0.01,
+        *,
+        num_steps: int = 100,
+        key: PRNGKeyArray,
+    ):
+        if not hidden_sizes or min(*hidden_sizes, num_steps) < 1:
+            raise ValueError(
+                "`AdamMLP(...)` needs at least one hidden layer of at least one unit, and a step. Got "
+                f"hidden_sizes={hidden_sizes}, num_steps={num_steps}."
+            )
+        if not learning_rate > 0:
+            raise ValueError(f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.")
+        sizes = (_NUM_TENSOR_FEATURES + _NUM_ENTRY_FEATURES, *hidden_sizes, 1 + _NUM_DIRECTIONS)
+        keys = jr.split(key, len(sizes) - 1)
+        *hidden, last = [eqx.nn.Linear(*pair, key=k) for pair, k in zip(pairwise(sizes), keys, strict=True)]
+        self.layers = (*hidden, jax.tree.map(jnp.zeros_like, last))
+        self.log_rate = jnp.asarray(math.log(learning_rate), jnp.result_type(float))
+        self.num_steps = num_steps
+
+    def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
+        """The state before the first of `num_steps` steps, by default as many as the constructor was told."""
+        horizon = jnp.asarray(self.num_steps if num_steps is None else num_steps, jnp.result_type(float))
+        moments = [_no_moments(leaf) for leaf in jax.tree.leaves(params)]
+        return _AdamMLPState(jnp.zeros((), jnp.int32), horizon, moments)
+
+    def init_for(self, params: Params, num_steps: StepNumber) -> State:
+        return self.init(params, num_steps)
+
+    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+        if params is None:
+            raise ValueError("`AdamMLP` looks at the params: hand them to `update`.")
+        leaves, treedef = jax.tree.flatten(grads)
+        # Of a step only gradients and moments are kept for the reverse pass.
+        update_leaf = jax.checkpoint(functools.partial(_update_leaf, state.step, state.horizon))
+        results = [
+            update_leaf(self, *each)
+            for each in zip(leaves, state.moments, jax.tree.leaves(params), strict=True)
+        ]
+        updates = treedef.unflatten([update for update, _ in results])
+        return updates, _AdamMLPState(state.step + 1, state.horizon, [moments for _, moments in results])
+
+
+def _no_moments(leaf: Array) -> _Moments:
+    zeros = jnp.zeros(leaf.shape, _dtype(leaf))
+    return _Moments((zeros,) * len(_DECAYS), zeros, jnp.zeros((), zeros.dtype))
+
+
+def _dtype(leaf):
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _update_leaf(
+    step: Int[Array, ""],
+    horizon: Float[Array, ""],
+    optimizer: AdamMLP,
+    grad: Float[Array, "*shape"],
+    moments: _Moments,
+    param: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], _Moments]:
+    if grad.size == 0:
+        return grad, moments
+    dtype = moments.square.dtype
+    grad, moments = _next_moments(grad.astype(dtype), moments)
+    count = (step + 1).astype(dtype)
+    corrections = jnp.stack([1 / (1 - b**count) for b in (0.0, *_DECAYS, _SQUARE_DECAY)])
+    entries = (grad, *moments.means, moments.square)
+    # The square of r; 1 for tensors that have seen no gradient yet.
+    mean_square = jnp.where(moments.scale > 0, corrections[-1] * jnp.mean(moments.square), 1)
+    mean_squares = jnp.stack([jnp.vdot(m, m) for m in entries[:-1]]) / grad.size
+    ratios = jnp.log(corrections[:-1] ** 2 * mean_squares / mean_square + 1e-24) / 2
+    size = jnp.log(root_mean_square(param.astype(dtype)) + 1e-3) / 2 + 1
+    others = jnp.stack([size, *_shape_features(grad), *_time_features(step, horizon, dtype)])
+    features = lax.stop_gradient(jnp.concatenate([ratios, others]))
+    network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, optimizer.log_rate))
+    run = functools.partial(_update_entries, *network, features, corrections, mean_square)
+    return _in_blocks(run, entries).astype(param.dtype), moments
+
+
+def _next_moments(grad: Float[Array, "*shape"], moments: _Moments) -> tuple[Float[Array, "*shape"], _Moments]:
+    # The gradient and the moments in units of the new scale. That decays as the root of the mean square does.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(grad)))
+    scale = _power_of_two(jnp.maximum(largest, math.sqrt(_SQUARE_DECAY) * moments.scale))
+    unit = jnp.where(scale > 0, scale, 1)
+    grad, change = grad / unit, moments.scale / unit
+    means = tuple(b * change * m + (1 - b) * grad for b, m in zip(_DECAYS, moments.means, strict=True))
+    square = _SQUARE_DECAY * change**2 * moments.square + (1 - _SQUARE_DECAY) * grad**2
+    return grad, _Moments(means, square, scale)
+
+
+def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
+    # The largest one that is not above x; 0 for 0. Multiplying by it does not round.
+    _, exponent = jnp.frexp(x)
+    return jnp.where(x > 0, jnp.ldexp(jnp.ones_like(x), exponent - 1), x)
+
+
+def _time_features(step: Int[Array, ""], horizon: Float[Array, ""], dtype: jnp.dtype) -> list[Array]:
+    t = step.astype(dtype)
+    share = jnp.minimum(t / horizon.astype(dtype), 1)
+    return [2 * share - 1, jnp.tanh(t / 3), jnp.log(jnp.maximum(1.02 - share, 0.02)) / 2]
+
+
+def _shape_features(leaf: Array) -> list[Array]:
+    fan_in = math.prod(leaf.shape[1:])
+    values = (math.log(fan_in) / 3 - 1, float(fan_in > 1), math.log(leaf.size) / 5 - 1)
+    return [jnp.asarray(x, leaf.dtype) for x in values]
+
+
+def _update_entries(
+    layers: tuple[eqx.nn.Linear, ...],
+    log_rate: Float[Array, ""],
+    features: Float[Array, " tensor_features"],
+    corrections: Float[Array, " moments"],
+    mean_square: Float[Array, ""],
+    entries: tuple[Float[Array, " entries"], ...],
+) -> Float[Array, " entries"]:
+    *means, square = [c * m for c, m in zip(corrections, entries, strict=True)]
+    inverse = lax.rsqrt(square + 1e-6 * mean_square)
+    a = [m * inverse for m in means]
+    s = [m * lax.rsqrt(mean_square) for m in means]
+    seen = jnp.stack([*(jnp.tanh(jnp.abs(x)) for x in a), *(jnp.tanh(a[0] * x) for x in a[1:])])
+
+    # The tensor's features are one more bias of the first layer, for all entries.
+    first, *others = layers
+    of_tensor, of_entry = jnp.split(first.weight, [len(features)], axis=1)
+    x = of_entry @ lax.stop_gradient(seen) + (of_tensor @ features + _bias(first))[:, None]
+    for layer in others:
+        x = layer.weight @ jax.nn.relu(x) + _bias(layer)[:, None]
+
+    rate, *coefficients = x
+    coefficients[_START] += 1
+    direction = sum(c * d for c, d in zip(coefficients, a + s, strict=True))
+    return -jnp.exp(log_rate + jnp.clip(2 * rate, -8, 4)) * direction
+
+
+def _bias(layer: eqx.nn.Linear) -> Float[Array, " units"]:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _in_blocks(
+    run: Callable[[tuple[Float[Array, " block"], ...]], Float[Array, " block"]],
+    entries: tuple[Float[Array, "*shape"], ...],
+) -> Float[Array, "*shape"]:
+    shape, num_entries = entries[0].shape, entries[0].size
+    flat = jax.tree.map(jnp.ravel, entries)
+    if num_entries <= _LARGEST_BLOCK:
+        return run(flat).reshape(shape)
+    size = _block_size(num_entries)
+    blocks = jax.tree.map(lambda x: jnp.pad(x, (0, -num_entries % size)).reshape(-1, size), flat)
+    return lax.map(run, blocks).ravel()[:num_entries].reshape(shape)
+
+
+def _block_size(num_entries: int) -> int:
+    # A divisor where there is one: filling up the last block copies all.
+    sizes = range(_LARGEST_BLOCK, _SMALLEST_BLOCK - 1, -1)
+    return next((size for size in sizes if num_entries % size == 0), _LARGEST_BLOCK)

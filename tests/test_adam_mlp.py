@@ -1,0 +1,227 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import LEARNED, assert_trees_close, to_float64
+
+import l2o_eqx
+from l2o_eqx.optimizers import AdamMLP, _adam_mlp
+
+PARAMS = {"w": jnp.full((3, 2), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "none": jnp.zeros((0, 2))}
+
+
+def trained(key):
+    return LEARNED["adam_mlp"](key)
+
+
+def draw_grads(key, num_steps, params=PARAMS):
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jr.split(key, len(leaves))
+    return treedef.unflatten(
+        [jr.normal(k, (num_steps, *x.shape), x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+def updates_of(optimizer, grads, params=PARAMS):
+    """The updates along recorded gradients, at params that stay where they are."""
+
+    @eqx.filter_jit
+    def run(optimizer, grads, params, state):
+        def step(state, grads):
+            updates, state = optimizer.update(grads, state, params)
+            return state, updates
+
+        return jax.lax.scan(step, state, grads)
+
+    return run(optimizer, grads, params, optimizer.init(params))[1]
+
+
+def test_default_has_306_meta_parameters(getkey):
+    """18-8-8-9 and the logarithm of the rate."""
+    assert l2o_eqx.count_meta_parameters(AdamMLP(key=getkey())) == 306
+
+
+def test_untrained_is_adam(getkey):
+    """20 steps of Adam(0.9, 0.99), but for the damping: of r/1000 here, of 1e-8 in optax.
+
+    √(v + (r/1000)²) is √v·(1 + 5e-7·r²/v); with normal gradients the worst entry has r²/v of about 1e6 in the
+    first steps, where |g| < r/1000 for one in 1,000; here there are ten entries and none is below r/50.
+    """
+    grads, adam = draw_grads(getkey(), 20), optax.adam(0.01, 0.9, 0.99)
+    expected = updates_of(l2o_eqx.optimizers.FromOptax(adam), grads)
+    actual = updates_of(AdamMLP(key=getkey()), grads)
+    assert_trees_close(actual, expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden_sizes", [(3,), (3, 4)])
+def test_update_is_its_equations(hidden_sizes, getkey):
+    """Features, network and directions written out in NumPy, in three steps of float64."""
+    with jax.enable_x64(True):
+        optimizer = AdamMLP(hidden_sizes, key=getkey(), num_steps=7)
+        optimizer = jax.tree.map(lambda x: x + 0.2 * jr.normal(getkey(), x.shape), to_float64(optimizer))
+        param = jr.normal(getkey(), (4, 3), jnp.float64)
+        grads = jr.normal(getkey(), (3, 4, 3), jnp.float64)
+        actual = updates_of(optimizer, grads, param)
+        layers = [(np.asarray(x.weight), np.asarray(x.bias)) for x in optimizer.layers]
+        expected = by_hand(layers, float(optimizer.log_rate), np.asarray(grads), np.asarray(param), 7)
+        np.testing.assert_allclose(actual, expected, rtol=1e-9)
+
+
+def by_hand(layers, log_rate, grads, param, horizon):
+    m, v, updates = {b: 0.0 for b in (0.5, 0.9, 0.97)}, 0.0, []
+    for t, g in enumerate(grads):
+        m = {b: b * x + (1 - b) * g for b, x in m.items()}
+        v = 0.99 * v + 0.01 * g**2
+        means, square = [g, *(x / (1 - b ** (t + 1)) for b, x in m.items())], v / (1 - 0.99 ** (t + 1))
+        r = np.sqrt(np.mean(square))
+        a = [x / np.sqrt(square + (1e-3 * r) ** 2) for x in means]
+        s = t / horizon
+        tensor = [np.log(np.sqrt(np.mean(x**2)) / r) for x in means]
+        tensor += [np.log(np.sqrt(np.mean(param**2)) + 1e-3) / 2 + 1]
+        tensor += [np.log(3) / 3 - 1, 1, np.log(12) / 5 - 1]
+        tensor += [2 * s - 1, np.tanh(t / 3), np.log(max(1.02 - s, 0.02)) / 2]
+        entry = [np.tanh(np.abs(x)) for x in a] + [np.tanh(a[0] * x) for x in a[1:]]
+        x = np.stack([np.full(g.shape, f) for f in tensor] + entry)
+        for i, (weight, bias) in enumerate(layers):
+            x = np.einsum("oi,i...->o...", weight, x if i == 0 else np.maximum(x, 0)) + bias[:, None, None]
+        directions = np.stack(a + [x / r for x in means])
+        start = np.eye(8)[2][:, None, None]
+        rate = np.exp(log_rate + np.clip(2 * x[0], -8, 4))
+        updates.append(-rate * np.sum((start + x[1:]) * directions, 0))
+    return np.stack(updates)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 2.0**20, 1e30])
+def test_scale_of_the_objective_does_not_matter(scale, getkey):
+    optimizer, grads = trained(getkey()), draw_grads(getkey(), 4)
+    expected = updates_of(optimizer, grads)
+    scaled = updates_of(optimizer, jax.tree.map(lambda g: scale * g, grads))
+    assert_trees_close(scaled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_vanish_and_come_back(getkey):
+    """Zero gradients give zero updates as long as there were no others; a jump by 1e60 leaves all finite."""
+    optimizer, grads = trained(getkey()), draw_grads(getkey(), 6)
+    size = jnp.array([0, 0, 1e-30, 1e30, 0, 1e-30])
+    grads = jax.tree.map(lambda g: g * size.reshape(-1, *(1,) * (g.ndim - 1)), grads)
+    updates = updates_of(optimizer, grads)
+    for u in jax.tree.leaves(updates):
+        assert np.all(u[:2] == 0) and np.all(np.isfinite(u))
+        assert np.all(u[2] != 0) and np.all(u[3] != 0)
+
+
+def test_repeated_gradients_are_followed_at_the_rate(getkey):
+    """Untrained, with the same gradient at all steps, every entry moves by the rate against it."""
+    grads = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), draw_grads(getkey(), 5))
+    updates = updates_of(AdamMLP(learning_rate=0.1, key=getkey()), grads)
+    expected = jax.tree.map(lambda g: -0.1 * jnp.sign(g), grads)
+    assert_trees_close(updates, expected, rtol=1e-3)
+
+
+def test_signs_flip(getkey):
+    optimizer, grads = trained(getkey()), draw_grads(getkey(), 3)
+    updates = updates_of(optimizer, grads)
+    minus_grads, minus_params = jax.tree.map(jnp.negative, (grads, PARAMS))
+    flipped = updates_of(optimizer, minus_grads, minus_params)
+    assert_trees_close(flipped, jax.tree.map(jnp.negative, updates), rtol=1e-6)
+
+
+def test_horizon_is_an_input_not_another_program(getkey):
+    optimizer, grads = trained(getkey()), draw_grads(getkey(), 1)
+    grads = jax.tree.map(lambda g: g[0], grads)
+    update = eqx.debug.assert_max_traces(optimizer.update, max_traces=1)
+    compiled: Callable[..., Any] = eqx.filter_jit(update)
+
+    def second_update(state):
+        _, state = compiled(grads, state, PARAMS)
+        return compiled(grads, state, PARAMS)[0]["w"]
+
+    default = second_update(optimizer.init(PARAMS))
+    five = second_update(optimizer.init_for(PARAMS, 5))
+    thousand = second_update(optimizer.init_for(PARAMS, 1000))
+    np.testing.assert_array_equal(default, five)  # the horizon that it was made with
+    assert not np.allclose(five, thousand, rtol=1e-3)
+    assert AdamMLP(key=getkey()).init(PARAMS, 7).horizon == 7
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_dtypes(dtype, getkey):
+    """Updates have the dtype of the params, moments at least float32; half precision only costs rounding."""
+    with jax.enable_x64(dtype == "float64"):
+        optimizer, grads = trained(getkey()), draw_grads(getkey(), 3)
+        single = updates_of(optimizer, jax.tree.map(lambda g: g.astype(dtype).astype("float32"), grads))
+        params, grads = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, grads))
+        updates = updates_of(optimizer, grads, params)
+        assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+        moments = optimizer.init(params).moments
+        assert {m.square.dtype for m in moments} == {jnp.promote_types(dtype, "float32")}
+        as_single = jax.tree.map(lambda u: u.astype("float32"), updates)
+        rtol = {"float16": 2e-3, "bfloat16": 1e-2, "float64": 1e-4}[dtype]
+        assert_trees_close(as_single, single, rtol=rtol, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 0, -1])
+def test_blocks_of_a_large_tensor(size, getkey, monkeypatch):
+    """36 entries whole, and in three blocks of 12; or filled up: in blocks of 13."""
+    optimizer, grads = trained(getkey()), jr.normal(getkey(), (2, 36))
+    expected = updates_of(optimizer, grads, grads[0])
+    monkeypatch.setattr(_adam_mlp, "_LARGEST_BLOCK", 13)
+    monkeypatch.setattr(_adam_mlp, "_SMALLEST_BLOCK", 12 + (size < 0))
+    jax.clear_caches()
+    actual = updates_of(optimizer, grads, grads[0])
+    assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e-30, 1e30])
+def test_derivatives_are_finite(scale, getkey):
+    """By meta-parameters, and by gradients in units of their size, also where some or all are zero."""
+    optimizer, grads = trained(getkey()), draw_grads(getkey(), 3)
+    grads["w"] = grads["w"].at[:, 0].set(0)
+
+    @eqx.filter_grad
+    def total(inputs):
+        optimizer, grads = inputs
+        grads = jax.tree.map(lambda g: scale * g, grads)
+        return sum(map(jnp.sum, jax.tree.leaves(updates_of(optimizer, grads))))
+
+    for x in jax.tree.leaves(total((optimizer, grads))):
+        assert np.all(np.isfinite(x))
+
+
+def test_features_are_constants_and_directions_are_not(getkey):
+    """Scaling all gradients moves nothing, and the derivative along them is zero; others are not."""
+    optimizer, grads = AdamMLP(key=getkey()), jr.normal(getkey(), (1, 5))
+
+    def first_update(grads):
+        return updates_of(optimizer, grads, grads[0])
+
+    _, along = jax.jvp(first_update, (grads,), (grads,))
+    np.testing.assert_allclose(along, 0, atol=1e-6)
+    _, across = jax.jvp(first_update, (grads,), (jnp.ones_like(grads),))
+    assert np.max(np.abs(across)) > 1e-9
+
+
+def test_needs_params(getkey):
+    optimizer = AdamMLP(key=getkey())
+    with pytest.raises(ValueError, match="hand them to `update`"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), None)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"hidden_sizes": ()}, r"hidden_sizes=\(\)"),
+        ({"hidden_sizes": (3, 0)}, r"hidden_sizes=\(3, 0\)"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"learning_rate": 0.0}, "must be positive. Got 0.0"),
+    ],
+)
+def test_errors_name_the_argument(settings, message, getkey):
+    with pytest.raises(ValueError, match=message):
+        AdamMLP(**settings, key=getkey())

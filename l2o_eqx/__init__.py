@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import objectives as objectives
     from . import optimizers as optimizers
+    from . import outputs as outputs
     from . import plots as plots
     from . import preprocessors as preprocessors
     from . import strategies as strategies
@@ -56,6 +57,7 @@ _NAMESPACES = [
     "data",
     "objectives",
     "optimizers",
+    "outputs",
     "plots",
     "preprocessors",
     "strategies",

@@ -20,6 +20,11 @@ def ravel(
     return jnp.concatenate(rows, axis=-1) if rows else jnp.zeros(0, dtype)
 
 
+def ravel_wide(tree: PyTree[Array]) -> Float[Array, " coordinates"]:
+    """The coordinates as float32 at least: running means need its range and digits."""
+    return ravel(tree, jnp.promote_types(tree_dtype(tree), jnp.float32))
+
+
 def unravel_like(flat: Float[Array, " coordinates"], tree: PyTree[Array]) -> PyTree[Array]:
     """The inverse of `ravel` without leading axes; every leaf has its own shape and dtype again."""
     leaves, treedef = jax.tree.flatten(tree)

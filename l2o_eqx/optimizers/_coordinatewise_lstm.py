@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._misc import unravel_like
 from .._types import Features, Params, State
+from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, Identity
 from ._base import AbstractOptimizer
-from ._lstm import make_cells, run_cells, zero_states
+from ._lstm import make_cells, make_readout, run_cells, zero_states
 
 
 class CoordinatewiseLSTM(AbstractOptimizer):
@@ -26,9 +27,11 @@ class CoordinatewiseLSTM(AbstractOptimizer):
     - `learning_rate`: α; not a meta-parameter. The thesis takes 0.001 for quadratics, 0.01 for networks.
     - `linear_readout`: replaces the sum by a trained linear layer. It has no bias: with one, every
         coordinate would drift alike, which the thesis found to make learning impossible (sec. 5, fn. 4).
+    - `output`: makes the update of a linear layer's answers and the gradient, instead of the sum. The layer
+        has no bias and starts at zero. `learning_rate` is then without meaning: outputs have their own.
     - `key`: draws the initial weights.
 
-    **Raises:** `ValueError` for no layers, or sizes below 1.
+    **Raises:** `ValueError` for no layers, sizes below 1, or an `output` together with `linear_readout`.
 
     Reference: thesis eq. 3.6, 3.7; Andrychowicz et al. 2016, sec. 2.1 (arXiv:1606.04474).
     """
@@ -39,6 +42,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
     readout: eqx.nn.Linear | None
     preprocessor: AbstractPreprocessor
     learning_rate: float = eqx.field(static=True)
+    output: AbstractOutput | None = None
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         learning_rate: float = 1e-3,
         *,
         linear_readout: bool = False,
+        output: AbstractOutput | None = None,
         key: PRNGKeyArray,
     ):
         if not hidden_sizes or min(hidden_sizes) < 1:
@@ -54,26 +59,39 @@ class CoordinatewiseLSTM(AbstractOptimizer):
                 "`CoordinatewiseLSTM(hidden_sizes=...)` needs at least one layer of at least one unit. "
                 f"Got hidden_sizes={hidden_sizes}."
             )
+        if linear_readout and output is not None:
+            raise ValueError(
+                "`CoordinatewiseLSTM(output=...)` has a linear read-out of its own; leave out `linear_readout`."
+            )
         ckey, rkey = jr.split(key)
         self.preprocessor = Identity() if preprocessor is None else preprocessor
         self.cells = make_cells(self.preprocessor.num_features, hidden_sizes, key=ckey)
-        self.readout = (
-            eqx.nn.Linear(hidden_sizes[-1], 1, use_bias=False, key=rkey) if linear_readout else None
-        )
+        if output is not None:
+            self.readout = make_readout(hidden_sizes[-1], output.num_answers)
+        elif linear_readout:
+            self.readout = eqx.nn.Linear(hidden_sizes[-1], 1, use_bias=False, key=rkey)
+        else:
+            self.readout = None
         self.learning_rate = learning_rate
+        self.output = output
 
     def init(self, params: Params) -> State:
         num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
-        return zero_states(self.cells, num_coordinates), self.preprocessor.init(params)
+        output_state = None if self.output is None else self.output.init(params)
+        return zero_states(self.cells, num_coordinates), self.preprocessor.init(params), output_state
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
-        lstm_state, preprocessor_state = state
+        lstm_state, preprocessor_state, output_state = state
         features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
         dtype = self.cells[0].weight_hh.dtype
         hidden, lstm_state = run_cells(self.cells, flatten_features(features, dtype), lstm_state)
-        output = jnp.sum(hidden, axis=0) if self.readout is None else (self.readout.weight @ hidden)[0]
-        return unravel_like(self.learning_rate * output, grads), (lstm_state, preprocessor_state)
+        if self.readout is not None and self.output is not None:
+            updates, output_state = self.output(self.readout.weight @ hidden, grads, output_state)
+        else:
+            total = jnp.sum(hidden, axis=0) if self.readout is None else (self.readout.weight @ hidden)[0]
+            updates = unravel_like(self.learning_rate * total, grads)
+        return updates, (lstm_state, preprocessor_state, output_state)
 
 
 def flatten_features(features: Features, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:

@@ -7,10 +7,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._misc import unravel_like
 from .._types import Params, State
+from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
 from ._coordinatewise_lstm import flatten_features
-from ._lstm import make_cells, run_cells, zero_states
+from ._lstm import make_cells, make_readout, run_cells, zero_states
 
 
 class Hierarchical(AbstractOptimizer):
@@ -27,6 +28,7 @@ class Hierarchical(AbstractOptimizer):
     - `coordinate_size`, `tensor_size`, `global_size`: widths of the three networks.
     - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default.
     - `learning_rate`: as in `CoordinatewiseLSTM`.
+    - `output`: as in `CoordinatewiseLSTM`, of a coordinate's hidden state.
     - `key`: draws the initial weights.
 
     **Raises:** `ValueError` for sizes below 1.
@@ -40,6 +42,8 @@ class Hierarchical(AbstractOptimizer):
     global_cell: eqx.nn.LSTMCell
     preprocessor: AbstractPreprocessor
     learning_rate: float = eqx.field(static=True)
+    readout: eqx.nn.Linear | None = None
+    output: AbstractOutput | None = None
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Hierarchical(AbstractOptimizer):
         preprocessor: AbstractPreprocessor | None = None,
         learning_rate: float = 1e-3,
         *,
+        output: AbstractOutput | None = None,
         key: PRNGKeyArray,
     ):
         if min(coordinate_size, tensor_size, global_size) < 1:
@@ -64,20 +69,24 @@ class Hierarchical(AbstractOptimizer):
         (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)
         (self.global_cell,) = make_cells(tensor_size, (global_size,), key=gkey)
         self.learning_rate = learning_rate
+        self.readout = None if output is None else make_readout(coordinate_size, output.num_answers)
+        self.output = output
 
     def blocks(self) -> dict[str, PyTree]:
-        return {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
+        cells = {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
+        return cells if self.output is None else {**cells, "output": (self.readout, self.output)}
 
     def init(self, params: Params) -> State:
         sizes = [leaf.size for leaf in jax.tree.leaves(params)]
         cells = (self.coordinate_cell, self.tensor_cell, self.global_cell)
         counts = (sum(sizes), len(sizes), 1)
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
-        return levels, self.preprocessor.init(params)
+        output_state = None if self.output is None else self.output.init(params)
+        return levels, self.preprocessor.init(params), output_state
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
-        (coordinate_state, tensor_state, global_state), preprocessor_state = state
+        (coordinate_state, tensor_state, global_state), preprocessor_state, output_state = state
         features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
         sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])
         tensor_of = np.repeat(np.arange(len(sizes)), sizes)
@@ -94,9 +103,12 @@ class Hierarchical(AbstractOptimizer):
         inputs = jnp.mean(tensors, axis=1, keepdims=True)
         _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
 
-        updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        if self.readout is None or self.output is None:
+            updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        else:
+            updates, output_state = self.output(self.readout.weight @ hidden, grads, output_state)
         levels = (coordinate_state, tensor_state, global_state)
-        return updates, (levels, preprocessor_state)
+        return updates, (levels, preprocessor_state, output_state)
 
 
 def _mean_by_tensor(

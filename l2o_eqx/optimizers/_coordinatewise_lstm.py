@@ -61,7 +61,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
             )
         if linear_readout and output is not None:
             raise ValueError(
-                "`CoordinatewiseLSTM(output=...)` has a linear read-out of its own; leave out `linear_readout`."
+                "`CoordinatewiseLSTM(linear_readout=True)` is instead of an `output`, which has a read-out anyway."
             )
         ckey, rkey = jr.split(key)
         self.preprocessor = Identity() if preprocessor is None else preprocessor

@@ -68,8 +68,8 @@ class AdamOutput(AbstractOutput):
     ):
         if not (rate > 0 and eps > 0 and all(0 <= b < 1 for b in (*decays, b2))):
             raise ValueError(
-                "`AdamOutput(rate, decays, b2, eps)`: the rate and `eps` must be positive, the decay rates in "
-                f"[0, 1). Got rate={rate}, decays={decays}, b2={b2}, eps={eps}."
+                "`AdamOutput(rate, decays, b2, eps)`: the rate and `eps` must be positive, the decay rates "
+                f"in [0, 1). Got rate={rate}, decays={decays}, b2={b2}, eps={eps}."
             )
         if start not in decays:
             raise ValueError(
@@ -107,7 +107,7 @@ class AdamOutput(AbstractOutput):
         # Where the root is zero, so are the means; 1 in its place keeps derivatives finite.
         positive = state.root > 0
         root = jnp.where(positive, state.root, 1.0) / jnp.sqrt(1 - self.b2**state.steps)
-        return jnp.where(positive, means / (root + self.eps), 0.0)
+        return jnp.where(positive[None], means / (root + self.eps)[None], 0.0)
 
 
 def _running_root(root, grad, decay):

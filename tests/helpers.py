@@ -82,6 +82,7 @@ PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
 
 OUTPUTS: dict[str, Callable[[], outputs.AbstractOutput]] = {
     "momentum": lambda: outputs.MomentumOutput(0.05, 0.8),
+    "curvature": lambda: outputs.CurvatureOutput(0.2, 0.8, 0.05),
     "adam": lambda: outputs.AdamOutput(0.05),
 }
 

@@ -10,7 +10,8 @@ import pytest
 from helpers import LEARNED, OUTPUTS, assert_trees_close, to_float64
 
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
-from l2o_eqx.outputs import AdamOutput, MomentumOutput
+from l2o_eqx.outputs import AdamOutput, CurvatureOutput, MomentumOutput
+from l2o_eqx.preprocessors import TwoFeature
 
 # What they are with answers of zero.
 AT_FIRST = {
@@ -61,9 +62,12 @@ def test_blocks_of_the_state_are_blocks_of_coordinates(name, getkey):
     for _ in range(3):
         grads, answers = jr.normal(getkey(), (10,)), jr.normal(getkey(), (output.num_answers, 10))
         updates, next_state = output(answers, grads, state)
+        features = output.features(grads, state)
+        assert features.shape == (output.num_features, 10)
         for part in (slice(0, 3), slice(3, 10), jr.permutation(getkey(), 10)):
             own = jax.tree.map(lambda x, part=part: x[..., part], (answers, grads, state))
             assert_trees_close(output(*own)[0], updates[part])
+            assert_trees_close(output.features(*own[1:]), features[:, part])
         state = next_state
 
 
@@ -109,6 +113,46 @@ def test_a_large_answer_still_learns(name):
         assert abs(float(value)) <= 0.05 * np.exp(6) * 1.001 and float(slope) != 0
 
 
+def test_features_of_momentum_are_ratios_to_the_last_update():
+    output = MomentumOutput(0.1, 0.5)
+    state = output.init(jnp.zeros(2))
+    grads, next_grads = jnp.array([1.0, -2.0]), jnp.array([-0.3, -0.5])
+    np.testing.assert_array_equal(output.features(grads, state), 0)
+    _, state = output(jnp.zeros((2, 2)), grads, state)
+    features = output.features(next_grads, state)
+    change, update = next_grads - grads, -0.1 * grads
+    expected = [
+        np.tanh(np.log(0.1 * np.abs(next_grads / update)) / 3),
+        np.tanh(np.log(0.1 * np.abs(change / update)) / 3),
+    ]
+    np.testing.assert_allclose(features[:2], expected, rtol=1e-5)
+    np.testing.assert_array_equal(features[4:], [np.sign(next_grads * update), np.sign(change * update)])
+
+
+def test_a_network_sees_the_output_s_features_and_the_preprocessor_s(getkey):
+    assert CoordinatewiseLSTM((3,), output=MomentumOutput(), key=getkey()).preprocessor is None
+    assert CoordinatewiseLSTM((3,), output=AdamOutput(), key=getkey()).cells[0].input_size == 1
+    optimizer = CoordinatewiseLSTM((3,), TwoFeature(), output=MomentumOutput(), key=getkey())
+    assert optimizer.cells[0].input_size == 2 + 6
+
+
+def test_curvature_is_free_of_the_objective_s_scale(getkey):
+    """Along the path on a quadratic, whatever factor it has."""
+    optimizer, curvatures = LEARNED["lstm_curvature_output"](getkey()), jnp.array([1.0, 10.0, 100.0])
+
+    def path(scale):
+        def one_step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(scale * curvatures * params, state, params)
+            return (params + updates, state), params
+
+        start = jnp.ones(3)
+        return jax.lax.scan(one_step, (start, optimizer.init(start)), length=10)[1]
+
+    for scale in (1e-20, 1e20):
+        assert_trees_close(path(scale), path(1.0), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", WITH_OUTPUT)
 def test_dtypes_of_params_stay(name, getkey):
     optimizer, rows = LEARNED[name](getkey()), jr.normal(getkey(), (5, 7))
@@ -136,6 +180,7 @@ def test_adam_does_not_change_with_the_scale_of_the_gradients(getkey):
     [
         (lambda key: MomentumOutput(0.0), "rate=0.0"),
         (lambda key: MomentumOutput(momentum=1.0), "momentum=1.0"),
+        (lambda key: CurvatureOutput(first_step=0.0), "first_step=0.0"),
         (lambda key: AdamOutput(-1.0), "rate=-1.0"),
         (lambda key: AdamOutput(decays=(0.9, 1.0)), r"decays=\(0.9, 1.0\)"),
         (lambda key: AdamOutput(start=0.8), r"start=0.8"),

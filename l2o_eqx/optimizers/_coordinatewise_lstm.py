@@ -4,14 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._misc import unravel_like
-from .._types import Features, Params, State
+from .._types import Params, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, Identity
 from ._base import AbstractOptimizer
-from ._lstm import make_cells, make_readout, run_cells, zero_states
+from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
+from ._lstm import make_cells, run_cells, zero_states
 
 
 class CoordinatewiseLSTM(AbstractOptimizer):
@@ -23,7 +24,8 @@ class CoordinatewiseLSTM(AbstractOptimizer):
     **Arguments:**
 
     - `hidden_sizes`: widths of the stacked LSTM layers.
-    - `preprocessor`: what the network sees of the gradient; `Identity()` by default.
+    - `preprocessor`: what the network sees of the gradient; `Identity()` by default. With an `output` that
+        shows the network features of its own, by default nothing beside them.
     - `learning_rate`: α; not a meta-parameter. The thesis takes 0.001 for quadratics, 0.01 for networks.
     - `linear_readout`: replaces the sum by a trained linear layer. It has no bias: with one, every
         coordinate would drift alike, which the thesis found to make learning impossible (sec. 5, fn. 4).
@@ -40,7 +42,7 @@ class CoordinatewiseLSTM(AbstractOptimizer):
 
     cells: tuple[eqx.nn.LSTMCell, ...]
     readout: eqx.nn.Linear | None
-    preprocessor: AbstractPreprocessor
+    preprocessor: AbstractPreprocessor | None
     learning_rate: float = eqx.field(static=True)
     output: AbstractOutput | None = None
 
@@ -61,13 +63,14 @@ class CoordinatewiseLSTM(AbstractOptimizer):
             )
         if linear_readout and output is not None:
             raise ValueError(
-                "`CoordinatewiseLSTM(linear_readout=True)` is instead of an `output`, which has a read-out anyway."
+                "`CoordinatewiseLSTM(linear_readout=True)` is instead of an `output`, "
+                "which has a read-out anyway."
             )
         ckey, rkey = jr.split(key)
-        self.preprocessor = Identity() if preprocessor is None else preprocessor
-        self.cells = make_cells(self.preprocessor.num_features, hidden_sizes, key=ckey)
+        self.preprocessor = preprocessor_for(preprocessor, output, Identity())
+        self.cells = make_cells(num_features(self.preprocessor, output), hidden_sizes, key=ckey)
         if output is not None:
-            self.readout = make_readout(hidden_sizes[-1], output.num_answers)
+            self.readout = make_readout(hidden_sizes[-1], output)
         elif linear_readout:
             self.readout = eqx.nn.Linear(hidden_sizes[-1], 1, use_bias=False, key=rkey)
         else:
@@ -77,24 +80,17 @@ class CoordinatewiseLSTM(AbstractOptimizer):
 
     def init(self, params: Params) -> State:
         num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
-        output_state = None if self.output is None else self.output.init(params)
-        return zero_states(self.cells, num_coordinates), self.preprocessor.init(params), output_state
+        return zero_states(self.cells, num_coordinates), *init_ends(self.preprocessor, self.output, params)
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
-        lstm_state, preprocessor_state, output_state = state
-        features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
+        lstm_state, _, output_state = state
         dtype = self.cells[0].weight_hh.dtype
-        hidden, lstm_state = run_cells(self.cells, flatten_features(features, dtype), lstm_state)
+        inputs, preprocessor_state = look(self.preprocessor, self.output, grads, state[1:], dtype)
+        hidden, lstm_state = run_cells(self.cells, inputs, lstm_state)
         if self.readout is not None and self.output is not None:
             updates, output_state = self.output(self.readout.weight @ hidden, grads, output_state)
         else:
             total = jnp.sum(hidden, axis=0) if self.readout is None else (self.readout.weight @ hidden)[0]
             updates = unravel_like(self.learning_rate * total, grads)
         return updates, (lstm_state, preprocessor_state, output_state)
-
-
-def flatten_features(features: Features, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:
-    """All coordinates of a tree side by side, features in front: contiguous along the coordinates."""
-    rows = [leaf.reshape(-1, leaf.shape[-1]).astype(dtype) for leaf in jax.tree.leaves(features)]
-    return jnp.concatenate(rows).T

@@ -10,8 +10,8 @@ from .._types import Params, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
-from ._coordinatewise_lstm import flatten_features
-from ._lstm import make_cells, make_readout, run_cells, zero_states
+from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
+from ._lstm import make_cells, run_cells, zero_states
 
 
 class Hierarchical(AbstractOptimizer):
@@ -26,7 +26,8 @@ class Hierarchical(AbstractOptimizer):
     **Arguments:**
 
     - `coordinate_size`, `tensor_size`, `global_size`: widths of the three networks.
-    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default.
+    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default, nothing beside an
+        `output` that shows features of its own.
     - `learning_rate`: as in `CoordinatewiseLSTM`.
     - `output`: as in `CoordinatewiseLSTM`, of a coordinate's hidden state.
     - `key`: draws the initial weights.
@@ -40,7 +41,7 @@ class Hierarchical(AbstractOptimizer):
     coordinate_cell: eqx.nn.LSTMCell
     tensor_cell: eqx.nn.LSTMCell
     global_cell: eqx.nn.LSTMCell
-    preprocessor: AbstractPreprocessor
+    preprocessor: AbstractPreprocessor | None
     learning_rate: float = eqx.field(static=True)
     readout: eqx.nn.Linear | None = None
     output: AbstractOutput | None = None
@@ -63,13 +64,13 @@ class Hierarchical(AbstractOptimizer):
                 f"global_size={global_size}."
             )
         ckey, tkey, gkey = jr.split(key, 3)
-        self.preprocessor = TwoFeature() if preprocessor is None else preprocessor
-        num_inputs = self.preprocessor.num_features + tensor_size
+        self.preprocessor = preprocessor_for(preprocessor, output, TwoFeature())
+        num_inputs = num_features(self.preprocessor, output) + tensor_size
         (self.coordinate_cell,) = make_cells(num_inputs, (coordinate_size,), key=ckey)
         (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)
         (self.global_cell,) = make_cells(tensor_size, (global_size,), key=gkey)
         self.learning_rate = learning_rate
-        self.readout = None if output is None else make_readout(coordinate_size, output.num_answers)
+        self.readout = None if output is None else make_readout(coordinate_size, output)
         self.output = output
 
     def blocks(self) -> dict[str, PyTree]:
@@ -81,17 +82,16 @@ class Hierarchical(AbstractOptimizer):
         cells = (self.coordinate_cell, self.tensor_cell, self.global_cell)
         counts = (sum(sizes), len(sizes), 1)
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
-        output_state = None if self.output is None else self.output.init(params)
-        return levels, self.preprocessor.init(params), output_state
+        return levels, *init_ends(self.preprocessor, self.output, params)
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
-        (coordinate_state, tensor_state, global_state), preprocessor_state, output_state = state
-        features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
+        (coordinate_state, tensor_state, global_state), _, output_state = state
         sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])
         tensor_of = np.repeat(np.arange(len(sizes)), sizes)
 
-        own = flatten_features(features, self.coordinate_cell.weight_hh.dtype)
+        dtype = self.coordinate_cell.weight_hh.dtype
+        own, preprocessor_state = look(self.preprocessor, self.output, grads, state[1:], dtype)
         inputs = jnp.concatenate([own, tensor_state[0][:, tensor_of]])
         hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
 

@@ -38,12 +38,6 @@ def _make_cell(num_inputs: int, hidden_size: int, weights: tuple[Array, Array, A
     return eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), cell, weights)
 
 
-def make_readout(hidden_size: int, num_answers: int) -> eqx.nn.Linear:
-    """The linear layer that answers an output: zero at first, without a bias."""
-    layer = eqx.filter_eval_shape(eqx.nn.Linear, hidden_size, num_answers, use_bias=False, key=jr.key(0))
-    return eqx.tree_at(lambda x: x.weight, layer, jnp.zeros((num_answers, hidden_size)))
-
-
 # One program for all layers; drawn one by one they take seconds to compile.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _initial_weights(key, num_inputs, hidden_sizes):

@@ -2,12 +2,12 @@ import math
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from .._misc import ravel_wide, unravel_like
 from .._types import Params, Scalar
 from ._base import AbstractOutput, log_factor
+from ._motion import running_root
 
 
 class AdamState(eqx.Module):
@@ -99,7 +99,7 @@ class AdamOutput(AbstractOutput):
     def _next(self, grad, state):
         decays = jnp.asarray(self.decays, grad.dtype)[:, None]
         means = decays * state.means + (1 - decays) * grad[None]
-        return AdamState(means, _running_root(state.root, grad, self.b2), state.steps + 1)
+        return AdamState(means, running_root(state.root, grad, self.b2), state.steps + 1)
 
     def _directions(self, state):
         decays = jnp.asarray(self.decays, state.means.dtype)[:, None]
@@ -108,13 +108,3 @@ class AdamOutput(AbstractOutput):
         positive = state.root > 0
         root = jnp.where(positive, state.root, 1.0) / jnp.sqrt(1 - self.b2**state.steps)
         return jnp.where(positive[None], means / (root + self.eps)[None], 0.0)
-
-
-def _running_root(root, grad, decay):
-    """√(b·root² + (1−b)·g²). The larger of both is taken out first: squares of 1e±30 are no float32."""
-    largest = jnp.maximum(root, jnp.abs(grad))
-    # A common factor, of which the result does not depend.
-    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-    square = decay * (root / scale) ** 2 + (1 - decay) * (grad / scale) ** 2
-    positive = square > 0
-    return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._misc import ravel_wide, unravel_like
+from .._misc import unravel_like
 from .._types import Params, Scalar
 from ._base import AbstractOutput, log_factor
+from ._motion import NUM_FEATURES, Motion, at_rest, motion_features, seen
 
 
 class MomentumOutput(AbstractOutput):
@@ -17,15 +18,18 @@ class MomentumOutput(AbstractOutput):
         u_t = −e^c(o₁)·r·g_t + σ(o₂ + logit β)·u_{t−1}    with    c(o) = 6·tanh(o/6) and u_0 = 0
 
     where r and β are meta-parameters, two scalars. With answers of zero it is
-    `optax.sgd(rate, momentum)`. Its state is the last update, in float32 at least.
+    `optax.sgd(rate, momentum)`. Its state is float32 at least.
+
+    It shows the network six features of its own: how the gradient and its change since the step before
+    compare with the last update. They decide how good it gets, and need no preprocessor beside them.
 
     Use it on problems that momentum solves, such as quadratics: an update of a fixed size, as the sum of a
-    bounded hidden state is, cannot follow gradients that shrink by orders of magnitude.
+    bounded hidden state is, cannot follow gradients that shrink by orders of magnitude. r belongs to one
+    curvature; where that differs between objectives, take `CurvatureOutput`.
 
     **Arguments:**
 
-    - `rate`: r at first; that of tuned momentum, about 0.0178 for `Quadratic()`. It does not scale with the
-        objective: tune it for yours.
+    - `rate`: r at first; that of tuned momentum, about 0.0178 for `Quadratic()`. Tune it for yours.
     - `momentum`: β at first.
 
     **Raises:** `ValueError` for a `rate` that is not positive or a `momentum` outside (0, 1).
@@ -51,16 +55,22 @@ class MomentumOutput(AbstractOutput):
     def num_answers(self) -> int:
         return 2
 
-    def init(self, params: Params) -> Float[Array, " coordinates"]:
-        return jnp.zeros_like(ravel_wide(params))
+    @property
+    def num_features(self) -> int:
+        return NUM_FEATURES
+
+    def init(self, params: Params) -> Motion:
+        return at_rest(params)
+
+    def features(self, grads: Params, state: Motion) -> Float[Array, "features coordinates"]:
+        new, _, change = seen(state, grads)
+        return motion_features(state, new, change, jnp.broadcast_to(self.log_rate, change.shape))
 
     def __call__(
-        self,
-        answers: Float[Array, "answers coordinates"],
-        grads: Params,
-        state: Float[Array, " coordinates"],
-    ) -> tuple[Params, Float[Array, " coordinates"]]:
+        self, answers: Float[Array, "answers coordinates"], grads: Params, state: Motion
+    ) -> tuple[Params, Motion]:
+        new, grad, _ = seen(state, grads)
         rate = jnp.exp(log_factor(answers[0]) + self.log_rate)
         momentum = jax.nn.sigmoid(answers[1] + self.logit_momentum)
-        update = (momentum * state - rate * ravel_wide(grads)).astype(state.dtype)
-        return unravel_like(update, grads), update
+        update = (momentum * state.update - rate * grad).astype(grad.dtype)
+        return unravel_like(update, grads), new.moved(update)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
+    from . import outputs as outputs
     from . import plots as plots
     from . import preprocessors as preprocessors
     from . import strategies as strategies
@@ -67,6 +68,7 @@ _NAMESPACES = [
     "meta_optimizers",
     "objectives",
     "optimizers",
+    "outputs",
     "plots",
     "preprocessors",
     "strategies",
@@ -84,7 +86,8 @@ _NAMES = {
         "_evaluate": "Trajectories evaluate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
-        "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train select_restart",
+        "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
+        "select_restart",
         "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",

@@ -21,6 +21,11 @@ def ravel(
     return jnp.concatenate(rows, axis=-1) if rows else jnp.zeros(0, dtype)
 
 
+def ravel_wide(tree: PyTree[Array]) -> Float[Array, " coordinates"]:
+    """The coordinates as float32 at least: running means need its range and digits."""
+    return ravel(tree, jnp.promote_types(tree_dtype(tree), jnp.float32))
+
+
 def unravel_like(flat: Float[Array, " coordinates"], tree: PyTree[Array]) -> PyTree[Array]:
     """The inverse of `ravel` without leading axes; every leaf has its own shape and dtype again."""
     leaves, treedef = jax.tree.flatten(tree)
@@ -63,8 +68,8 @@ def unit_rms(tree: PyTree[Array]) -> PyTree[Array]:
 
 
 def _scale_and_rms(x):
-    # Scaled by the largest entry first: squares would vanish or overflow. Both are 1 if all entries are 0, where
-    # the root has no derivative.
+    # Scaled by the largest entry first: squares would vanish or overflow. Both are 1 if all entries are 0,
+    # where the root has no derivative.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     largest = jnp.max(jnp.abs(x), initial=0)
     scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))

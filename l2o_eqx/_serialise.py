@@ -11,7 +11,7 @@ import operator
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +190,34 @@ def _build(node: Any, arrays: dict[str, Any], classes: dict[str, type]) -> Any:
         fields = [f.name for f in dataclasses.fields(cls)]
     else:
         raise ValueError(f"`{name}` is neither an Equinox module nor a named tuple")
-    missing, unexpected = sorted({*fields} - {*nodes}), sorted({*nodes} - {*fields})
+    defaults = _defaults(cls)
+    missing, unexpected = sorted({*fields} - {*nodes} - {*defaults}), sorted({*nodes} - {*fields})
     if missing or unexpected:
         raise ValueError(
             f"the class `{name}` has changed: fields missing from the file {missing}, unexpected "
             f"fields {unexpected}; if the arrays are the same, use `load(path, like=...)`"
         )
-    values = {k: _build(nodes[k], arrays, classes) for k in fields}
+    values = {k: _build(nodes[k], arrays, classes) if k in nodes else defaults[k]() for k in fields}
     if issubclass(cls, tuple):
         return tuple.__new__(cls, values.values())
     module = object.__new__(cls)  # As Equinox unflattens: no `__init__`, no `__check_init__`.
     for k, v in values.items():
         object.__setattr__(module, k, v)
     return module
+
+
+def _defaults(cls: Any) -> dict[str, Callable[[], Any]]:
+    # What a field has in files that are older than it. An optimizer keeps its numbers only if the default
+    # is what the class did before it had the field.
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    found = {}
+    for f in dataclasses.fields(cls):
+        if f.default is not dataclasses.MISSING:
+            found[f.name] = lambda value=f.default: value
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory
+    return found
 
 
 def _fill(like: PyTree, arrays: dict[str, Any], kinds: dict[str, str]) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from l2o_eqx import objectives, optimizers, preprocessors, strategies, weightings
+from l2o_eqx import objectives, optimizers, outputs, preprocessors, strategies, weightings
 from l2o_eqx.optimizers import AbstractOptimizer
 
 
@@ -89,6 +89,24 @@ PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
     "adam_like": preprocessors.AdamLike,
 }
 
+OUTPUTS: dict[str, Callable[[], outputs.AbstractOutput]] = {
+    "momentum": lambda: outputs.MomentumOutput(0.05, 0.8),
+    "curvature": lambda: outputs.CurvatureOutput(0.2, 0.8, 0.05),
+    "adam": lambda: outputs.AdamOutput(0.05),
+}
+
+
+def answering(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same with a read-out that is not zero, as after some training: derivatives reach all weights."""
+
+    def answer(key):
+        optimizer = make(key)
+        weight = 0.3 * jr.normal(jr.fold_in(key, 1), optimizer.readout.weight.shape)
+        return eqx.tree_at(lambda o: o.readout.weight, optimizer, weight)
+
+    return answer
+
+
 # Learned optimizers: key -> optimizer. Small, and with steps large enough for derivatives to show.
 LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     **{
@@ -99,6 +117,15 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     },
     "lstm_linear_readout": lambda key: optimizers.CoordinatewiseLSTM(
         (4,), learning_rate=0.1, linear_readout=True, key=key
+    ),
+    **{
+        f"lstm_{name}_output": answering(
+            lambda key, make=make: optimizers.CoordinatewiseLSTM((4,), output=make(), key=key)
+        )
+        for name, make in OUTPUTS.items()
+    },
+    "hierarchical_momentum_output": answering(
+        lambda key: optimizers.Hierarchical(3, 4, 2, output=OUTPUTS["momentum"](), key=key)
     ),
     "per_layer": _per_layer,
     "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),

@@ -295,6 +295,32 @@ def test_own_optimizer(path):
     assert same(load(save(path, state)), state)
 
 
+def test_a_field_that_the_file_does_not_have_takes_its_default(path):
+    """A class that has gained fields reads its old files; a field without a default must be in them."""
+    old = define("Grown", x=Any)
+    fields: Any = {"__annotations__": {"x": Any, "y": Any, "z": Any}, "__module__": __name__}
+    fields |= {"y": None, "z": eqx.field(default_factory=lambda: (1, 2))}
+    new = types.new_class("Grown", (eqx.Module,), exec_body=lambda space: space.update(fields))
+    loaded = load(save(path, old(jnp.ones(2))), classes=[new])
+    assert type(loaded) is new and same((loaded.x, loaded.y, loaded.z), (jnp.ones(2), None, (1, 2)))
+
+
+@pytest.mark.parametrize("make", [optimizers.CoordinatewiseLSTM, optimizers.Hierarchical])
+def test_optimizers_of_before_they_had_outputs(make, path):
+    optimizer = make(key=jr.key(0))
+
+    def as_it_was(header):
+        for name in ("output", "readout") if make is optimizers.Hierarchical else ("output",):
+            assert header["structure"]["class"][1].pop(name) is None
+
+    save(path, optimizer)
+    rewrite(path, as_it_was)
+    loaded = load(path)
+    assert same(loaded, optimizer)
+    grads = jnp.ones(3)
+    assert same(*(x.update(grads, x.init(grads), grads) for x in (loaded, optimizer)))
+
+
 def test_closures_of_optax_are_refused(path):
     with pytest.raises(TypeError, match=r"`transformation\.init`, the function"):
         save(path, optimizers.FromOptax(optax.adam(0.1)))

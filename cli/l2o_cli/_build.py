@@ -13,7 +13,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
-from l2o_eqx import data, objectives, optimizers, preprocessors, strategies, weightings
+from l2o_eqx import data, objectives, optimizers, outputs, preprocessors, strategies, weightings
 
 from . import _config as config
 from ._errors import UsageError, label
@@ -65,6 +65,11 @@ def build(given: config.RunConfig) -> Parts:
         raise UsageError(
             f"{label(('pretraining', 'num_samples'))}: got {pretraining.num_samples}, must be at least "
             f"{pretraining.batch_size}, one batch"
+        )
+    if getattr(given.optimizer, "linear_readout", False) and given.optimizer.output.kind != "sum":
+        raise UsageError(
+            f"{label(('optimizer', 'linear_readout'))}: is for the output 'sum'; "
+            f"{given.optimizer.output.kind!r} has a read-out of its own"
         )
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     evaluation = given.evaluation.model_copy(update={"learning_rates": rates})
@@ -154,6 +159,7 @@ def optimizer_maker(
             make_preprocessor(table.preprocessor),
             table.learning_rate,
             linear_readout=table.linear_readout,
+            output=make_output(table.output),
             key=key,
         )
 
@@ -171,6 +177,7 @@ def optimizer_maker(
                 table.global_size,
                 make_preprocessor(table.preprocessor),
                 table.learning_rate,
+                output=make_output(table.output),
                 key=key,
             )
         case config.AdamMLP():
@@ -190,6 +197,22 @@ def make_preprocessor(table: Any) -> preprocessors.AbstractPreprocessor:
             return preprocessors.TwoFeature(table.p)
         case config.AdamLike():
             return preprocessors.AdamLike(table.b1, table.b2, table.eps)
+        case _:
+            raise AssertionError(table)
+
+
+def make_output(table: Any) -> outputs.AbstractOutput | None:
+    """The output of the table `optimizer.output`; `None` for the sum."""
+    match table:
+        case config.SumOutput():
+            return None
+        case config.CurvatureOutput():
+            return outputs.CurvatureOutput(table.rate, table.momentum, table.first_step)
+        case config.MomentumOutput():
+            return outputs.MomentumOutput(table.rate, table.momentum)
+        case config.AdamOutput():
+            with blaming("optimizer", "output", "decays"):
+                return outputs.AdamOutput(table.rate, table.decays, table.b2, table.eps)
         case _:
             raise AssertionError(table)
 

@@ -86,11 +86,70 @@ Preprocessor = Annotated[
 ]
 
 
+class SumOutput(Table):
+    kind: Literal["sum"] = "sum"
+
+
+class _MomentumOutput(Table):
+    momentum: Annotated[float, OptionName("--output-momentum")] = Field(
+        0.9, gt=0, lt=1, description="Momentum that the network corrects, at first."
+    )
+
+
+class MomentumOutput(_MomentumOutput):
+    kind: Literal["momentum"] = "momentum"
+    rate: Annotated[PositiveFloat, OptionName("--output-rate")] = Field(
+        0.0178,
+        description="Rate that the network corrects, at first; 0.0178 for momentum, 0.3 for curvature, 0.01 "
+        "for adam if not given.",
+    )
+
+
+class CurvatureOutput(_MomentumOutput):
+    kind: Literal["curvature"] = "curvature"
+    rate: Annotated[PositiveFloat, OptionName("--output-rate")] = Field(
+        0.3, description="Rate that the network corrects, at first."
+    )
+    first_step: Annotated[PositiveFloat, OptionName("--output-first-step")] = Field(
+        0.01, description="First step, before the curvature is known."
+    )
+
+
+class AdamOutput(Table):
+    kind: Literal["adam"] = "adam"
+    rate: Annotated[PositiveFloat, OptionName("--output-rate")] = Field(
+        0.01, description="Rate that the network corrects, at first."
+    )
+    decays: Annotated[tuple[Decay, ...], OptionName("--output-decays")] = Field(
+        (0.5, 0.9, 0.97),
+        min_length=1,
+        description="Decay rates of the running means that it mixes; 0.9 among them.",
+    )
+    b2: Annotated[Decay, OptionName("--output-b2")] = Field(
+        0.99, description="Decay rate of the running mean square."
+    )
+    eps: Annotated[PositiveFloat, OptionName("--output-eps")] = Field(
+        1e-12, description="Added to the root of the mean square."
+    )
+
+
+Output = Annotated[
+    SumOutput | MomentumOutput | CurvatureOutput | AdamOutput,
+    Field(
+        discriminator="kind",
+        description="What makes the update: the sum of the hidden state, or corrections to momentum, to "
+        "momentum relative to the curvature, or to Adam; these have rates of their own.",
+    ),
+]
+
+
 class _LSTM(Table):
     hidden_sizes: Sizes = Field((20, 20), description="Widths of the optimizer's LSTM layers.")
     learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     linear_readout: bool = Field(False, description="Trained linear read-out instead of the sum.")
     preprocessor: Preprocessor
+    # Presets and files of versions that did not have it take the sum.
+    output: Output = SumOutput()
 
 
 class CoordinatewiseLSTM(_LSTM):
@@ -113,6 +172,7 @@ class Hierarchical(Table):
     global_size: Positive = Field(20, description="Width of the global LSTM.")
     learning_rate: PositiveFloat = Field(description="Factor of the learned updates.")
     preprocessor: Preprocessor
+    output: Output = SumOutput()
 
 
 class AdamMLP(Table):
@@ -313,6 +373,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.kind": "coordinatewise-lstm",
         "optimizer.learning_rate": 0.001,
         "optimizer.preprocessor.kind": "identity",
+        "optimizer.output.kind": "sum",
         "strategy.kind": "every-window",
         "strategy.window": 16,
         "weighting.kind": "constant",
@@ -326,6 +387,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.kind": "coordinatewise-lstm",
         "optimizer.learning_rate": 0.01,
         "optimizer.preprocessor.kind": "log-sign",
+        "optimizer.output.kind": "sum",
         "strategy.kind": "every-window",
         "strategy.window": 16,
         "weighting.kind": "constant",

@@ -7,9 +7,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._misc import unravel_like
 from .._types import Params, State
+from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
-from ._coordinatewise_lstm import flatten_features
+from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
 from ._lstm import make_cells, run_cells, zero_states
 
 
@@ -25,8 +26,10 @@ class Hierarchical(AbstractOptimizer):
     **Arguments:**
 
     - `coordinate_size`, `tensor_size`, `global_size`: widths of the three networks.
-    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default.
+    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default, nothing beside an
+        `output` that shows features of its own.
     - `learning_rate`: as in `CoordinatewiseLSTM`.
+    - `output`: as in `CoordinatewiseLSTM`, of a coordinate's hidden state.
     - `key`: draws the initial weights.
 
     **Raises:** `ValueError` for sizes below 1.
@@ -38,8 +41,10 @@ class Hierarchical(AbstractOptimizer):
     coordinate_cell: eqx.nn.LSTMCell
     tensor_cell: eqx.nn.LSTMCell
     global_cell: eqx.nn.LSTMCell
-    preprocessor: AbstractPreprocessor
+    preprocessor: AbstractPreprocessor | None
     learning_rate: float = eqx.field(static=True)
+    readout: eqx.nn.Linear | None = None
+    output: AbstractOutput | None = None
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class Hierarchical(AbstractOptimizer):
         preprocessor: AbstractPreprocessor | None = None,
         learning_rate: float = 1e-3,
         *,
+        output: AbstractOutput | None = None,
         key: PRNGKeyArray,
     ):
         if min(coordinate_size, tensor_size, global_size) < 1:
@@ -58,31 +64,34 @@ class Hierarchical(AbstractOptimizer):
                 f"global_size={global_size}."
             )
         ckey, tkey, gkey = jr.split(key, 3)
-        self.preprocessor = TwoFeature() if preprocessor is None else preprocessor
-        num_inputs = self.preprocessor.num_features + tensor_size
+        self.preprocessor = preprocessor_for(preprocessor, output, TwoFeature())
+        num_inputs = num_features(self.preprocessor, output) + tensor_size
         (self.coordinate_cell,) = make_cells(num_inputs, (coordinate_size,), key=ckey)
         (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)
         (self.global_cell,) = make_cells(tensor_size, (global_size,), key=gkey)
         self.learning_rate = learning_rate
+        self.readout = None if output is None else make_readout(coordinate_size, output)
+        self.output = output
 
     def blocks(self) -> dict[str, PyTree]:
-        return {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
+        cells = {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
+        return cells if self.output is None else {**cells, "output": (self.readout, self.output)}
 
     def init(self, params: Params) -> State:
         sizes = [leaf.size for leaf in jax.tree.leaves(params)]
         cells = (self.coordinate_cell, self.tensor_cell, self.global_cell)
         counts = (sum(sizes), len(sizes), 1)
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
-        return levels, self.preprocessor.init(params)
+        return levels, *init_ends(self.preprocessor, self.output, params)
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         del params
-        (coordinate_state, tensor_state, global_state), preprocessor_state = state
-        features, preprocessor_state = self.preprocessor(grads, preprocessor_state)
+        (coordinate_state, tensor_state, global_state), _, output_state = state
         sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])
         tensor_of = np.repeat(np.arange(len(sizes)), sizes)
 
-        own = flatten_features(features, self.coordinate_cell.weight_hh.dtype)
+        dtype = self.coordinate_cell.weight_hh.dtype
+        own, preprocessor_state = look(self.preprocessor, self.output, grads, state[1:], dtype)
         inputs = jnp.concatenate([own, tensor_state[0][:, tensor_of]])
         hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
 
@@ -94,9 +103,12 @@ class Hierarchical(AbstractOptimizer):
         inputs = jnp.mean(tensors, axis=1, keepdims=True)
         _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
 
-        updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        if self.readout is None or self.output is None:
+            updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
+        else:
+            updates, output_state = self.output(self.readout.weight @ hidden, grads, output_state)
         levels = (coordinate_state, tensor_state, global_state)
-        return updates, (levels, preprocessor_state)
+        return updates, (levels, preprocessor_state, output_state)
 
 
 def _mean_by_tensor(

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._misc import ravel, tree_dtype, unravel_like
+from .._misc import ravel_wide, unravel_like
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -43,14 +43,14 @@ class AdamLike(AbstractPreprocessor):
         return 2
 
     def init(self, params: Params) -> Moments:
-        flat = _ravel(params)
+        flat = ravel_wide(params)
         return jnp.zeros_like(flat), jnp.zeros_like(flat), jnp.zeros_like(flat)
 
     def __call__(self, grads: Params, state: Moments) -> tuple[Features, Moments]:
         # The number of steps is kept per coordinate, so that a block of coordinates takes its part of the
         # state along without knowing of the others.
         mean, square, steps = state
-        grad = _ravel(grads)
+        grad = ravel_wide(grads)
         mean = self.b1 * mean + (1 - self.b1) * grad
         square = self.b2 * square + (1 - self.b2) * grad**2
         steps = steps + 1
@@ -61,9 +61,3 @@ class AdamLike(AbstractPreprocessor):
         features = (grad / root, mean / (1 - self.b1**steps) / root)
         stacked = jax.tree.map(lambda *f: jnp.stack(f, axis=-1), *(unravel_like(f, grads) for f in features))
         return stacked, (mean, square, steps)
-
-
-def _ravel(tree):
-    # The moments need the range and the digits of at least float32.
-    dtype = jnp.promote_types(tree_dtype(tree), jnp.float32)
-    return ravel(tree, dtype)

@@ -5,6 +5,7 @@ from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
 from ._hierarchical import Hierarchical as Hierarchical
+from ._learned_momentum import LearnedMomentum as LearnedMomentum
 from ._per_layer import PerLayer as PerLayer
 from ._per_layer import by_kind as by_kind
 from ._per_layer import by_layer as by_layer

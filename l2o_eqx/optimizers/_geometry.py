@@ -1,0 +1,219 @@
+"""Inner products between trees of arrays, tensor by tensor, layer by layer or of the whole tree.
+
+Squares of norms leave the range of float32 long before the norms themselves do. So every direction carries
+a scale, no entry being larger, and what is multiplied are the directions divided by it. Norms then come as
+logarithms. Nothing here is NaN, and has no derivative that is, where a direction is exactly zero.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from .._misc import tree_dtype
+from .._types import Params
+from ._per_layer import by_layer
+
+Per = Literal["tensor", "layer", "tree"]
+# One number for every group of leaves.
+PerGroup = Float[Array, " groups"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Which leaves, by their place in the tree, share a network; and how many coordinates they have."""
+
+    members: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def sum(self, per_leaf: Sequence[Float[Array, ""]], dtype: np.dtype) -> PerGroup:
+        """Of one number per leaf."""
+        return _stack([sum((per_leaf[i] for i in m[1:]), per_leaf[m[0]]) for m in self.members], dtype)
+
+    def max(self, per_leaf: Sequence[Float[Array, ""]], dtype: np.dtype) -> PerGroup:
+        """Of one number per leaf."""
+        return _stack([jnp.max(jnp.stack([per_leaf[i] for i in m])) for m in self.members], dtype)
+
+    def spread(self, values: PerGroup) -> list[Float[Array, ""]]:
+        """For each leaf the number of its group."""
+        group_of = {leaf: group for group, m in enumerate(self.members) for leaf in m}
+        return [values[group_of[leaf]] for leaf in range(len(group_of))]
+
+
+def _stack(numbers, dtype):
+    return jnp.stack(numbers) if numbers else jnp.zeros(0, dtype)
+
+
+def groups_of(tree: Params, per: Per) -> Groups:
+    """The groups of a tree's leaves: one each per `"tensor"`, per `"layer"` (see `by_layer`), or one."""
+    paths = jtu.tree_leaves_with_path(tree)
+    members: dict[object, list[int]] = {}
+    for i, (path, leaf) in enumerate(paths):
+        label = {"tensor": i, "layer": by_layer(path, leaf), "tree": 0}[per]
+        members.setdefault(label, []).append(i)
+    sizes = tuple(max(1, sum(paths[i][1].size for i in m)) for m in members.values())
+    return Groups(tuple(map(tuple, members.values())), sizes)
+
+
+def check_per(where: str, per: str) -> None:
+    """Refuses an unknown kind of group in the name of `where`."""
+    if per not in ("tensor", "layer", "tree"):
+        raise ValueError(f"`{where}(per={per!r})`: a network runs per 'tensor', per 'layer' or per 'tree'.")
+
+
+def wide_dtype(tree: Params) -> np.dtype:
+    """The dtype that geometry is done in: the widest of the leaves', float32 at least."""
+    return jnp.promote_types(tree_dtype(tree), jnp.float32)
+
+
+class Direction(eqx.Module):
+    """The leaves of a tree in one dtype, and a bound on the absolute entries of each group.
+
+    The bound is a positive constant to derivatives; where all entries are zero it means nothing.
+    """
+
+    leaves: list[Float[Array, "..."]]
+    scale: PerGroup
+
+    def scaled(self, groups: Groups) -> list[Float[Array, "..."]]:
+        """The leaves with no entry above 1."""
+        inverse = groups.spread(1 / self.scale)
+        return [x * s for x, s in zip(self.leaves, inverse, strict=True)]
+
+
+def zero_direction(groups: Groups, tree: Params) -> Direction:
+    dtype = wide_dtype(tree)
+    leaves = [jnp.zeros(x.shape, dtype) for x in jax.tree.leaves(tree)]
+    return Direction(leaves, jnp.full(len(groups), jnp.finfo(dtype).tiny, dtype))
+
+
+def direction(groups: Groups, tree: Params) -> Direction:
+    """A tree as a direction; one more pass over it finds its largest entries."""
+    dtype = wide_dtype(tree)
+    leaves = [x.astype(dtype) for x in jax.tree.leaves(tree)]
+    largest = groups.max([jnp.max(jnp.abs(x), initial=0.0) for x in leaves], dtype)
+    return Direction(leaves, _bound(largest))
+
+
+def difference(a: Direction, b: Direction) -> Direction:
+    """a − b, taken before anything is multiplied: as a difference of products it would cancel."""
+    leaves = [x - y for x, y in zip(a.leaves, b.leaves, strict=True)]
+    return Direction(leaves, jnp.maximum(a.scale, b.scale))
+
+
+def combination(groups: Groups, weights: Sequence[PerGroup], directions: Sequence[Direction]) -> Direction:
+    """Σ w_k·D_k, each D_k divided by its scale. Bounded without another pass."""
+    rows = []
+    for weight, d in zip(weights, directions, strict=True):
+        spread = groups.spread(weight)
+        rows.append([w * x for w, x in zip(spread, d.scaled(groups), strict=True)])
+    leaves = [sum(terms[1:], terms[0]) for terms in zip(*rows, strict=True)]
+    return Direction(leaves, _bound(sum(jnp.abs(w) for w in weights[1:]) + jnp.abs(weights[0])))
+
+
+def _bound(scale):
+    return lax.stop_gradient(jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
+
+
+def inner(groups: Groups, a: Direction, b: Direction) -> PerGroup:
+    """⟨a, b⟩ of the directions divided by their scales."""
+    pairs = zip(a.scaled(groups), b.scaled(groups), strict=True)
+    return groups.sum([jnp.sum(x * y) for x, y in pairs], a.scale.dtype)
+
+
+def cosine(product: PerGroup, square_a: PerGroup, square_b: PerGroup) -> PerGroup:
+    """⟨a, b⟩/(‖a‖‖b‖) from `inner`; 0 where one of them is zero."""
+    both = (square_a > 0) & (square_b > 0)
+    # Root by root: the product of the squares could underflow.
+    lengths = jnp.sqrt(jnp.where(both, square_a, 1.0)) * jnp.sqrt(jnp.where(both, square_b, 1.0))
+    return jnp.where(both, product / lengths, 0.0)
+
+
+def as_tree(d: Direction, like: Params) -> Params:
+    """The leaves as a tree with the dtypes of another."""
+    leaves, treedef = jax.tree.flatten(like)
+    return treedef.unflatten([x.astype(y.dtype) for x, y in zip(d.leaves, leaves, strict=True)])
+
+
+def log_rms(tree: Params, groups: Groups) -> PerGroup:
+    """The log of the root mean square of a whole tree, for every group; 0 if all is zero."""
+    whole = groups_of(tree, "tree")
+    if not len(whole):
+        return jnp.zeros(0, wide_dtype(tree))
+    d = direction(whole, tree)
+    length = lengths(whole, d)
+    value = jnp.where(length.positive, length.log - 0.5 * np.log(whole.sizes[0]), 0.0)
+    return jnp.broadcast_to(value, (len(groups),))
+
+
+class Lengths(eqx.Module):
+    """Logs of norms, and where the norms are not zero; squares are those of `inner`."""
+
+    square: PerGroup
+    log: PerGroup
+    positive: Bool[Array, " groups"]
+
+
+def lengths(groups: Groups, d: Direction, square: PerGroup | None = None) -> Lengths:
+    """Of a direction; `square` is its inner product with itself, if that is there already."""
+    square = inner(groups, d, d) if square is None else square
+    positive = square > 0
+    return Lengths(square, 0.5 * jnp.log(jnp.where(positive, square, 1.0)) + jnp.log(d.scale), positive)
+
+
+def log_ratio(a: Lengths, b: Lengths, limit: float = 10.0) -> PerGroup:
+    """log(‖a‖/‖b‖), cut to ±`limit`; 0 where one of them is zero."""
+    return cut_log(a.log - b.log, a.positive & b.positive, limit)
+
+
+def cut_log(value: PerGroup, where: Bool[Array, " groups"], limit: float = 10.0) -> PerGroup:
+    """A logarithm as the networks see it: cut to ±`limit`, 0 where there is none."""
+    return jnp.where(where, jnp.clip(value, -limit, limit), 0.0)
+
+
+def running_curvature(
+    log_curvature: PerGroup, known: Bool[Array, " groups"], y: Lengths, u: Lengths, log_decay: float
+) -> tuple[PerGroup, Bool[Array, " groups"]]:
+    """log of L = max(decay·L, ‖y‖/‖u‖), and where there is one.
+
+    Where nothing was measured, because the gradient has not changed or the params have not moved, L stays.
+    """
+    measured = y.positive & u.positive
+    now = jnp.where(measured, y.log - u.log, 0.0)
+    later = jnp.where(measured, jnp.maximum(log_curvature + log_decay, now), log_curvature)
+    return jnp.where(known, later, now), known | measured
+
+
+def first_move(
+    groups: Groups, g: Lengths, u: Lengths, log_size: Float[Array, ""], log_reference: PerGroup
+) -> PerGroup:
+    """log of what `g`, divided by its scale, is multiplied by as long as no curvature is known.
+
+    The move has the RMS `log_size` says, times the reference; after a move that has not changed the gradient
+    at all, twice that of the last update, up to a million times the first one.
+    """
+    log_n = jnp.log(jnp.asarray(groups.sizes, g.log.dtype))
+    shortest = log_size.astype(g.log.dtype) + log_reference
+    again = jnp.clip(u.log - 0.5 * log_n + math.log(2), shortest, shortest + math.log(1e6))
+    size = jnp.where(u.positive, again, shortest)
+    return size + 0.5 * log_n - 0.5 * jnp.log(jnp.where(g.positive, g.square, 1.0))
+
+
+def bounded_exp(x: PerGroup) -> PerGroup:
+    """exp without infinities."""
+    return jnp.exp(jnp.minimum(x, 85.0))
+
+
+def sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5

@@ -12,3 +12,4 @@ from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
+from ._subspace_rnn import SubspaceRNN as SubspaceRNN

@@ -1,5 +1,4 @@
 import math
-from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,11 +9,12 @@ from .._types import Params, State
 from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
+    FirstStep,
     Per,
     PerGroup,
     as_tree,
     bounded_exp,
-    check_per,
+    check_settings,
     combination,
     cosine,
     cut_log,
@@ -32,8 +32,6 @@ from ._geometry import (
     zero_direction,
 )
 from ._lstm import LSTMState, make_cells, run_cells, zero_states
-
-FirstStep = Literal["absolute", "relative"]
 
 # Log of what the running largest curvature is multiplied by at each step.
 _LOG_DECAY = math.log(0.99)
@@ -112,10 +110,13 @@ class LearnedMomentum(AbstractOptimizer):
         first_step: FirstStep = "absolute",
         key: PRNGKeyArray,
     ):
-        check_per("LearnedMomentum", per)
-        if hidden_size < 1:
-            raise ValueError(f"`LearnedMomentum(hidden_size=...)` must be at least 1. Got {hidden_size}.")
-        check_first_move("LearnedMomentum", momentum, first_move, first_step)
+        check_settings(
+            "LearnedMomentum",
+            per=per,
+            first_step=first_step,
+            below_one={"momentum": momentum},
+            positive={"hidden_size": hidden_size, "first_move": first_move},
+        )
         ckey, rkey = jr.split(key)
         self.cells = make_cells(6, (hidden_size,), key=ckey)
         self.readout = 0.01 * jr.normal(rkey, (2, hidden_size))
@@ -144,9 +145,9 @@ class LearnedMomentum(AbstractOptimizer):
         # Times 4, so that the small weights need not move far.
         answers = (4 * self.readout @ hidden + self.offsets[:, None]).astype(g.scale.dtype)
         log_rate = jnp.clip(answers[0], -_LARGEST_ANSWER, _LARGEST_ANSWER) - log_curvature
-        first = first_move(groups, g_length, u_length, self.log_first_move, state.log_reference)
-        weight = jnp.where(known, log_rate + jnp.log(g.scale), first)
-        weights = (-bounded_exp(weight), sigmoid(answers[1]) * u.scale)
+        first = first_move(groups, u_length, self.log_first_move, state.log_reference)
+        length = bounded_exp(jnp.where(known, log_rate + g_length.log, first))
+        weights = (-length * g_length.inverse, sigmoid(answers[1]) * u.scale)
         updates = combination(groups, weights, (g, u))
         state = LearnedMomentumState(g, updates, lstm, log_curvature, known, state.log_reference)
         return as_tree(updates, grads), state
@@ -174,15 +175,3 @@ def _look(groups, g, state):
         ]
     )
     return features, g_length, u_length, log_curvature, known
-
-
-def check_first_move(where: str, momentum: float, first_move: float, first_step: str) -> None:
-    """Refuses settings of the untrained method in the name of `where`."""
-    if not 0 < momentum < 1:
-        raise ValueError(f"`{where}(momentum=...)` must lie between 0 and 1. Got momentum={momentum}.")
-    if not first_move > 0:
-        raise ValueError(f"`{where}(first_move=...)` must be positive. Got first_move={first_move}.")
-    if first_step not in ("absolute", "relative"):
-        raise ValueError(
-            f"`{where}(first_step={first_step!r})`: the first step can be 'absolute' or 'relative'."
-        )

@@ -6,6 +6,7 @@ logarithms. Nothing here is NaN, and has no derivative that is, where a directio
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -151,14 +152,42 @@ def _bound(scale):
     return lax.stop_gradient(jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
 
 
-def inner(groups: Groups, a: Direction, b: Direction) -> PerGroup:
-    """⟨a, b⟩ of the directions divided by their scales."""
-    pairs = zip(a.scaled(groups), b.scaled(groups), strict=True)
-    return groups.sum([jnp.sum(x * y) for x, y in pairs], a.scale.dtype)
+# Indices of two directions.
+Pair = tuple[int, int]
+
+
+def inner_products(
+    groups: Groups, directions: Sequence[Direction], pairs: tuple[Pair, ...]
+) -> dict[Pair, PerGroup]:
+    """⟨D_i, D_j⟩ for some pairs of directions, each divided by its scale; in one pass over memory."""
+    scaled = zip(*(d.scaled(groups) for d in directions), strict=True)
+    per_leaf = [_sums_of_products(pairs, rows) for rows in scaled]
+    dtype = directions[0].scale.dtype
+    return {pair: groups.sum([sums[k] for sums in per_leaf], dtype) for k, pair in enumerate(pairs)}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sums_of_products(pairs, rows):
+    # A reduction for each pair would read its two arrays again: at 10^6 coordinates that takes four times as
+    # long. XLA does not fuse them by itself, and JAX has no derivative of a reduction of several arrays.
+    products = tuple(rows[i] * rows[j] for i, j in pairs)
+    zeros = tuple(jnp.zeros((), x.dtype) for x in products)
+    return lax.reduce(products, zeros, _add_each, tuple(range(rows[0].ndim)))
+
+
+def _add_each(xs, ys):
+    return tuple(x + y for x, y in zip(xs, ys, strict=True))
+
+
+@_sums_of_products.defjvp
+def _sums_of_products_jvp(pairs, primals, tangents):
+    (rows,), (moved,) = primals, tangents
+    changes = tuple(jnp.sum(rows[i] * moved[j] + moved[i] * rows[j]) for i, j in pairs)
+    return _sums_of_products(pairs, rows), changes
 
 
 def cosine(product: PerGroup, square_a: PerGroup, square_b: PerGroup) -> PerGroup:
-    """⟨a, b⟩/(‖a‖‖b‖) from `inner`; 0 where one of them is zero."""
+    """⟨a, b⟩/(‖a‖‖b‖) from `inner_products`; 0 where one of them is zero."""
     both = (square_a > 0) & (square_b > 0)
     # Root by root: the product of the squares could underflow.
     lengths = jnp.sqrt(jnp.where(both, square_a, 1.0)) * jnp.sqrt(jnp.where(both, square_b, 1.0))
@@ -171,19 +200,8 @@ def as_tree(d: Direction, like: Params) -> Params:
     return treedef.unflatten([x.astype(y.dtype) for x, y in zip(d.leaves, leaves, strict=True)])
 
 
-def log_rms(tree: Params, groups: Groups) -> PerGroup:
-    """The log of the root mean square of a whole tree, for every group; 0 if all is zero."""
-    whole = groups_of(tree, "tree")
-    if not len(whole):
-        return jnp.zeros(0, wide_dtype(tree))
-    d = direction(whole, tree)
-    length = lengths(whole, d)
-    value = jnp.where(length.positive, length.log - 0.5 * np.log(whole.sizes[0]), 0.0)
-    return jnp.broadcast_to(value, (len(groups),))
-
-
 class Lengths(eqx.Module):
-    """Logs of norms, and where the norms are not zero; squares are those of `inner`."""
+    """Squares of norms, of what is divided by the scale, logs of norms, and where norms are not zero."""
 
     square: PerGroup
     log: PerGroup
@@ -195,11 +213,16 @@ class Lengths(eqx.Module):
         return jnp.where(self.positive, lax.rsqrt(jnp.where(self.positive, self.square, 1.0)), 0.0)
 
 
-def lengths(groups: Groups, d: Direction, square: PerGroup | None = None) -> Lengths:
-    """Of a direction; `square` is its inner product with itself, if that is there already."""
-    square = inner(groups, d, d) if square is None else square
+def lengths(d: Direction, square: PerGroup) -> Lengths:
+    """Of a direction whose `inner_products` with itself are known. A log is finite where there is none."""
     positive = square > 0
     return Lengths(square, 0.5 * jnp.log(jnp.where(positive, square, 1.0)) + jnp.log(d.scale), positive)
+
+
+def zero_lengths(groups: Groups, dtype: np.dtype) -> Lengths:
+    """Those of `zero_direction`."""
+    zeros = jnp.zeros(len(groups), dtype)
+    return Lengths(zeros, zeros, jnp.zeros(len(groups), bool))
 
 
 def log_ratio(a: Lengths, b: Lengths, limit: float = 10.0) -> PerGroup:
@@ -245,3 +268,14 @@ def bounded_exp(x: PerGroup) -> PerGroup:
 def sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Without XLA's own division, which takes a third longer on a CPU."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def log_rms(tree: Params, groups: Groups) -> PerGroup:
+    """The log of the root mean square of a whole tree, for every group; 0 if all is zero."""
+    whole = groups_of(tree, "tree")
+    if not len(whole):
+        return jnp.zeros(0, wide_dtype(tree))
+    d = direction(whole, tree)
+    length = lengths(d, inner_products(whole, [d], ((0, 0),))[0, 0])
+    value = jnp.where(length.positive, length.log - 0.5 * np.log(whole.sizes[0]), 0.0)
+    return jnp.broadcast_to(value, (len(groups),))

@@ -10,6 +10,7 @@ from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
     FirstStep,
+    Lengths,
     Per,
     PerGroup,
     as_tree,
@@ -22,7 +23,7 @@ from ._geometry import (
     direction,
     first_move,
     groups_of,
-    inner,
+    inner_products,
     lengths,
     log_ratio,
     log_rms,
@@ -30,22 +31,26 @@ from ._geometry import (
     sigmoid,
     wide_dtype,
     zero_direction,
+    zero_lengths,
 )
 from ._lstm import LSTMState, make_cells, run_cells, zero_states
 
 # Log of what the running largest curvature is multiplied by at each step.
 _LOG_DECAY = math.log(0.99)
+# The inner products between g, the gradient before, u and y that are needed.
+_PAIRS = ((0, 0), (2, 2), (3, 3), (0, 1), (0, 2), (2, 3))
 # Largest |a|; e^6 = 400.
 _LARGEST_ANSWER = 6.0
 
 
 class LearnedMomentumState(eqx.Module):
-    """What `LearnedMomentum` carries: the last gradient and update, and per group the rest.
+    """What `LearnedMomentum` carries: the last gradient, its length, and update, and per group the rest.
 
     `log_curvature` is log L, where `known`; `log_reference` the log of what the first move is relative to.
     """
 
     grads: Direction
+    length: Lengths
     updates: Direction
     lstm: tuple[LSTMState, ...]
     log_curvature: PerGroup
@@ -130,9 +135,10 @@ class LearnedMomentum(AbstractOptimizer):
         zeros = zero_direction(groups, params)
         nothing = jnp.zeros(len(groups), wide_dtype(params))
         reference = log_rms(params, groups) if self.first_step == "relative" else nothing
+        length = zero_lengths(groups, nothing.dtype)
         unknown = jnp.zeros(len(groups), bool)
         lstm = zero_states(self.cells, len(groups))
-        return LearnedMomentumState(zeros, zeros, lstm, nothing, unknown, reference)
+        return LearnedMomentumState(zeros, length, zeros, lstm, nothing, unknown, reference)
 
     def update(
         self, grads: Params, state: LearnedMomentumState, params: Params | None
@@ -149,7 +155,7 @@ class LearnedMomentum(AbstractOptimizer):
         length = bounded_exp(jnp.where(known, log_rate + g_length.log, first))
         weights = (-length * g_length.inverse, sigmoid(answers[1]) * u.scale)
         updates = combination(groups, weights, (g, u))
-        state = LearnedMomentumState(g, updates, lstm, log_curvature, known, state.log_reference)
+        state = LearnedMomentumState(g, g_length, updates, lstm, log_curvature, known, state.log_reference)
         return as_tree(updates, grads), state
 
 
@@ -157,19 +163,20 @@ def _look(groups, g, state):
     """The features, the lengths of g and u, and the curvature with what the last step has shown of it."""
     before, u = state.grads, state.updates
     y = difference(g, before)
-    g_length, before_length, u_length, y_length = (lengths(groups, d) for d in (g, before, u, y))
+    dots = inner_products(groups, (g, before, u, y), _PAIRS)
+    g_length, u_length, y_length = (lengths(d, dots[k, k]) for k, d in ((0, g), (2, u), (3, y)))
     log_curvature, known = running_curvature(state.log_curvature, state.known, y_length, u_length, _LOG_DECAY)
-    along = cosine(inner(groups, y, u), y_length.square, u_length.square)
+    along = cosine(dots[2, 3], u_length.square, y_length.square)
     # Curvature along u; where it is not positive, the third feature tells.
     log_along = jnp.log(jnp.maximum(along, 1e-5)) + y_length.log - u_length.log - log_curvature
     measured = y_length.positive & u_length.positive
     moving = g_length.positive & u_length.positive & known
     features = jnp.stack(
         [
-            cosine(inner(groups, g, u), g_length.square, u_length.square),
-            cosine(inner(groups, g, before), g_length.square, before_length.square),
+            cosine(dots[0, 2], g_length.square, u_length.square),
+            cosine(dots[0, 1], g_length.square, state.length.square),
             along,
-            jnp.tanh(log_ratio(g_length, before_length)),
+            jnp.tanh(log_ratio(g_length, state.length)),
             cut_log(log_along, measured) / 5,
             cut_log(u_length.log + log_curvature - g_length.log, moving) / 3,
         ]

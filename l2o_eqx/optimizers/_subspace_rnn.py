@@ -11,6 +11,7 @@ from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
     FirstStep,
+    Lengths,
     Per,
     PerGroup,
     as_tree,
@@ -23,7 +24,7 @@ from ._geometry import (
     direction,
     first_move,
     groups_of,
-    inner,
+    inner_products,
     lengths,
     log_ratio,
     log_rms,
@@ -31,6 +32,7 @@ from ._geometry import (
     sigmoid,
     wide_dtype,
     zero_direction,
+    zero_lengths,
 )
 from ._gru import run_gru
 
@@ -38,6 +40,7 @@ from ._gru import run_gru
 _DECAYS = (0.5, 0.9, 0.97)
 # Pairs of the directions g, u, y and the running means.
 _PAIRS = tuple(itertools.combinations(range(3 + len(_DECAYS)), 2))
+_SQUARES = tuple((k, k) for k in range(3 + len(_DECAYS)))
 # Log of what the running largest curvature is multiplied by at each step.
 _LOG_DECAY = math.log(0.99)
 # Largest logarithm of the factor; and of the way to the Barzilai–Borwein step, of which a part is gone.
@@ -52,13 +55,14 @@ _NUM_FEATURES = len(_PAIRS) + 2 + len(_DECAYS) + 3
 
 
 class SubspaceRNNState(eqx.Module):
-    """What `SubspaceRNN` carries: directions of the recent past, and per group the rest.
+    """What `SubspaceRNN` carries: directions of the recent past, the last gradient's length, and the rest.
 
     `log_step` and `log_curvature` are log η and log L, where `known`; `log_reference` the log of what the
     first move is relative to.
     """
 
     grads: Direction
+    length: Lengths
     updates: Direction
     means: tuple[Direction, ...]
     step: Int[Array, ""]
@@ -147,6 +151,7 @@ class SubspaceRNN(AbstractOptimizer):
         nothing = jnp.zeros(len(groups), wide_dtype(params))
         return SubspaceRNNState(
             grads=zeros,
+            length=zero_lengths(groups, nothing.dtype),
             updates=zeros,
             means=(zeros,) * len(_DECAYS),
             step=jnp.zeros((), jnp.int32),
@@ -165,8 +170,9 @@ class SubspaceRNN(AbstractOptimizer):
         g, step = direction(groups, grads), state.step + 1
         means = tuple(_mean(groups, m, g, b, step) for m, b in zip(state.means, _DECAYS, strict=True))
         directions = (g, state.updates, difference(g, state.grads), *means)
-        own = [lengths(groups, d) for d in directions]
-        sight = _look(groups, directions, own, state)
+        dots = inner_products(groups, directions, _SQUARES + _PAIRS)
+        own = [lengths(d, dots[k, k]) for k, d in enumerate(directions)]
+        sight = _look(dots, own, state)
         hidden = self._think(sight.features, state.hidden)
         # Times 4, so that the small weights need not move far. Small: coefficients of running means that are
         # random upset the momentum.
@@ -183,6 +189,7 @@ class SubspaceRNN(AbstractOptimizer):
         updates = combination(groups, weights, directions)
         state = SubspaceRNNState(
             grads=g,
+            length=own[0],
             updates=updates,
             means=means,
             step=step,
@@ -216,25 +223,22 @@ def _mean(groups, mean, g, decay, step):
     return combination(groups, ((1 - new) * mean.scale, new * g.scale), (mean, g))
 
 
-def _look(groups, directions, own, state):
+def _look(dots, own, state):
     g, u, y, *means = own
-    cosines = [
-        cosine(inner(groups, directions[i], directions[j]), own[i].square, own[j].square) for i, j in _PAIRS
-    ]
+    cosines = {(i, j): cosine(dots[i, j], own[i].square, own[j].square) for i, j in _PAIRS}
     measured = u.positive & y.positive
     log_curvature, known = running_curvature(state.log_curvature, state.known, y, u, _LOG_DECAY)
-    aligned = jnp.maximum(jnp.abs(cosines[_PAIRS.index((1, 2))]), _SMALLEST_COSINE)
+    aligned = jnp.maximum(jnp.abs(cosines[1, 2]), _SMALLEST_COSINE)
     barzilai_borwein = jnp.where(measured, jnp.log(aligned) + u.log - y.log, 0.0)
     log_step = jnp.where(state.known, state.log_step, -log_curvature)
     pulls = jnp.stack([barzilai_borwein - log_step, -log_curvature - log_step])
     pulls = jnp.where(measured, jnp.clip(pulls, -_LARGEST_PULL, _LARGEST_PULL), 0.0)
-    before = lengths(groups, state.grads)
     features = jnp.stack(
         [
-            *cosines,
+            *cosines.values(),
             cut_log(u.log - log_step - g.log, u.positive & g.positive & known) / 3,
             *(log_ratio(d, g) / 3 for d in (y, *means)),
-            jnp.tanh(log_ratio(g, before)),
+            jnp.tanh(log_ratio(g, state.length)),
             *(pulls / 3),
         ]
     )

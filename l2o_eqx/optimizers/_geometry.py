@@ -144,7 +144,7 @@ def combination(groups: Groups, weights: Sequence[PerGroup], directions: Sequenc
     for weight, d in zip(weights, directions, strict=True):
         spread = groups.spread(weight)
         rows.append([w * x for w, x in zip(spread, d.scaled(groups), strict=True)])
-    leaves = [sum(terms[1:], terms[0]) for terms in zip(*rows, strict=True)]
+    leaves = [functools.reduce(jnp.add, terms) for terms in zip(*rows, strict=True)]
     return Direction(leaves, _bound(sum(jnp.abs(w) for w in weights[1:]) + jnp.abs(weights[0])))
 
 

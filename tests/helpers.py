@@ -133,6 +133,11 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     "unit_rms": lambda key: optimizers.UnitRMS(
         optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
     ),
+    "learned_momentum": lambda key: optimizers.LearnedMomentum(4, key=key),
+    "learned_momentum_per_layer": lambda key: optimizers.LearnedMomentum(
+        3, per="layer", first_step="relative", key=key
+    ),
+    "subspace_rnn": lambda key: optimizers.SubspaceRNN(4, key=key),
     "user_scaled_gradient": lambda key: ScaledGradient(jnp.float32(1e-2), jnp.float32(1e-3)),
     "user_root_mean_square": lambda key: RootMeanSquare(jnp.float32(1e-2)),
     "user_looking_lstm": lambda key: LookingLSTM(

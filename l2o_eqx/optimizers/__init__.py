@@ -6,6 +6,7 @@ from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
 from ._hierarchical import Hierarchical as Hierarchical
+from ._learned_momentum import LearnedMomentum as LearnedMomentum
 from ._per_layer import PerLayer as PerLayer
 from ._per_layer import by_kind as by_kind
 from ._per_layer import by_layer as by_layer
@@ -13,3 +14,4 @@ from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
 from ._unit_rms import UnitRMS as UnitRMS
+from ._subspace_rnn import SubspaceRNN as SubspaceRNN

@@ -25,7 +25,8 @@ class MomentumOutput(AbstractOutput):
 
     Use it on problems that momentum solves, such as quadratics: an update of a fixed size, as the sum of a
     bounded hidden state is, cannot follow gradients that shrink by orders of magnitude. r belongs to one
-    curvature; where that differs between objectives, take `CurvatureOutput`.
+    curvature: trained on `Quadratic(16)` it diverges on `Quadratic(64)`. Where scales differ, take
+    `CurvatureOutput`.
 
     **Arguments:**
 

@@ -1,5 +1,6 @@
 """Which optimizer a training is left with: the last one, or what `--validate-every` or `--average` keep."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def taken_from(state: l2o.MetaState) -> tuple[Any, dict[str, Any] | None]:
 
 def _as_json(scores: np.ndarray) -> Any:
     # Null stands for what is not finite, as in all files of a run.
-    return np.where(np.isfinite(scores), scores.astype(object), None).tolist()
+    plain = [x if math.isfinite(x) else None for x in scores.ravel().tolist()]
+    return plain if scores.ndim else plain[0]
 
 
 def describe_taken(taken: dict[str, Any], super_epochs: int) -> str:

@@ -30,9 +30,15 @@ if TYPE_CHECKING:
     from ._compare import compare as compare
     from ._comparison import Comparison as Comparison
     from ._comparison import Share as Share
+    from ._curriculum import Curriculum as Curriculum
+    from ._curriculum import CurriculumSolution as CurriculumSolution
+    from ._curriculum import Stage as Stage
+    from ._curriculum import train_curriculum as train_curriculum
     from ._devices import use_cores as use_cores
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
+    from ._imitate import ImitationSolution as ImitationSolution
+    from ._imitate import imitate as imitate
     from ._meta_gradient import MetaGradient as MetaGradient
     from ._meta_gradient import meta_gradient as meta_gradient
     from ._meta_gradient import recorded_meta_gradient as recorded_meta_gradient
@@ -82,8 +88,10 @@ _NAMES = {
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
         "_compare": "compare",
         "_comparison": "Comparison Share",
+        "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
+        "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "

@@ -205,6 +205,11 @@ VALUES = {
     "meta.warmup_updates": ("20", 20),
     "meta.decay": ("cosine", "cosine"),
     "meta.final_share": ("0.01", 0.01),
+    "meta.average": ("0.25", 0.25),
+    "validation.every": ("5", 5),
+    "validation.num_objectives": ("7", 7),
+    "validation.num_steps": ("77", 77),
+    "validation.last": ("7", 7),
     "meta.num_steps": ("77", 77),
     "meta.num_epochs": ("7", 7),
     "meta.super_epochs": ("77", 77),
@@ -237,7 +242,8 @@ ALONG = {
 def _along(leaf):
     kinds = [("--" + table[-1], kinds[-1]) for table, kinds in leaf.owners.items() if table[-1] != "kind"]
     pretrain = ["--pretrain"] if leaf.path[0] == "pretraining" and leaf.path[-1] != "enabled" else []
-    return [*(word for pair in kinds for word in pair), *pretrain, *ALONG.get(leaf.name, [])]
+    validate = ["--validate-every", "5"] if leaf.path[0] == "validation" and leaf.path[-1] != "every" else []
+    return [*(word for pair in kinds for word in pair), *pretrain, *validate, *ALONG.get(leaf.name, [])]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +343,9 @@ BAD = {
     "--norm-floor 1e-6 --normalization none": ["--norm-floor", "'none'", "'global'"],
     "--meta-final-share 0.1": ["--meta-final-share", "'none'", "'cosine'"],
     "--num-steps 20 --super-epochs 3 --meta-warmup 3": ["--meta-warmup", "got 3", "the 3 meta-updates"],
+    "--average 1.5": ["--average", "1.5", "less than or equal to 1"],
+    "--validation-objectives 9": ["--validation-objectives", "'9'", "'--validate-every'", "no validation"],
+    "--num-steps 20 --validate-every 1 --validation-last 21": ["--validation-last", "last=21"],
     "--set meta.clip_norm=2": ["--clip-norm", "'2'", "'clip'"],
     "--pretrain-samples 9": ["option '--pretrain-samples' (pretraining.num_samples)", "'9'", "'--pretrain'"],
     "--no-pretrain --pretrain-carry-state": ["--pretrain-carry-state", "'true'", "'--pretrain'"],
@@ -487,6 +496,40 @@ def test_restarts_are_all_kept_and_compared(tmp_path, monkeypatch):
     assert row["final_loss"] == np.median(row["restarts"]["final_loss"])
     evaluation = json.loads(l2o_cli("evaluate", "out", "--json").stdout)
     assert len(evaluation["restarts"]["medians"]) == 3
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_best_by_validation_is_taken_and_the_last_kept(restarts, monkeypatch):
+    """A meta-learning rate that spoils the optimizer: an early one is taken, saved, and compared."""
+    _only_adam(monkeypatch)
+    spoiled = ("--meta-learning-rate", 3, "--validate-every", 2, "--average", 0.3, "--restarts", restarts)
+    settings = (*spoiled, "--super-epochs", 5, "--learning-rate", 0.1, "--out", "out", "--json")
+    result = l2o_cli("train", *TINY, *settings)
+    answer, record = json.loads(result.stdout), json.loads(Path("out/run.json").read_text())
+    taken = record["taken"]
+    assert answer["taken"] == taken and taken["by"] == "validation"
+    epochs = np.atleast_1d(taken["super_epoch"])
+    assert len(epochs) == restarts and set(epochs.tolist()) <= {0, 2, 4, 5}
+    assert "the best by validation" in result.stderr
+    rows = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert [row["validation_loss"] is not None for row in rows] == [False, True, False, True, True]
+    name = "optimizer{}.safetensors" if restarts == 1 else "optimizers{}/restart-001.safetensors"
+    best, last = (l2o.load(f"out/{name.format(which)}") for which in ("", "-last"))
+    is_last = epochs[-1] == 5 and not np.atleast_1d(taken["averaged"])[-1]
+    assert bool(eqx.tree_equal(best, last)) == is_last
+    assert l2o.load_metadata(f"out/{name.format('')}")["taken"] == taken
+    # The score of what was saved is the one that was noted, on draws that depend on the seed alone.
+    validation = build(resolve([tomllib.loads(Path("out/config.toml").read_text())])).validation
+    assert validation is not None
+    np.testing.assert_allclose(validation.score(best), np.atleast_1d(taken["validation_loss"])[-1], rtol=1e-4)
+
+
+def test_an_average_without_validation_is_taken(monkeypatch):
+    _only_adam(monkeypatch)
+    output = l2o_cli("train", *TINY, "--average", 1, "--out", "out").output
+    assert "the mean of the optimizers of the last 2 super epochs" in output
+    assert Path("out/optimizer-last.safetensors").exists()
+    assert json.loads(Path("out/run.json").read_text())["taken"]["by"] == "average"
 
 
 def test_json_is_the_only_thing_on_stdout(trained, tmp_path):

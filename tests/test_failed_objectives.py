@@ -31,7 +31,7 @@ class FailingObjective(AbstractObjective):
 
     def loss(self, params, step, key):
         loss = self.quadratic.loss(params, step, key)
-        return jnp.where(self.bad & (jnp.asarray(step) >= 1), VALUES[self.kind] * loss, loss)
+        return loss * jnp.where(self.bad & (jnp.asarray(step) >= 1), VALUES[self.kind], 1.0)
 
 
 class Failing(AbstractObjectiveFamily):

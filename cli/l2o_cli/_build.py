@@ -3,10 +3,9 @@
 Importing this module starts JAX, so that commands import it when they run.
 """
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -16,7 +15,8 @@ import l2o_eqx as l2o
 from l2o_eqx import data, objectives, optimizers, outputs, preprocessors, strategies, weightings
 
 from . import _config as config
-from ._errors import UsageError, label
+from ._build_meta import make_meta_optimizer, make_validation
+from ._errors import UsageError, blaming, label
 
 GROUPS = {
     "layer": optimizers.by_layer,
@@ -43,6 +43,7 @@ class Parts:
     strategy: strategies.AbstractUpdateStrategy
     weighting: weightings.AbstractWeighting
     meta_optimizer: optax.GradientTransformation
+    validation: l2o.Validation | None
     make_optimizer: Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]
 
 
@@ -81,6 +82,7 @@ def build(given: config.RunConfig) -> Parts:
         strategy,
         make_weighting(given.weighting),
         make_meta_optimizer(meta, strategy),
+        make_validation(resolved, family),
         optimizer_maker(given.optimizer, family),
     )
 
@@ -112,15 +114,6 @@ def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
     if recorded and table.order == "second":
         return "strategy", "gradient"
     return "strategy", "window"
-
-
-@contextlib.contextmanager
-def blaming(*path: str) -> Iterator[None]:
-    """Turns the library's `ValueError` into one about a setting."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(f"{label(path)}: {error}") from None
 
 
 def make_family(
@@ -256,39 +249,6 @@ def make_weighting(table: Any) -> weightings.AbstractWeighting:
             return weightings.LogMean(table.eps, table.relative, table.power)
         case _:
             raise AssertionError(table)
-
-
-def make_meta_optimizer(
-    meta: config.Meta, strategy: strategies.AbstractUpdateStrategy
-) -> optax.GradientTransformation:
-    """Adam after the normalization of the table `meta`; leaves out what is not finite.
-
-    **Arguments:**
-
-    - `meta`: the table, with the number of steps.
-    - `strategy`: says how many meta-updates they make, over which the learning rate decays.
-
-    **Raises:** `UsageError` for a warm-up that is longer than the training.
-    """
-    total = meta.super_epochs * strategy.num_updates(meta.num_steps)
-    if meta.warmup_updates >= total:
-        raise UsageError(
-            f"{label(('meta', 'warmup_updates'))}: got {meta.warmup_updates}, must be less than the {total} "
-            "meta-updates of the training"
-        )
-    return l2o.default_meta_optimizer(
-        meta.learning_rate,
-        normalization=meta.normalization,
-        norm_floor=meta.norm_floor,
-        clip_norm=meta.clip_norm,
-        b1=meta.b1,
-        b2=meta.b2,
-        eps=meta.eps,
-        warmup_updates=meta.warmup_updates,
-        total_updates=total if meta.decay == "cosine" else None,
-        final_share=meta.final_share,
-        drop_norm=meta.drop_norm,
-    )
 
 
 def _make_mnist(

@@ -281,6 +281,9 @@ class Meta(Table):
     final_share: Annotated[float, OptionName("--meta-final-share")] = Field(
         0.0, ge=0, le=1, description="Share of the learning rate that 'cosine' ends at."
     )
+    average: Annotated[float | None, Field(gt=0, le=1)] = Field(
+        None, description="Share of the super epochs, the last ones, whose optimizers are averaged."
+    )
     num_steps: Positive = Field(description="Inner steps of a super epoch.")
     num_epochs: Positive | None = Field(
         None, description="Length of a super epoch in epochs of the data instead of steps (mnist only)."
@@ -288,6 +291,24 @@ class Meta(Table):
     super_epochs: Positive = Field(description="Inner optimizations one after the other.")
     num_objectives: Positive = Field(description="Inner optimizations side by side.")
     restarts: Positive = Field(1, description="Independent trainings from other initial weights.")
+
+
+class Validation(Table):
+    every: Annotated[int, OptionName("--validate-every")] = Field(
+        0,
+        ge=0,
+        description="Super epochs between two validations, by which the best optimizer is kept; with 0 there "
+        "are none, and the last one is.",
+    )
+    num_objectives: Annotated[Positive, OptionName("--validation-objectives")] = Field(
+        16, description="Unseen objectives that are tried each time."
+    )
+    num_steps: Annotated[Positive | None, OptionName("--validation-steps")] = Field(
+        None, description="Inner steps on each; as in training if not given."
+    )
+    last: Annotated[Positive, OptionName("--validation-last")] = Field(
+        1, description="Last losses whose mean counts; more than one for minibatches."
+    )
 
 
 class Pretraining(Table):
@@ -359,8 +380,9 @@ class RunConfig(Table):
         Field(discriminator="kind", description="How losses make the meta-loss."),
     ]
     meta: Meta
-    # Files of versions that did not have it are read as without pretraining.
+    # Files of versions that did not have them are read as without.
     pretraining: Pretraining = Pretraining.model_validate({})
+    validation: Validation = Validation.model_validate({})
     evaluation: Evaluation
 
 

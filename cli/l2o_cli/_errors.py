@@ -1,7 +1,8 @@
 """Mistakes of the user: one line on stderr, exit code 2."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -23,6 +24,15 @@ def label(path: Path) -> str:
     leaf = leaves().get(path) or leaves().get((*path, "kind"))
     name = ".".join(path)
     return f"option '{leaf.option}' ({name})" if leaf else f"setting '{name}'"
+
+
+@contextlib.contextmanager
+def blaming(*path: str) -> Iterator[None]:
+    """Turns the library's `ValueError` into one about a setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{label(path)}: {error}") from None
 
 
 def suggestion(given: str, possible: Iterable[str]) -> str:

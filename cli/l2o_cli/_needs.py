@@ -1,6 +1,6 @@
 """Settings that mean something only next to others; alone they would be ignored without a word."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ._config import RunConfig
@@ -9,9 +9,12 @@ from ._fields import Path, leaves, show
 from ._resolve import Layer
 
 _SWITCH = ("pretraining", "enabled")
+_VALIDATE = ("validation", "every")
+_ANY = range(1, 2**31)
 # What a setting needs: another setting, and the values it may have. What comes first is asked first.
-_NEEDS: list[tuple[Path, Path, tuple[Any, ...]]] = [
+_NEEDS: list[tuple[Path, Path, Sequence[Any]]] = [
     *((path, _SWITCH, (True,)) for path in leaves() if path[0] == _SWITCH[0] and path != _SWITCH),
+    *((path, _VALIDATE, _ANY) for path in leaves() if path[0] == _VALIDATE[0] and path != _VALIDATE),
     (("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),
     (("meta", "norm_floor"), ("meta", "normalization"), ("tensor", "block", "global")),
     (("meta", "clip_norm"), ("meta", "normalization"), ("clip",)),
@@ -38,9 +41,9 @@ def refuse_ignored(config: RunConfig, given: Iterable[Layer]) -> None:
                 raise UsageError(f"{label(path)}: got {show(value)!r}, but {_missing(other, found, values)}")
 
 
-def _missing(other: Path, found: Any, values: tuple[Any, ...]) -> str:
-    if found is False:
-        return f"without {label(other)} there is no pretraining"
+def _missing(other: Path, found: Any, values: Sequence[Any]) -> str:
+    if not found:
+        return f"without {label(other)} there is no {other[0]}"
     possible = " or ".join(map(repr, values))
     return f"{label(other)} is {found!r}; it has a meaning with {possible} only"
 

@@ -16,6 +16,7 @@ PANELS = {
     "weighting": "Weighting",
     "meta": "Meta-training",
     "pretraining": "Pretraining",
+    "validation": "Validation",
     "evaluation": "Evaluation",
 }
 

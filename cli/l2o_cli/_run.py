@@ -22,6 +22,8 @@ from ._resolve import to_toml
 OPTIMIZER_FILE = "optimizer.safetensors"
 RESTART_FILE = "optimizers/restart-{:03}.safetensors"
 RESTART_PATTERN = "optimizers/restart-*.safetensors"
+LAST_FILE = "optimizer-last.safetensors"
+LAST_RESTART_FILE = "optimizers-last/restart-{:03}.safetensors"
 
 # Far from the small numbers that splitting the seed's key amounts to.
 _PRETRAINING = 1000
@@ -115,13 +117,14 @@ def pretrain_first(run: Run) -> None:
     show_pretraining(pretrained, run.output)
 
 
-def save_optimizers(run: Run, optimizer: Any, **facts: Any) -> list[str]:
+def save_optimizers(run: Run, optimizer: Any, *, last: bool = False, **facts: Any) -> list[str]:
     """Writes the optimizer, or each restart's, and returns the names of the files.
 
     **Arguments:**
 
     - `run`: says where to.
     - `optimizer`: one, or a batch of restarts.
+    - `last`: whether it is the last one, where another one was taken.
     - `facts`: to keep in each file beside the settings.
     """
     config = run.parts.config
@@ -130,7 +133,7 @@ def save_optimizers(run: Run, optimizer: Any, **facts: Any) -> list[str]:
         "data": run.parts.data,
         **facts,
     }
-    files = optimizer_files(config)
+    files = optimizer_files(config, last=last)
     for i, name in enumerate(files):
         path = run.folder / name
         path.parent.mkdir(exist_ok=True)
@@ -139,10 +142,11 @@ def save_optimizers(run: Run, optimizer: Any, **facts: Any) -> list[str]:
     return files
 
 
-def optimizer_files(config: RunConfig) -> list[str]:
-    """The names of a run's optimizer files, one per restart."""
+def optimizer_files(config: RunConfig, *, last: bool = False) -> list[str]:
+    """The names of a run's optimizer files, one per restart; `last` as in `save_optimizers`."""
     restarts = config.meta.restarts
-    return [OPTIMIZER_FILE] if restarts == 1 else [RESTART_FILE.format(i) for i in range(restarts)]
+    one, many = (LAST_FILE, LAST_RESTART_FILE) if last else (OPTIMIZER_FILE, RESTART_FILE)
+    return [one] if restarts == 1 else [many.format(i) for i in range(restarts)]
 
 
 def describe_device() -> str:

@@ -27,6 +27,7 @@ from ._interrupt import interrupted, run_interruptibly
 from ._metrics import FILE, median_over_restarts, open_log
 from ._output import Output
 from ._run import Run, begin, describe_device, optimizer_files, pretrain_first, save_optimizers
+from ._taken import describe_taken, taken_from
 
 
 @dataclasses.dataclass
@@ -35,6 +36,9 @@ class _Training:
     latest: l2o.Progress | None = None
     wants_to_stop: bool = False
     skipped: int = 0
+    # What is kept and compared, and why if it is not the last one.
+    optimizer: Any = None
+    taken: dict[str, Any] | None = None
 
 
 def train(given: RunConfig, out: Path | None, output: Output) -> None:
@@ -116,7 +120,7 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
             update(progress.super_epoch, status)
             return training.wants_to_stop
 
-        return l2o.meta_train(
+        solution = l2o.meta_train(
             training.run.optimizer,
             parts.family,
             parts.strategy,
@@ -126,9 +130,15 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
             super_epochs=meta.super_epochs,
             num_objectives=meta.num_objectives,
             restarts=training.run.restarts,
+            validation=parts.validation,
+            average=meta.average,
             key=training.run.key,
             callbacks=[log, show],
         )
+    if training.latest is not None:
+        # With what is kept at the end, be it an early one.
+        training.latest = dataclasses.replace(training.latest, state=solution.state)
+    return solution
 
 
 def _ask(training: _Training) -> None:
@@ -158,6 +168,8 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
     done = 0 if training.latest is None else training.latest.super_epoch
     files = optimizer_files(training.run.parts.config) if done else []
     skipped = training.skipped
+    if training.taken is not None:
+        facts["taken"] = training.taken
     training.run.record.finish(
         result, super_epochs_done=done, skipped_updates=skipped, optimizers=files, **facts
     )
@@ -170,15 +182,21 @@ def _save(training: _Training) -> None:
     latest = training.latest
     if latest is None:
         return
-    save_optimizers(training.run, latest.state.optimizer, super_epochs_done=latest.super_epoch)
-    with replacing(training.run.folder / "training.png") as path:
-        plots.plot_training(plots.read_metrics(training.run.folder / FILE), path)
+    run, done = training.run, latest.super_epoch
+    training.optimizer, training.taken = taken_from(latest.state)
+    if training.taken is None:
+        save_optimizers(run, training.optimizer, super_epochs_done=done)
+    else:
+        save_optimizers(run, training.optimizer, super_epochs_done=done, taken=training.taken)
+        save_optimizers(run, latest.state.optimizer, last=True, super_epochs_done=done)
+        run.output.say(describe_taken(training.taken, done))
+    with replacing(run.folder / "training.png") as path:
+        plots.plot_training(plots.read_metrics(run.folder / FILE), path)
 
 
 def _compare(training: _Training) -> l2o.Comparison:
-    assert training.latest is not None
     run = training.run
-    optimizers = {LEARNED: training.latest.state.optimizer, UNTRAINED: run.optimizer}
+    optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
     comparison = run_comparison(
         {**optimizers, **l2o.baselines_for(run.parts.family)},
         run.parts,
@@ -201,6 +219,8 @@ def _report(training: _Training, comparison: l2o.Comparison) -> None:
         f"`l2o evaluate {folder}`. In Python: `l2o_eqx.load({str(first)!r})`."
     )
     result = {"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)}
+    if training.taken is not None:
+        result["taken"] = training.taken
     if training.run.pretraining:
         result["pretraining"] = training.run.pretraining
     output.result(result)

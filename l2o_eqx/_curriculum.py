@@ -1,0 +1,172 @@
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from ._checks import check_sizes
+from ._meta_step import MetaState, init_meta_state
+from ._meta_train import Callback, MetaSolution, Progress, meta_train
+from ._snapshots import Validation
+from .meta_optimizers import default_meta_optimizer
+from .objectives import AbstractObjectiveFamily
+from .optimizers import AbstractOptimizer
+from .strategies import AbstractUpdateStrategy
+from .weightings import AbstractWeighting
+
+# Far from the numbers of super epochs, with which the training's own draws are made.
+_DRAWS = 2**31 - 2
+
+
+class Curriculum(eqx.Module):
+    """Horizons to train on one after the other, each for as long as it helps on the next one.
+
+    **Arguments:**
+
+    - `horizons`: lengths of a super epoch, increasing; the strategy must fit the shortest.
+    - `every`: super epochs between two validations.
+    - `patience`: validations in a row without a new best that end a horizon.
+    - `num_objectives`: that are tried at each validation.
+    - `last`: how many of the last losses count, see `Validation`.
+
+    **Raises:** `ValueError` for no horizons, horizons that do not increase, or sizes below 1.
+
+    Reference: T. Chen et al. 2020, "Training stronger baselines for learning to optimize"
+    (arXiv:2010.09089), sec. 3.1.
+    """
+
+    horizons: tuple[int, ...] = eqx.field(static=True)
+    every: int = eqx.field(static=True, default=5)
+    patience: int = eqx.field(static=True, default=3)
+    num_objectives: int = eqx.field(static=True, default=16)
+    last: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if not self.horizons or list(self.horizons) != sorted(set(self.horizons)):
+            raise ValueError(
+                f"`Curriculum(horizons=...)` needs horizons that increase. Got horizons={self.horizons}."
+            )
+        sizes = ("every", "patience", "num_objectives", "last")
+        check_sizes("Curriculum", **{name: getattr(self, name) for name in sizes})
+
+    def judged_on(self, stage: int) -> int:
+        """The horizon on which stage number `stage` is validated: the next; for the last one, itself."""
+        return self.horizons[min(stage + 1, len(self.horizons) - 1)]
+
+
+class Stage(eqx.Module):
+    """What was done on one horizon: `horizon`, and the `solution` of its `meta_train`."""
+
+    horizon: int
+    solution: MetaSolution
+
+
+class CurriculumSolution(eqx.Module):
+    """The result of `train_curriculum`.
+
+    **Fields:**
+
+    - `optimizer`: the best one of the last stage by its validation; with `restarts`, a batch of them.
+    - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
+    - `stages`: one per horizon that was trained on, in order.
+    """
+
+    optimizer: AbstractOptimizer
+    result: Literal["completed", "stopped"]
+    stages: tuple[Stage, ...]
+
+
+class _Watch:
+    # A callback that ends a stage where validations stagnate, or the training where a callback wants it.
+    def __init__(self, callbacks: Sequence[Callback], patience: int):
+        self.callbacks, self.patience = callbacks, patience
+        self.wanted = False
+
+    def __call__(self, progress: Progress) -> bool:
+        self.wanted = any([callback(progress) for callback in self.callbacks])
+        assert progress.state.best is not None
+        # Of several restarts, the one that improved last.
+        since = progress.super_epoch - int(np.max(np.asarray(progress.state.best.super_epoch)))
+        return self.wanted or since >= self.patience
+
+
+def train_curriculum(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    strategy: AbstractUpdateStrategy | None = None,
+    *,
+    curriculum: Curriculum,
+    super_epochs: int = 100,
+    weighting: AbstractWeighting | None = None,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    num_objectives: int = 1,
+    restarts: int | None = None,
+    validation_family: AbstractObjectiveFamily | None = None,
+    key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
+) -> CurriculumSolution:
+    """Trains on short super epochs first, and on longer ones as soon as those no longer help.
+
+    At each horizon the optimizer is trained by `meta_train` and validated on the next one, on fixed draws;
+    when the validation loss has had no new best for `patience` validations, training goes on from the best
+    snapshot at the next horizon. The last horizon is validated on itself. Every horizon is compiled once.
+
+    **Arguments:**
+
+    - `curriculum`: the horizons, and when to go on.
+    - `super_epochs`: how many in all, over all horizons; training ends earlier if the last horizon stagnates.
+    - `validation_family`: what validations draw from; by default `family`.
+    - all others: as in `meta_train`. With `restarts`, all go on together, when the last one stagnates, each
+        from its own best snapshot.
+
+    **Returns:** a `CurriculumSolution`.
+
+    **Raises:** `ValueError` as `meta_train`, also for a strategy that does not fit the shortest horizon.
+
+    Reference: T. Chen et al. 2020 (arXiv:2010.09089), algorithm 1.
+    """
+    meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    draws = jr.fold_in(key, _DRAWS)
+    state, stages, wanted = init_meta_state(optimizer, meta_optimizer, restarts=restarts), [], False
+    for i, horizon in enumerate(curriculum.horizons):
+        watch = _Watch(callbacks, curriculum.patience * curriculum.every)
+        solution = meta_train(
+            state.optimizer,
+            family,
+            strategy,
+            weighting=weighting,
+            meta_optimizer=meta_optimizer,
+            num_steps=horizon,
+            super_epochs=super_epochs,
+            num_objectives=num_objectives,
+            restarts=restarts,
+            validation=_validation(curriculum, i, validation_family or family, draws),
+            key=key,
+            callbacks=[watch],
+            state=state,
+        )
+        stages.append(Stage(horizon, solution))
+        state, wanted = _from_best(solution.state), watch.wanted
+        if wanted or int(state.super_epoch) >= super_epochs:
+            break
+    return CurriculumSolution(state.optimizer, "stopped" if wanted else "completed", tuple(stages))
+
+
+def _validation(curriculum: Curriculum, stage: int, family: Any, key: PRNGKeyArray) -> Validation:
+    return Validation(
+        family,
+        curriculum.judged_on(stage),
+        curriculum.num_objectives,
+        curriculum.every,
+        curriculum.last,
+        key=key,
+    )
+
+
+def _from_best(state: MetaState) -> MetaState:
+    assert state.best is not None
+    return dataclasses.replace(state, optimizer=state.best.optimizer, best=None, average=None)

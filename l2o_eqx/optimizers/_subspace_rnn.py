@@ -124,7 +124,7 @@ class SubspaceRNN(AbstractOptimizer):
         momentum: float = 0.9,
         gates: tuple[float, float] = (0.02, 0.5),
         factor: float = 1.0,
-        first_move: float = 0.01,
+        first_move: float = 1e-3,
         first_step: FirstStep = "absolute",
         key: PRNGKeyArray,
     ):

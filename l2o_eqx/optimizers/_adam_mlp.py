@@ -98,7 +98,7 @@ class AdamMLP(AbstractOptimizer):
             raise ValueError(f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.")
         sizes = (_NUM_TENSOR_FEATURES + _NUM_ENTRY_FEATURES, *hidden_sizes, 1 + _NUM_DIRECTIONS)
         keys = jr.split(key, len(sizes) - 1)
-        *hidden, last = [eqx.nn.Linear(*pair, key=k) for pair, k in zip(pairwise(sizes), keys, strict=True)]
+        *hidden, last = [_he_normal(*pair, key=k) for pair, k in zip(pairwise(sizes), keys, strict=True)]
         self.layers = (*hidden, jax.tree.map(jnp.zeros_like, last))
         self.log_rate = jnp.asarray(math.log(learning_rate), jnp.result_type(float))
         self.num_steps = num_steps
@@ -124,6 +124,13 @@ class AdamMLP(AbstractOptimizer):
         ]
         updates = treedef.unflatten([update for update, _ in results])
         return updates, _AdamMLPState(state.step + 1, state.horizon, [moments for _, moments in results])
+
+
+def _he_normal(num_inputs: int, num_outputs: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:
+    # Not Equinox's own initial weights: hidden units two to three times as large are trained faster.
+    layer = eqx.nn.Linear(num_inputs, num_outputs, key=key)
+    weight = math.sqrt(2 / num_inputs) * jr.normal(key, (num_outputs, num_inputs))
+    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (weight, jnp.zeros(num_outputs)))
 
 
 def _no_moments(leaf: Array) -> _Moments:

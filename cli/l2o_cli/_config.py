@@ -227,7 +227,7 @@ class Pretraining(Table):
 
 class Evaluation(Table):
     num_objectives: Annotated[Positive, OptionName("--eval-objectives")] = Field(
-        64, description="Unseen objectives that all optimizers are compared on."
+        description="Unseen objectives that all optimizers are compared on."
     )
     num_tuning_objectives: Annotated[Positive, OptionName("--tuning-objectives")] = Field(
         description="Further ones, to tune the hand-designed optimizers on."
@@ -281,6 +281,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.num_steps": 320,
         "meta.super_epochs": 50,
         "meta.num_objectives": 64,
+        "evaluation.num_objectives": 64,
         "evaluation.num_tuning_objectives": 16,
         "evaluation.last": 1,
     },
@@ -294,6 +295,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.num_steps": 375,
         "meta.super_epochs": 10,
         "meta.num_objectives": 1,
+        "evaluation.num_objectives": 32,
         "evaluation.num_tuning_objectives": 4,
         "evaluation.last": 20,
     },

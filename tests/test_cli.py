@@ -205,6 +205,8 @@ VALUES = {
     "evaluation.num_tuning_objectives": ("7", 7),
     "evaluation.num_steps": ("7", 7),
     "evaluation.learning_rates": ("0.2,0.1", (0.1, 0.2)),
+    "evaluation.tuning": ("staged", "staged"),
+    "evaluation.last": ("3", 3),
 }
 
 
@@ -573,6 +575,7 @@ def test_evaluating_again_uses_other_draws_and_keeps_the_result(run):
         "comparison.json",
         "curves.csv",
         "curves.png",
+        "curves_by_evaluations.csv",
         "final_losses.csv",
     }
     assert plots_lengths(folder) == {9}

@@ -236,7 +236,7 @@ class Evaluation(Table):
         None, description="Inner steps of the comparison; as in training if not given."
     )
     learning_rates: LearningRates | None = Field(
-        None, description="Tried for every hand-designed optimizer; 25 from 1e-5 to 10 if not given."
+        None, description="To tune over; by default 25 from 1e-5 to 10."
     )
     tuning: Literal["auto", "full", "staged"] = Field("auto", description="All their settings, or in stages.")
     last: Annotated[Positive, OptionName("--last-steps")] = Field(description="Steps whose mean loss counts.")

@@ -55,9 +55,10 @@ def compare(
     - `learning_rates`: those to try, in ascending order.
     - `tuning`: `"full"` tries all settings of a baseline. `"staged"` tries all momenta or betas with every
         fourth learning rate, the first schedule and half of the draws; then, on all of them, the neighbors of
-        the best so far until none is better. So what it finds is never worse than with a rate up to two
-        steps off, or with one of the other schedules, momenta or betas alone. `"auto"` takes `"staged"` for
-        more than 64 settings that would cost more than 4e8 steps times coordinates times draws.
+        the best so far until none is better. What it finds is the best on these draws of all that differ from
+        it by up to two rates, by schedule, or by momentum or betas alone; several may have to change at once
+        to find better. `"auto"` takes `"staged"` for more than 64 settings that together would cost more
+        than 4e8 steps times coordinates times draws.
     - `last`: a final loss is the mean of so many losses at the end of a run; more than one where the loss is
         that of a minibatch.
     - `restarts`: if given, every learned optimizer is a batch of that many.

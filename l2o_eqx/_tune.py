@@ -23,7 +23,7 @@ Index = tuple[int, int, int]
 
 # Coordinates of all settings and draws that one device runs side by side. More than `chunk_size` gives: all
 # settings see the same minibatches, so that narrow products become one wide product.
-_CHUNK_COORDINATES = 2**18
+_CHUNK_COORDINATES = 2**17
 _CHUNK_COORDINATES_ACCELERATOR = 2**24
 # What all settings of one baseline may cost in steps times coordinates: a few seconds.
 _FULL_COST = 4e8
@@ -148,7 +148,7 @@ def _neighbors(index: Index, shape: tuple[int, ...]) -> list[Index]:
     """
     schedule, choice, rate = index
     near = [(schedule, choice, rate + step) for step in (-2, -1, 1, 2)]
-    near += [(s, choice, rate + step) for s in range(shape[0]) if s != schedule for step in (0, 2)]
+    near += [(s, choice, rate + step) for s in range(shape[0]) if s != schedule for step in (0, 1, 2, 4)]
     near += [(schedule, c, rate) for c in range(shape[1]) if c != choice]
     near += [(schedule, choice + 1, rate - 2), (schedule, choice - 1, rate + 2)]
     return [i for i in near if all(0 <= n < size for n, size in zip(i, shape, strict=True))]

@@ -229,6 +229,8 @@ VALUES = {
     "evaluation.num_tuning_objectives": ("7", 7),
     "evaluation.num_steps": ("7", 7),
     "evaluation.learning_rates": ("0.2,0.1", (0.1, 0.2)),
+    "evaluation.tuning": ("staged", "staged"),
+    "evaluation.last": ("3", 3),
 }
 
 
@@ -655,11 +657,14 @@ def test_evaluating_again_uses_other_draws_and_keeps_the_result(run):
         "comparison.json",
         "curves.csv",
         "curves.png",
+        "curves_by_evaluations.csv",
         "final_losses.csv",
     }
     assert plots_lengths(folder) == {9}
     same = json.loads(l2o_cli("evaluate", run, "--seed", 0, "--json").stdout)
-    assert same["summary"] == json.loads((run / "comparison.json").read_text())["summary"]
+    # The untrained optimizer is not kept in the folder.
+    trained = json.loads((run / "comparison.json").read_text())["summary"]
+    assert same["summary"] == [row for row in trained if row["name"] != "untrained"]
 
 
 def plots_lengths(folder):

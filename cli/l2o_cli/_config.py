@@ -346,7 +346,7 @@ class Pretraining(Table):
 
 class Evaluation(Table):
     num_objectives: Annotated[Positive, OptionName("--eval-objectives")] = Field(
-        64, description="Unseen objectives that all optimizers are compared on."
+        description="Unseen objectives that all optimizers are compared on."
     )
     num_tuning_objectives: Annotated[Positive, OptionName("--tuning-objectives")] = Field(
         description="Further ones, to tune the hand-designed optimizers on."
@@ -355,7 +355,7 @@ class Evaluation(Table):
         None, description="Inner steps of the comparison; as in training if not given."
     )
     learning_rates: LearningRates | None = Field(
-        None, description="Tried for every hand-designed optimizer; 25 from 1e-5 to 10 if not given."
+        None, description="To tune over; by default 25 from 1e-5 to 10."
     )
     tuning: Literal["auto", "full", "staged"] = Field("auto", description="All their settings, or in stages.")
     last: Annotated[Positive, OptionName("--last-steps")] = Field(description="Steps whose mean loss counts.")
@@ -402,6 +402,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.num_steps": 320,
         "meta.super_epochs": 50,
         "meta.num_objectives": 64,
+        "evaluation.num_objectives": 64,
         "evaluation.num_tuning_objectives": 16,
         "evaluation.last": 1,
     },
@@ -416,6 +417,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "meta.num_steps": 375,
         "meta.super_epochs": 10,
         "meta.num_objectives": 1,
+        "evaluation.num_objectives": 32,
         "evaluation.num_tuning_objectives": 4,
         "evaluation.last": 20,
     },

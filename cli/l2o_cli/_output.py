@@ -159,7 +159,7 @@ def _setting(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return ""
     numbers = [f"{x:g}" for name, x in settings.items() if name not in ("learning_rate", "schedule")]
-    schedule = _SCHEDULES.get(settings["schedule"], settings["schedule"])
+    schedule = _SCHEDULES.get(str(settings["schedule"]), str(settings["schedule"]))
     return " ".join([f"{settings['learning_rate']:g}", "/".join(numbers), schedule]).rstrip()
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import jax.random as jr
 import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
@@ -106,7 +107,7 @@ def meta_train(
     *,
     weighting: AbstractWeighting | None = None,
     meta_optimizer: optax.GradientTransformation | None = None,
-    num_steps: int = 320,
+    num_steps: int | Sequence[int] = 320,
     super_epochs: int = 100,
     num_objectives: int = 1,
     restarts: int | None = None,
@@ -130,7 +131,8 @@ def meta_train(
     - `strategy`: by default `EveryWindow(16)`.
     - `weighting`: by default `Constant()`.
     - `meta_optimizer`: any optax transformation; by default `default_meta_optimizer()`.
-    - `num_steps`: length of a super epoch.
+    - `num_steps`: length of a super epoch; of several, one is drawn for each super epoch. Every length is one
+        compiled program.
     - `super_epochs`: how many; with `state`, how many in all.
     - `num_objectives`: inner optimizations side by side, whose meta-gradients are averaged.
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`, each
@@ -153,9 +155,10 @@ def meta_train(
     """
     strategy = EveryWindow() if strategy is None else strategy
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    lengths = (num_steps,) if isinstance(num_steps, int) else tuple(num_steps)
     check_sizes(
         "meta_train",
-        num_steps=num_steps,
+        num_steps=min(lengths, default=0),
         super_epochs=super_epochs,
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
@@ -165,12 +168,20 @@ def meta_train(
             "`meta_train(average=...)` is a share of the super epochs, above 0 and at most 1. "
             f"Got average={average}."
         )
-    strategy.num_updates(num_steps)
+    for length in lengths:
+        strategy.num_updates(length)
     state = _first_state(optimizer, meta_optimizer, restarts, state)
-    keeper = Keeper(validation_of(validation, num_steps, super_epochs, key), average, super_epochs, restarts)
+    keeper = Keeper(
+        validation_of(validation, max(lengths), super_epochs, key), average, super_epochs, restarts
+    )
     # Once, and not again for every super epoch.
     core, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
-    step = functools.partial(
+    drawn = super_epoch_lengths(lengths, super_epochs, key)
+
+    def step(state):
+        return one_step(state, num_steps=drawn[int(state.super_epoch)])
+
+    one_step = functools.partial(
         compiled_step,
         family=family,
         mesh=mesh,
@@ -178,7 +189,6 @@ def meta_train(
         strategy=strategy,
         weighting=Constant() if weighting is None else weighting,
         meta_optimizer=meta_optimizer,
-        num_steps=num_steps,
         num_objectives=num_objectives,
         restarts=restarts,
         key=key,
@@ -237,6 +247,17 @@ def _failed(mask, super_epoch, *, key, num_objectives, restarts) -> tuple[Failed
         keys = objective_keys(key, super_epoch - 1, num_objectives, restarts, *restart)
         found.append(FailedObjective(super_epoch, restart[0] if restart else None, keys[objective]))
     return tuple(found)
+
+
+def super_epoch_lengths(lengths: Sequence[int], super_epochs: int, key: PRNGKeyArray) -> list[int]:
+    """The length of each super epoch of a training, drawn from `lengths`; the same for the same key."""
+    if len(lengths) == 1:
+        return [lengths[0]] * super_epochs
+
+    def draw(super_epoch):
+        return jr.randint(jr.fold_in(jr.fold_in(key, super_epoch), 1), (), 0, len(lengths))
+
+    return [lengths[i] for i in jax.vmap(draw)(np.arange(super_epochs)).tolist()]
 
 
 def _shapes(state):

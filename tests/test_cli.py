@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from l2o_cli._app import COMMANDS, app
 from l2o_cli._build import build
-from l2o_cli._config import PRESETS, Quadratic
+from l2o_cli._config import Quadratic
 from l2o_cli._fields import leaves
 from l2o_cli._folder import make_folder
 from l2o_cli._interrupt import run_interruptibly
+from l2o_cli._presets import PRESETS
 from l2o_cli._resolve import read_assignments, resolve, to_toml
 from typer.testing import CliRunner
 

@@ -106,9 +106,10 @@ def _with_num_steps(
 def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
     table = given.strategy
     recorded = isinstance(table, config.EveryStep) and table.gradient == "recorded"
-    refused = "recompute" if table.order == "second" else "keep" if recorded else None
-    if table.activations == refused:
+    if recorded and table.activations == "keep":
         return "strategy", "activations"
+    if recorded and table.objective_clip is not None:
+        return "strategy", "objective_clip"
     if isinstance(table, config.OncePerSuperEpoch):
         return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"
     if recorded and table.order == "second":
@@ -175,6 +176,22 @@ def optimizer_maker(
             )
         case config.AdamMLP():
             return lambda key: optimizers.AdamMLP(table.mlp_sizes, table.start_rate, key=key)
+        case config.LearnedMomentum():
+            return lambda key: optimizers.LearnedMomentum(
+                table.momentum_size,
+                per=table.per,
+                first_move=table.first_move,
+                first_step=table.first_step,
+                key=key,
+            )
+        case config.SubspaceRNN():
+            return lambda key: optimizers.SubspaceRNN(
+                table.subspace_size,
+                per=table.per,
+                first_move=table.first_move,
+                first_step=table.first_step,
+                key=key,
+            )
         case _:
             raise AssertionError(table)
 
@@ -221,14 +238,24 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
                 table.include_final_loss,
                 table.remainder,
                 table.activations,
+                table.objective_clip,
             )
         case config.OncePerSuperEpoch():
             return strategies.OncePerSuperEpoch(
-                table.order, table.detach_state, table.include_final_loss, table.activations
+                table.order,
+                table.detach_state,
+                table.include_final_loss,
+                table.activations,
+                table.objective_clip,
             )
         case config.EveryStep():
             return strategies.EveryStep(
-                table.window, table.gradient, table.order, table.detach_state, table.activations
+                table.window,
+                table.gradient,
+                table.order,
+                table.detach_state,
+                table.activations,
+                table.objective_clip,
             )
         case _:
             raise AssertionError(table)

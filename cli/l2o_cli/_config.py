@@ -1,6 +1,6 @@
 """The configuration of a run, typed once: options, TOML and checks all follow from these models."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -181,6 +181,26 @@ class AdamMLP(Table):
     start_rate: PositiveFloat = Field(0.01, description="The Adam-MLP's rate before it is trained.")
 
 
+class _TensorLevel(Table):
+    per: Literal["tensor", "layer", "tree"] = Field(
+        "tensor", description="Whether its network runs once per tensor, per layer or for all of them."
+    )
+    first_move: PositiveFloat = Field(1e-3, description="Root mean square of its first move, at first.")
+    first_step: Literal["absolute", "relative"] = Field(
+        "absolute", description="Whether that is relative to the root mean square of the params."
+    )
+
+
+class LearnedMomentum(_TensorLevel):
+    kind: Literal["learned-momentum"] = "learned-momentum"
+    momentum_size: Positive = Field(16, description="Units of the network of learned-momentum.")
+
+
+class SubspaceRNN(_TensorLevel):
+    kind: Literal["subspace-rnn"] = "subspace-rnn"
+    subspace_size: Positive = Field(24, description="Units of the network of subspace-rnn.")
+
+
 class _Strategy(Table):
     order: Order = Field("first", description="Order of the meta-gradient.")
     detach_state: bool = Field(
@@ -188,6 +208,9 @@ class _Strategy(Table):
     )
     activations: Literal["auto", "keep", "recompute"] = Field(
         "auto", description="Keep the optimizer's activations for the reverse pass or compute them again."
+    )
+    objective_clip: PositiveFloat | None = Field(
+        None, description="Largest norm of one objective's meta-gradient; larger ones are scaled down."
     )
 
 
@@ -365,10 +388,13 @@ class RunConfig(Table):
     """Everything that decides what a training computes."""
 
     format: Literal[1] = Field(1, description="Version of this file's layout.")
+    preset: Literal["best", "thesis", "andrychowicz"] = Field(
+        "best", description="What all other settings are if not given."
+    )
     seed: int = Field(0, ge=0, le=2**31 - 2, description="Same seed, same numbers.")
     objective: Annotated[Quadratic | Mnist, Field(discriminator="kind", description="What is minimized.")]
     optimizer: Annotated[
-        CoordinatewiseLSTM | PerLayer | Hierarchical | AdamMLP,
+        CoordinatewiseLSTM | PerLayer | Hierarchical | AdamMLP | LearnedMomentum | SubspaceRNN,
         Field(discriminator="kind", description="What is trained."),
     ]
     strategy: Annotated[
@@ -384,41 +410,3 @@ class RunConfig(Table):
     pretraining: Pretraining = Pretraining.model_validate({})
     validation: Validation = Validation.model_validate({})
     evaluation: Evaluation
-
-
-DEFAULT_OBJECTIVE = "quadratic"
-
-# What fields without a default get, per objective: the lowest layer. A line counts if the chosen
-# kind has that field.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quadratic": {
-        "optimizer.kind": "coordinatewise-lstm",
-        "optimizer.learning_rate": 0.001,
-        "optimizer.preprocessor.kind": "identity",
-        "optimizer.output.kind": "sum",
-        "strategy.kind": "every-window",
-        "strategy.window": 16,
-        "weighting.kind": "constant",
-        "meta.num_steps": 320,
-        "meta.super_epochs": 50,
-        "meta.num_objectives": 64,
-        "evaluation.num_objectives": 64,
-        "evaluation.num_tuning_objectives": 16,
-        "evaluation.last": 1,
-    },
-    "mnist": {
-        "optimizer.kind": "coordinatewise-lstm",
-        "optimizer.learning_rate": 0.01,
-        "optimizer.preprocessor.kind": "log-sign",
-        "optimizer.output.kind": "sum",
-        "strategy.kind": "every-window",
-        "strategy.window": 16,
-        "weighting.kind": "constant",
-        "meta.num_steps": 375,
-        "meta.super_epochs": 10,
-        "meta.num_objectives": 1,
-        "evaluation.num_objectives": 32,
-        "evaluation.num_tuning_objectives": 4,
-        "evaluation.last": 20,
-    },
-}

@@ -9,7 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ._config import PRESETS, OptionName, RunConfig
+from ._config import OptionName, RunConfig
+from ._presets import DEFAULT_PRESET, PRESETS
 
 Path = tuple[str, ...]
 
@@ -57,7 +58,7 @@ class Leaf:
 
     def describe_default(self) -> str:
         """The default for people, per objective where it differs."""
-        presets = {kind: table.get(self.name) for kind, table in PRESETS.items()}
+        presets = {kind: table.get(self.name) for kind, table in PRESETS[DEFAULT_PRESET].items()}
         values = {kind: show(v) for kind, v in presets.items() if v is not None}
         if not values:
             default = None if self.info.is_required() else self.info.default

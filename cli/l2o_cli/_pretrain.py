@@ -47,7 +47,8 @@ def pretrain(
 
     `l2o train --config` with this run's config.toml does the same and then meta-trains.
     """
-    file = [read_toml(config)] if config else []
+    # What is pretrained is the thesis's network unless said otherwise: others start as something already.
+    file = [{"preset": "thesis"}, *([read_toml(config)] if config else [])]
     enabled = {"pretraining": {"enabled": True}}
     given = [*read_assignments(assignments or []), settings]
     checked = resolve([*file, *given, enabled])

@@ -9,9 +9,10 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from ._config import DEFAULT_OBJECTIVE, PRESETS, RunConfig
+from ._config import RunConfig
 from ._errors import UsageError, describe, first_of, label
 from ._fields import members_at
+from ._presets import DEFAULT_OBJECTIVE, DEFAULT_PRESET, FORMER_PRESET, PRESETS
 
 Layer = dict[str, Any]
 
@@ -46,6 +47,9 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
 
 
 def _with_names_of_today(layer: Layer) -> Layer:
+    if "format" in layer and "preset" not in layer:
+        layer = {"preset": FORMER_PRESET, **layer}
+
     def renamed(name, table):
         names = OLD_NAMES.get(name)
         return {names.get(k, k): v for k, v in table.items()} if names and isinstance(table, dict) else table
@@ -144,10 +148,13 @@ def _with_presets(data: Layer) -> Layer:
     objective = data.get("objective", {})
     kind = objective.get("kind") if isinstance(objective, dict) else None
     kind = DEFAULT_OBJECTIVE if kind is None else kind
-    data = merge(nested(("objective", "kind"), kind), data)
-    # An unknown objective gets some presets, so that it is the one thing to complain about.
-    known = kind if isinstance(kind, str) and kind in PRESETS else DEFAULT_OBJECTIVE
-    for name, value in PRESETS[known].items():
+    preset = data.get("preset", DEFAULT_PRESET)
+    data = merge({**nested(("objective", "kind"), kind), "preset": preset}, data)
+    # What is unknown gets some preset, so that it is the one thing to complain about.
+    presets = PRESETS[preset if isinstance(preset, str) and preset in PRESETS else DEFAULT_PRESET]
+    known = kind if isinstance(kind, str) and kind in presets else DEFAULT_OBJECTIVE
+    # Kinds first: they decide which of the other lines count.
+    for name, value in sorted(presets[known].items(), key=lambda line: not line[0].endswith(".kind")):
         path = tuple(name.split("."))
         if _applies(path, data):
             data = merge(nested(path, value), data)

@@ -20,7 +20,7 @@ _SQUARE_DECAY = 0.99
 # Of the eight directions the one to start with: the mean at 0.9 over the root of the mean square, Adam's.
 _START = 2
 _NUM_DIRECTIONS = 8
-_NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 11, 7
+_NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
 
@@ -53,7 +53,8 @@ class AdamMLP(AbstractOptimizer):
 
     - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1;
         ln(n)/5 − 1; ln(rms(θ) + 1e-3)/2 + 1;
-    - of time, with s = min(t/H, 1) for step t = 0, 1, … of H: 2s − 1, tanh(t/3), ln(max(1.02 − s, 0.02))/2;
+    - of time, with s = min(t/H, 1) for step t = 0, 1, … of H: 2s − 1, tanh(t/3), ln(max(1.02 − s, 0.02))/2,
+        ln(H/100)/2;
     - of the entry: tanh|a_b| for the four b, and tanh(a_0·a_b) for the three others.
 
     To derivatives these features are constants; the directions are not. Fan-in is the product of all axes
@@ -188,8 +189,10 @@ def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
 
 def _time_features(step: Int[Array, ""], horizon: Float[Array, ""], dtype: jnp.dtype) -> list[Array]:
     t = step.astype(dtype)
-    share = jnp.minimum(t / horizon.astype(dtype), 1)
-    return [2 * share - 1, jnp.tanh(t / 3), jnp.log(jnp.maximum(1.02 - share, 0.02)) / 2]
+    horizon = horizon.astype(dtype)
+    share = jnp.minimum(t / horizon, 1)
+    remaining = jnp.log(jnp.maximum(1.02 - share, 0.02)) / 2
+    return [2 * share - 1, jnp.tanh(t / 3), remaining, jnp.log(horizon / 100) / 2]
 
 
 def _shape_features(leaf: Array) -> list[Array]:

@@ -16,8 +16,8 @@ from .objectives._batch import params_shapes
 # A learning rate, and perhaps other settings -> the optimizer with them, e.g. `optax.adam`.
 MakeOptimizer = Callable[..., optax.GradientTransformation]
 
-# Four values per factor of ten, 1e-5 to 10.
-LEARNING_RATES: tuple[float, ...] = tuple(float(f"{10**e:.3g}") for e in np.linspace(-5, 1, 25))
+# Four values per factor of ten, 1e-4 to 100.
+LEARNING_RATES: tuple[float, ...] = tuple(float(f"{10**e:.3g}") for e in np.linspace(-4, 2, 25))
 
 
 def _warm_up_cosine(num_steps: int) -> optax.Schedule:
@@ -78,6 +78,26 @@ class Baseline(eqx.Module):
             raise ValueError(
                 f"`Baseline(schedules=...)`: there is no schedule {unknown[0]!r}, but {', '.join(SCHEDULES)}."
             )
+
+    def with_settings(
+        self, num_steps: int, learning_rate: float, schedule: str = "constant", **choice: float
+    ) -> optax.GradientTransformation:
+        """The transformation with one setting, such as one of `Comparison.settings`.
+
+        **Arguments:**
+
+        - `num_steps`: the length that the schedule is made for.
+        - `learning_rate`: before the schedule.
+        - `schedule`: one of `schedules`.
+        - `choice`: one of `grid`.
+
+        **Raises:** `ValueError` for a schedule that the baseline does not have.
+        """
+        if schedule not in self.schedules:
+            raise ValueError(
+                f"`Baseline.with_settings(schedule={schedule!r})`: it has {', '.join(self.schedules)}."
+            )
+        return build(self, num_steps, learning_rate, self.schedules.index(schedule), choice)
 
 
 class LineSearch(eqx.Module):

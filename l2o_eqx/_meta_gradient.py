@@ -288,12 +288,11 @@ def _of_batch(
             losses, grads, fine = losses_and_grads_of_order(objectives, end[0], start + window, keys, order)
             sound = record.sound & fine
             grads = lay_out(optimizer, state, select(sound, grads, 1.0))
-            record = Record(
-                *jax.tree.map(
-                    lambda x, y: jnp.concatenate([x, y[None]]), (record.losses, record.grads), (losses, grads)
-                ),
-                sound,
+            more = (losses, grads)
+            losses, grads = jax.tree.map(
+                lambda x, y: jnp.concatenate([x, y[None]]), (record.losses, record.grads), more
             )
+            record = Record(losses, grads, sound)
         return *end, record
 
     if activations == "auto":
@@ -325,7 +324,8 @@ def _of_batch(
         (meta_loss, later), weights = of_losses(losses)
         shown = select(record.sound, params, 1.0)
         grads = replay(optimizer, shown, state, record.grads, weights, detach_state=detach_state)
-    return BatchMetaGradient(losses, meta_loss, grads, *end, later)
+    params, state = end
+    return BatchMetaGradient(losses, meta_loss, grads, params, state, later)
 
 
 def _of_each(optimizer, objectives, params, state, keys, health, objective_clip, **settings):

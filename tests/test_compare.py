@@ -190,7 +190,7 @@ def test_default_baselines_and_rates():
     names = "SGD, momentum, Nesterov, RMSprop, Adam, AdamW, Lion, Muon, L-BFGS, line search"
     assert list(l2o_eqx.BASELINES) == names.split(", ")
     assert len(l2o_eqx.LEARNING_RATES) == 25
-    assert l2o_eqx.LEARNING_RATES[0] == 1e-5 and l2o_eqx.LEARNING_RATES[-1] == 10
+    assert l2o_eqx.LEARNING_RATES[0] == 1e-4 and l2o_eqx.LEARNING_RATES[-1] == 100
 
 
 @pytest.mark.parametrize(

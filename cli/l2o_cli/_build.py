@@ -67,11 +67,13 @@ def build(given: config.RunConfig) -> Parts:
             f"{label(('pretraining', 'num_samples'))}: got {pretraining.num_samples}, must be at least "
             f"{pretraining.batch_size}, one batch"
         )
-    if getattr(given.optimizer, "linear_readout", False) and given.optimizer.output.kind != "sum":
-        raise UsageError(
-            f"{label(('optimizer', 'linear_readout'))}: is for the output 'sum'; "
-            f"{given.optimizer.output.kind!r} has a read-out of its own"
-        )
+    match given.optimizer:
+        case config.CoordinatewiseLSTM() | config.PerLayer() as table:
+            if table.linear_readout and table.output.kind != "sum":
+                raise UsageError(
+                    f"{label(('optimizer', 'linear_readout'))}: is for the output 'sum'; "
+                    f"{table.output.kind!r} has a read-out of its own"
+                )
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     evaluation = given.evaluation.model_copy(update={"learning_rates": rates})
     resolved = given.model_copy(update={"objective": objective, "meta": meta, "evaluation": evaluation})

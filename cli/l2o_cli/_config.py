@@ -378,7 +378,7 @@ class Evaluation(Table):
         None, description="Inner steps of the comparison; as in training if not given."
     )
     learning_rates: LearningRates | None = Field(
-        None, description="To tune over; by default 25 from 1e-5 to 10."
+        None, description="To tune over; by default 25 from 1e-4 to 100."
     )
     tuning: Literal["auto", "full", "staged"] = Field("auto", description="All their settings, or in stages.")
     last: Annotated[Positive, OptionName("--last-steps")] = Field(description="Steps whose mean loss counts.")

@@ -10,7 +10,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._misc import root_mean_square
+from .._misc import root_mean_square, tree_norm
 from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
 
@@ -20,6 +20,9 @@ _SQUARE_DECAY = 0.99
 # Of the eight directions the one to start with: the mean at 0.9 over the root of the mean square, Adam's.
 _START = 2
 _NUM_DIRECTIONS = 8
+# The quintic iteration that brings all singular values near one: Jordan et al. 2024, "Muon".
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
@@ -49,7 +52,12 @@ class AdamMLP(AbstractOptimizer):
         update = −exp(ln r₀ + clip(2·o₀, −8, 4)) · Σ_k (e_k + o_k)·D_k,
 
     where e_k picks a_0.9 and o₀ … o₈ are the outputs of the network, zero before it is trained: it starts as
-    Adam(0.9, 0.99) with the rate r₀. The network sees
+    Adam(0.9, 0.99) with the rate r₀.
+
+    With `matrices` there is one direction more, and e_k picks it: of a matrix (a tensor with fan-in and
+    fan-out above 1, its axes but the first taken together) the mean of m_0.5 and m_0.9 with all singular
+    values brought near one and unit root mean square, Muon's direction; of any other tensor a_0.9. It then
+    starts as Muon, and costs what Muon does, five products of matrices a step. The network sees
 
     - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1;
         ln(n)/5 − 1; ln(rms(θ) + 1e-3)/2 + 1;
@@ -69,18 +77,21 @@ class AdamMLP(AbstractOptimizer):
     - `hidden_sizes`: widths of the network's hidden layers, which have ReLUs.
     - `learning_rate`: r₀ at first; its logarithm is a meta-parameter.
     - `num_steps`: H where `init` is not told.
+    - `matrices`: whether to add Muon's direction and start from it.
     - `key`: draws the weights of the hidden layers.
 
     **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, or an
     `update` without params.
 
-    Reference: Adam's directions as in Kingma & Ba 2015 (arXiv:1412.6980); a small network per coordinate on
+    Reference: Adam's directions as in Kingma & Ba 2015 (arXiv:1412.6980), Muon's as in Jordan et al. 2024,
+    "Muon: An optimizer for hidden layers in neural networks"; a small network per coordinate on
     features of moments as in Metz et al. 2022 (arXiv:2203.11860) and Celo2 (2026), of which it is no copy.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
     log_rate: Float[Array, ""]
     num_steps: int = eqx.field(static=True)
+    matrices: bool = eqx.field(static=True, default=False)
 
     def __init__(
         self,
@@ -88,6 +99,7 @@ class AdamMLP(AbstractOptimizer):
         learning_rate: float = 0.01,
         *,
         num_steps: int = 100,
+        matrices: bool = False,
         key: PRNGKeyArray,
     ):
         if not hidden_sizes or min(*hidden_sizes, num_steps) < 1:
@@ -97,12 +109,14 @@ class AdamMLP(AbstractOptimizer):
             )
         if not learning_rate > 0:
             raise ValueError(f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.")
-        sizes = (_NUM_TENSOR_FEATURES + _NUM_ENTRY_FEATURES, *hidden_sizes, 1 + _NUM_DIRECTIONS)
+        num_outputs = 1 + _NUM_DIRECTIONS + matrices
+        sizes = (_NUM_TENSOR_FEATURES + _NUM_ENTRY_FEATURES, *hidden_sizes, num_outputs)
         keys = jr.split(key, len(sizes) - 1)
         *hidden, last = [_he_normal(*pair, key=k) for pair, k in zip(pairwise(sizes), keys, strict=True)]
         self.layers = (*hidden, jax.tree.map(jnp.zeros_like, last))
         self.log_rate = jnp.asarray(math.log(learning_rate), jnp.result_type(float))
         self.num_steps = num_steps
+        self.matrices = matrices
 
     def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
         """The state before the first of `num_steps` steps, by default as many as the constructor was told."""
@@ -167,7 +181,27 @@ def _update_leaf(
     features = lax.stop_gradient(jnp.concatenate([ratios, others]))
     network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, optimizer.log_rate))
     run = functools.partial(_update_entries, *network, features, corrections, mean_square)
+    if optimizer.matrices and _is_matrix(grad):
+        mean = (corrections[1] * moments.means[0] + corrections[2] * moments.means[1]) / 2
+        entries = (*entries, _orthogonal(mean))
     return _in_blocks(run, entries).astype(param.dtype), moments
+
+
+def _is_matrix(leaf: Array) -> bool:
+    return leaf.ndim > 1 and leaf.shape[0] > 1 and leaf.size > leaf.shape[0]
+
+
+def _orthogonal(mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    # All singular values near one, times a factor that makes it unit root mean square.
+    x = mean.reshape(mean.shape[0], -1)
+    x = x if x.shape[0] <= x.shape[1] else x.T
+    x = x / (tree_norm(x) + 1e-20)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = math.sqrt(x.shape[1]) * x
+    return (x if mean.shape[0] == x.shape[0] else x.T).reshape(mean.shape)
 
 
 def _next_moments(grad: Float[Array, "*shape"], moments: _Moments) -> tuple[Float[Array, "*shape"], _Moments]:
@@ -209,7 +243,8 @@ def _update_entries(
     mean_square: Float[Array, ""],
     entries: tuple[Float[Array, " entries"], ...],
 ) -> Float[Array, " entries"]:
-    *means, square = [c * m for c, m in zip(corrections, entries, strict=True)]
+    orthogonal = entries[len(corrections) :]
+    *means, square = [c * m for c, m in zip(corrections, entries, strict=False)]
     inverse = lax.rsqrt(square + 1e-6 * mean_square)
     a = [m * inverse for m in means]
     s = [m * lax.rsqrt(mean_square) for m in means]
@@ -223,8 +258,11 @@ def _update_entries(
         x = layer.weight @ jax.nn.relu(x) + _bias(layer)[:, None]
 
     rate, *coefficients = x
-    coefficients[_START] += 1
-    direction = sum(c * d for c, d in zip(coefficients, a + s, strict=True))
+    directions = a + s
+    if len(coefficients) > _NUM_DIRECTIONS:
+        directions += list(orthogonal) or [a[_START]]
+    coefficients[_START if len(directions) == _NUM_DIRECTIONS else -1] += 1
+    direction = sum(c * d for c, d in zip(coefficients, directions, strict=True))
     return -jnp.exp(log_rate + jnp.clip(2 * rate, -8, 4)) * direction
 
 

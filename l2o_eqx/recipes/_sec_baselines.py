@@ -24,6 +24,7 @@ _BASELINES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "RMSprop": optax.rmsprop,
     "Adam": optax.adam,
 }
+_LEARNING_RATES = tuple(float(f"{10**e:.3g}") for e in np.linspace(-5, 1, 25))
 # Figure 11 has the same experiments.
 _PANELS = {"quadratic": "baselines a", "MNIST": "baselines b"}
 
@@ -104,6 +105,7 @@ def run_baselines(
         num_steps=experiment.test_steps,
         num_objectives=1,
         num_tuning_objectives=num_tuning_objectives,
+        learning_rates=_LEARNING_RATES,
         tuning="full",
         key=jr.fold_in(key_of_tests(seed), 1),
     )

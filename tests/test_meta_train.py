@@ -334,6 +334,7 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
         "grad_norm",
         "zero_share",
         "skipped_updates",
+        "failed_objectives",
     }
     assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
 

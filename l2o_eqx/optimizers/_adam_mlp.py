@@ -195,7 +195,8 @@ def _orthogonal(mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     # All singular values near one, times a factor that makes it unit root mean square.
     x = mean.reshape(mean.shape[0], -1)
     x = x if x.shape[0] <= x.shape[1] else x.T
-    x = x / (tree_norm(x) + 1e-20)
+    norm = tree_norm(x)
+    x = x / jnp.where(norm > 0, norm, 1)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.T

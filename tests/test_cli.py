@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from l2o_cli._fields import leaves
 from l2o_cli._folder import make_folder
 from l2o_cli._interrupt import run_interruptibly
 from l2o_cli._resolve import read_assignments, resolve, to_toml
+from l2o_cli._training import _intention
 from typer.testing import CliRunner
 
 import l2o_eqx as l2o
@@ -67,6 +69,18 @@ TINY_MNIST = [
     "--learning-rates",
     "0.1",
 ]
+
+
+ALL_BASELINES = l2o.BASELINES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_baselines():
+    """Each takes a second or two to compile; test_compare.py runs all."""
+    few = {name: ALL_BASELINES[name] for name in ("SGD", "Adam", "L-BFGS")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("l2o_eqx._baselines.BASELINES", few)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -557,31 +571,53 @@ def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, text",
+    "settings, text",
     [
-        (["--num-steps", "8"], "The last 2 steps of each super epoch fill no window and train nothing"),
-        (["--num-steps", "7"], "The last 1 step of each"),
-        (["--num-steps", "8", "--remainder", "train"], None),
-        (["--num-steps", "7", "--strategy", "every-step"], None),
+        (["meta.num_steps=8"], "The last 2 steps of each super epoch fill no window and train nothing"),
+        (["meta.num_steps=7"], "The last 1 step of each super epoch fills no window and trains nothing"),
+        (["meta.num_steps=8", "strategy.remainder=train"], ""),
+        (["meta.num_steps=7", "strategy.kind=every-step"], ""),
     ],
 )
-def test_steps_that_train_nothing_are_counted(options, text, monkeypatch):
-    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
-    output = l2o_cli("train", *TINY, "--super-epochs", 1, *options, "--out", "out").output
-    assert text in output if text else "The last" not in output
+def test_steps_that_train_nothing_are_counted(settings, text):
+    parts = build(resolve([*read_assignments(["preset=thesis", "strategy.window=3", *settings])]))
+    said = _intention(parts, 60, 2)
+    assert text in said if text else "The last" not in said
 
 
-@pytest.mark.parametrize("normalization", ["block", "clip", "none"])
-def test_other_normalizations_train(normalization, monkeypatch):
-    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
-    settings = (*TINY, "--normalization", normalization, "--weighting", "linear")
-    l2o_cli("train", *settings, "--super-epochs", 1, "--out", "out", "--quiet")
+def test_all_baselines_take_part_and_a_comparison_can_be_interrupted(monkeypatch):
+    """With blocks of the meta-gradient and another weighting, for a change."""
+    seen = []
+
+    def interrupt(optimizers, *rest, **settings):
+        seen.extend(optimizers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", ALL_BASELINES)
+    monkeypatch.setattr("l2o_cli._training.run_comparison", interrupt)
+    settings = (*TINY, "--normalization", "block", "--weighting", "linear", "--super-epochs", 1)
+    output = l2o_cli("train", *settings, "--out", "out", code=130).output
+    assert "The trained optimizer is in out" in output
+    assert seen == ["learned", "untrained", *(name for name in ALL_BASELINES if name != "Muon")]
+    assert json.loads(Path("out/run.json").read_text())["comparison"] == "interrupted"
     assert l2o.load_metadata("out/optimizer.safetensors")["config"]["weighting"]["beta"] == 1.0
+
+
+@pytest.mark.parametrize("normalization", leaves()["meta", "normalization"].choices or ())
+def test_every_normalization_is_one_of_the_library(normalization):
+    """What each does to a meta-gradient is in test_meta_optimizers.py."""
+    options = ["preset=thesis", f"meta.normalization={normalization}"]
+    meta_optimizer = build(resolve(read_assignments(options))).meta_optimizer
+    phi = l2o.optimizers.CoordinatewiseLSTM((1,), key=jr.key(0))
+    phi = eqx.filter(phi, eqx.is_inexact_array)
+    updates, _ = meta_optimizer.update(phi, meta_optimizer.init(phi), phi)
+    assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
 
 
 def test_mnist_is_resolved_and_recorded(monkeypatch):
     _only_adam(monkeypatch)
-    settings = ["--num-steps", "4", "--window", "2", "--super-epochs", "1", "--hidden-sizes", "2"]
+    settings = ["--preset", "thesis", "--num-steps", "4", "--window", "2", "--super-epochs", "1"]
+    settings += ["--hidden-sizes", "2"]
     mnist = [
         a.replace("--steps", "--eval-steps").replace("--objectives", "--eval-objectives") for a in TINY_MNIST
     ]
@@ -604,7 +640,8 @@ def _only_adam(monkeypatch):
 
 def test_the_first_interrupt_ends_the_training_in_good_order(tmp_path):
     process = start("train", *TINY, "--super-epochs", 1_000_000, "--out", "out")
-    _wait_for(tmp_path / "out" / "metrics.jsonl", process)
+    # A row is written before the super epoch counts as done.
+    _wait_for(tmp_path / "out" / "metrics.jsonl", process, num_lines=2)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stderr == ""
@@ -628,8 +665,8 @@ def test_the_second_interrupt_does_not_wait(tmp_path):
     assert json.loads((tmp_path / "out/run.json").read_text())["result"] == "stopped"
 
 
-def _wait_for(path, process):
-    while not (path.exists() and path.stat().st_size):
+def _wait_for(path, process, num_lines=1):
+    while not (path.exists() and path.read_bytes().count(b"\n") >= num_lines):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 

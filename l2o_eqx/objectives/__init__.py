@@ -9,6 +9,7 @@ from ._batch import count_coordinates as count_coordinates
 from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives
 from ._classifiers import ACTIVATIONS as ACTIVATIONS
+from ._classifiers import HELD_OUT_ACTIVATIONS as HELD_OUT_ACTIVATIONS
 from ._classifiers import MLP as MLP
 from ._classifiers import OUTPUTS as OUTPUTS
 from ._classifiers import ConvNet as ConvNet

@@ -88,6 +88,12 @@ class Scaled(AbstractObjectiveFamily):
         ]
         return ScaledObjective(objective, factor, jax.tree.unflatten(treedef, scales))
 
+    def variations(self) -> dict[str, AbstractObjectiveFamily]:
+        return {
+            name: Scaled(family, self.low, self.high, self.pointwise)
+            for name, family in self.family.variations().items()
+        }
+
 
 def _log_uniform(key, shape, dtype, low, high):
     return jnp.exp(jr.uniform(key, shape, dtype, math.log(low), math.log(high)))

@@ -18,7 +18,8 @@ from ._compare import compare
 from ._comparison import Comparison
 from ._meta_train import select_restart
 from ._tune import TuningMode
-from ._variations import Variation, variations as usual_variations
+from ._variations import Variation
+from ._variations import variations as usual_variations
 from .objectives import AbstractObjectiveFamily, count_coordinates
 from .optimizers import AbstractOptimizer
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from .objectives import MNIST, AbstractObjectiveFamily, Quadratic, Scaled
+from .objectives import MNIST, AbstractObjectiveFamily, Quadratic, Rescaled, Scaled
 
 
 class Variation(NamedTuple):
@@ -56,16 +56,16 @@ def variations(family: AbstractObjectiveFamily) -> dict[str, Variation]:
 def _scales(family: AbstractObjectiveFamily) -> dict[str, Variation]:
     # Rates of gradient descent grow with the square of the params and fall with the scale of the loss.
     return {
-        "loss × 0.001": Variation(Scaled(family, 1e-3, 1e-3), rates=1e3),
-        "loss × 1000": Variation(Scaled(family, 1e3, 1e3), rates=1e-3),
-        "params × 0.1": Variation(Scaled(family, 1, 1, (10, 10)), rates=1e-2),
-        "params × 10": Variation(Scaled(family, 1, 1, (0.1, 0.1)), rates=1e2),
+        "loss × 0.001": Variation(Rescaled(family, loss=1e-3), rates=1e3),
+        "loss × 1000": Variation(Rescaled(family, loss=1e3), rates=1e-3),
+        "params × 0.1": Variation(Rescaled(family, params=0.1), rates=1e-2),
+        "params × 10": Variation(Rescaled(family, params=10), rates=1e2),
         "params × 0.05 to 20": Variation(Scaled(family, 1, 1, (math.exp(-3), math.exp(3)))),
     }
 
 
 def _other_family(family: AbstractObjectiveFamily) -> dict[str, Variation]:
-    while isinstance(family, Scaled):
+    while isinstance(family, Scaled | Rescaled):
         family = family.family
     if isinstance(family, Quadratic):
         # Small, since a card of quadratics takes seconds else.

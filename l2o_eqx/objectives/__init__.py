@@ -23,5 +23,6 @@ from ._mixed_activation import MixedActivation as MixedActivation
 from ._mnist import MNIST as MNIST
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
+from ._rescaled import Rescaled as Rescaled
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective

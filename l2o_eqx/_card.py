@@ -120,7 +120,7 @@ def generalization_card(
     num_objectives: int = 32,
     num_tuning_objectives: int = 8,
     learning_rates: Sequence[float] = LEARNING_RATES,
-    tuning: TuningMode = "staged",
+    tuning: TuningMode = "auto",
     last: int = 1,
     restarts: int | None = None,
     callback: CardCallback = lambda card, name, share: None,

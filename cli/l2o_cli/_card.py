@@ -53,7 +53,7 @@ def run_card(
                 num_objectives=settings.num_objectives,
                 num_tuning_objectives=settings.num_tuning_objectives,
                 learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
-                tuning="staged" if settings.tuning == "auto" else settings.tuning,
+                tuning=settings.tuning,
                 last=min(settings.last, num_steps),
                 restarts=restarts,
                 callback=show,
@@ -82,6 +82,24 @@ def write_card(folder: Path, card: l2o.Card, facts: Mapping[str, Any]) -> None:
     write_text(folder / CARD_FILE, dumps(content, indent=2) + "\n")
     with replacing(folder / "card.png") as path:
         plots.plot_card(card.as_dict()["rows"], path, title=title)
+
+
+def keep_card(folder: Path | None, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
+    """Writes the card if there is a folder, and shows it.
+
+    **Arguments:**
+
+    - `folder`: where to, if anywhere.
+    - `card`, `output`, `facts`: as in `show_card`.
+    """
+    if not card.rows:
+        output.say("Interrupted before anything of the card was done.")
+        return
+    if folder:
+        write_card(folder, card, facts)
+    show_card(card, output, facts)
+    if folder:
+        output.say(f"The card is in {folder}, too: {CARD_FILE} and card.png.")
 
 
 def card_title(facts: Mapping[str, Any], card: l2o.Card) -> str:

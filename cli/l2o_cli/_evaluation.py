@@ -11,7 +11,7 @@ import jax.random as jr
 import l2o_eqx as l2o
 
 from ._build import Parts, build
-from ._card import run_card, show_card, write_card
+from ._card import keep_card, run_card
 from ._comparison import (
     LEARNED,
     facts_of,
@@ -91,16 +91,13 @@ def evaluate(
     if folder:
         output.say(f"Curves and numbers are in {folder}.")
     answer = {"folder": str(folder) if folder else None, **facts, **numbers(comparison)}
-    if not with_card:
-        output.result(answer)
-        return
-    card = run_card(optimizer, parts, output, restarts=restarts, key=jr.fold_in(jr.key(config.seed), _CARD))
-    if card.rows:
-        if folder:
-            write_card(folder, card, facts)
-        show_card(card, output, facts)
-    output.result({**answer, "card": card.as_dict()})
-    if not card.complete:
+    if with_card:
+        key = jr.fold_in(jr.key(config.seed), _CARD)
+        card = run_card(optimizer, parts, output, restarts=restarts, key=key)
+        keep_card(folder, card, output, facts)
+        answer["card"] = card.as_dict()
+    output.result(answer)
+    if with_card and not answer["card"]["complete"]:
         interrupted()
 
 

@@ -33,7 +33,7 @@ def plot_card(
     """
     if not rows:
         raise ValueError("`plot_card(rows)` needs at least one row. Got none.")
-    figure, axes = new_figure(7.5, 1.4 + 0.3 * len(rows))
+    figure, axes = new_figure(8.5, 1.4 + 0.3 * len(rows))
     _draw(axes, rows)
     if title:
         axes.set_title(title, fontsize=11, loc="left")
@@ -50,19 +50,18 @@ def _draw(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(1.0, color="#000000", linewidth=1.2, zorder=2)
     for y, (row, x) in enumerate(zip(rows, logs, strict=True)):
         _draw_row(axes, y, row, x, low, high)
+        _write_beside(axes, y, *_remark(row))
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("final loss of learned / that of the best baseline tuned there")
+    axes.set_xlabel("final loss of learned / the best baseline's, tuned there (right)")
     axes.grid(False, axis="y")
 
 
 def _draw_row(axes: "Axes", y: int, row: Mapping[str, Any], x: float, low: float, high: float) -> None:
-    if row["failure"] is not None or math.isnan(x):
-        text = "cannot be run" if row["failure"] is not None else "all baselines diverge"
-        axes.annotate(text, (1.0, y), (6, 0), textcoords="offset points", va="center", color=_NONE)
+    if math.isnan(x):
         return
     color = _BETTER if x <= 0 else _WORSE
     # What is outside is an arrow at the edge.
@@ -70,23 +69,20 @@ def _draw_row(axes: "Axes", y: int, row: Mapping[str, Any], x: float, low: float
     marker = "<" if x < low else ">" if x > high else "o"
     axes.hlines(y, 1.0, 10**shown, color=color, linewidth=2, alpha=0.4, zorder=2)
     axes.plot([10**shown], [y], marker, color=color, markersize=8, zorder=4, clip_on=False)
-    text, right = _label(row), x < 0
-    axes.annotate(
-        text,
-        (1.0, y),
-        (6 if right else -6, 0),
-        textcoords="offset points",
-        va="center",
-        ha="left" if right else "right",
-        fontsize=9,
-        color="#333333",
-    )
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    if row["diverged"]:
-        return f"{row['best']}, {row['diverged']:.0%} diverged"
-    return str(row["best"])
+def _write_beside(axes: "Axes", y: float, text: str, color: str) -> None:
+    axes.annotate(text, (1.03, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color)
+
+
+def _remark(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What is beside a row, and its color."""
+    if row["failure"] is not None:
+        return "cannot be run", _NONE
+    if row["best"] is None:
+        return "all baselines diverge", _NONE
+    diverged = f"; learned diverges: {row['diverged']:.0%}" if row["diverged"] else ""
+    return row["best"] + diverged, _WORSE if diverged else "#333333"
 
 
 def _log_ratio(row: Mapping[str, Any]) -> float:

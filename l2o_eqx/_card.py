@@ -205,7 +205,8 @@ class _Plan:
         self.num_steps = max(1, round(num_steps * variation.horizon))
         self.num_coordinates = count_coordinates(variation.family)
         self.baselines = _usual_baselines(variation.family) if baselines is None else baselines
-        self.num_objectives, self.num_tuning_objectives = num_objectives, num_tuning_objectives
+        self.num_objectives = math.ceil(num_objectives * variation.objectives)
+        self.num_tuning_objectives = math.ceil(num_tuning_objectives * variation.objectives)
 
     @property
     def cost(self) -> float:

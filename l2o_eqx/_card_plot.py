@@ -71,7 +71,7 @@ def _draw_row(axes: "Axes", y: int, row: Mapping[str, Any], x: float, low: float
     axes.plot([10**shown], [y], marker, color=color, markersize=8, zorder=4, clip_on=False)
 
 
-def _write_beside(axes: "Axes", y: float, text: str, color: str) -> None:
+def _write_beside(axes: "Axes", y: int, text: str, color: str) -> None:
     axes.annotate(text, (1.03, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color)
 
 

@@ -15,11 +15,13 @@ class Variation(NamedTuple):
     - `horizon`: so many times the number of steps.
     - `rates`: baselines are tuned over the learning rates and, beside them, so many times these, where the
         scale asks for other ones.
+    - `objectives`: so many times the number of objectives, for tuning too; fewer where each costs much.
     """
 
     family: AbstractObjectiveFamily
     horizon: float = 1.0
     rates: float = 1.0
+    objectives: float = 1.0
 
 
 AS_TRAINED = "as trained"
@@ -69,5 +71,6 @@ def _other_family(family: AbstractObjectiveFamily) -> dict[str, Variation]:
         family = family.family
     if isinstance(family, Quadratic):
         # Small, since a card of quadratics takes seconds else.
-        return {"other family: mnist": Variation(MNIST((8,), batch_size=32, data="embedded"))}
+        digits = MNIST((8,), batch_size=32, data="embedded")
+        return {"other family: mnist": Variation(digits, objectives=0.25)}
     return {"other family: quadratic": Variation(Quadratic())}

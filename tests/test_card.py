@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -68,7 +69,7 @@ def test_variations_of_quadratics():
     for name, dim in dims.items():
         assert found[name].family == Quadratic(dim, squared=False, theta_std=0.5)
     assert [found[f"horizon × {n}"].horizon for n in (3, 10)] == [3, 10]
-    assert found["as trained"] == (Quadratic(3, squared=False, theta_std=0.5), 1.0, 1.0)
+    assert found["as trained"] == (Quadratic(3, squared=False, theta_std=0.5), 1.0, 1.0, 1.0)
     assert isinstance(found["other family: mnist"].family, FromModel)
     # There is no half of one dimension.
     assert "dimension × ½" not in l2o.variations(Quadratic(1))
@@ -76,7 +77,7 @@ def test_variations_of_quadratics():
 
 def test_variations_of_networks():
     family = MNIST((3, 5), ("tanh", "relu"), 4, data="embedded")
-    found = {name: one.family for name, one in l2o.variations(family).items()}
+    found: dict[str, Any] = {name: one.family for name, one in l2o.variations(family).items()}
     assert _widths(found["width × ½"]) == [(2, 784), (3, 2), (10, 3)]
     assert _widths(found["width × 2"]) == [(6, 784), (10, 6), (10, 10)]
     assert _widths(found["width × 4"]) == [(12, 784), (20, 12), (10, 20)]
@@ -132,25 +133,29 @@ def test_rescaled_objectives_are_the_same_draws(getkey):
 def test_a_row_is_what_compare_gives(getkey):
     optimizer, key = LEARNED["lstm_identity"](getkey()), getkey()
     tried = {
-        "longer": Variation(Quadratic(2), horizon=2),
+        "longer": Variation(Quadratic(2), horizon=2, objectives=1.5),
         "scaled": Variation(Rescaled(Quadratic(2), 10.0), rates=0.1),
     }
     card = l2o.generalization_card(
         optimizer, Quadratic(2), num_steps=4, variations=tried, baselines=BASELINES, last=2, key=key, **TINY
     )
     assert card.complete and [row.name for row in card.rows] == ["longer", "scaled"]
-    for row, steps, rates in zip(card.rows, (8, 4), (RATES, (0.001, *RATES)), strict=True):
+    settings = ((8, RATES, 3), (4, (0.001, *RATES), 2))
+    for row, (steps, rates, count) in zip(card.rows, settings, strict=True):
         comparison = l2o.compare(
             {"learned": optimizer, **BASELINES},
             tried[row.name].family,
             num_steps=steps,
             last=2,
             key=key,
-            **{**TINY, "learning_rates": rates},
+            num_objectives=count,
+            num_tuning_objectives=count,
+            learning_rates=rates,
         )
         medians = {r["name"]: r for r in comparison.summary()}
         best = comparison.best_baseline()
         assert (row.num_steps, row.num_coordinates, row.best) == (steps, 2, best) and best is not None
+        assert row.learned is not None and row.best_loss is not None
         assert row.learned == medians["learned"]["median"] and row.best_loss == medians[best]["median"]
         assert row.ratio == row.learned / row.best_loss and row.settings == medians[best]["settings"]
         assert (row.better, row.better_low) == (medians[best]["beaten"], medians[best]["beaten_low"])

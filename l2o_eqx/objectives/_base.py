@@ -1,4 +1,5 @@
 import abc
+from collections.abc import Mapping
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
@@ -44,7 +45,7 @@ class AbstractObjectiveFamily(eqx.Module):
         anew: `sample_objectives` recognizes them and never copies them per objective.
         """
 
-    def variations(self) -> dict[str, "AbstractObjectiveFamily"]:
+    def variations(self) -> Mapping[str, "AbstractObjectiveFamily"]:
         """Families like this one of other sizes and kinds, by name, for a card of generalization.
 
         None by default; horizons and scales are varied for any family.

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -63,7 +65,7 @@ class Quadratic(AbstractObjectiveFamily):
         target = jr.normal(ykey, (self.dim,))
         return QuadraticObjective(matrix, target, self.squared, self.theta_std)
 
-    def variations(self) -> dict[str, AbstractObjectiveFamily]:
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         return {
             f"dimension × {name}": Quadratic(dim, self.squared, self.theta_std)
             for name, (dim,) in resized((self.dim,)).items()

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -41,7 +42,7 @@ class Rescaled(AbstractObjectiveFamily):
         factor = jnp.asarray(self.loss, jnp.result_type(float))
         return ScaledObjective(objective, factor, None if self.params == 1 else scales)
 
-    def variations(self) -> dict[str, AbstractObjectiveFamily]:
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         return {
             name: Rescaled(family, self.loss, self.params)
             for name, family in self.family.variations().items()

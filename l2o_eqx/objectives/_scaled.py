@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -88,7 +89,7 @@ class Scaled(AbstractObjectiveFamily):
         ]
         return ScaledObjective(objective, factor, jax.tree.unflatten(treedef, scales))
 
-    def variations(self) -> dict[str, AbstractObjectiveFamily]:
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         return {
             name: Scaled(family, self.low, self.high, self.pointwise)
             for name, family in self.family.variations().items()

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ._baselines import Baseline as Baseline
     from ._baselines import LineSearch as LineSearch
     from ._baselines import baselines_for as baselines_for
+    from ._card import Card as Card
+    from ._card import CardRow as CardRow
+    from ._card import generalization_card as generalization_card
     from ._compare import compare as compare
     from ._comparison import Comparison as Comparison
     from ._comparison import Share as Share
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from ._snapshots import Validation as Validation
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
+    from ._variations import Variation as Variation
+    from ._variations import variations as variations
     from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
     from .objectives import count_coordinates as count_coordinates
 
@@ -86,6 +91,7 @@ _NAMES = {
     for module, names in {
         "_as_optax": "as_optax",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
+        "_card": "Card CardRow generalization_card",
         "_compare": "compare",
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
@@ -101,6 +107,7 @@ _NAMES = {
         "_serialise": "FileFormatError load load_metadata save",
         "_snapshots": "Average Snapshot Validation",
         "_unroll": "Unroll unroll",
+        "_variations": "Variation variations",
         "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",
     }.items()

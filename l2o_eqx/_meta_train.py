@@ -20,6 +20,9 @@ from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting, Constant
 
+# Far from the numbers of super epochs, and not those of the other draws.
+_LENGTHS = 2**31 - 3
+
 
 class Progress(eqx.Module):
     """What a callback of `meta_train` sees after each super epoch.
@@ -155,7 +158,7 @@ def meta_train(
     """
     strategy = EveryWindow() if strategy is None else strategy
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
-    lengths = (num_steps,) if isinstance(num_steps, int) else tuple(num_steps)
+    lengths = tuple(num_steps) if isinstance(num_steps, Sequence) else (num_steps,)
     check_sizes(
         "meta_train",
         num_steps=min(lengths, default=0),
@@ -253,9 +256,11 @@ def super_epoch_lengths(lengths: Sequence[int], super_epochs: int, key: PRNGKeyA
     """The length of each super epoch of a training, drawn from `lengths`; the same for the same key."""
     if len(lengths) == 1:
         return [lengths[0]] * super_epochs
+    # Not out of the super epochs' own keys, which their starting points come from.
+    key = jr.fold_in(key, _LENGTHS)
 
     def draw(super_epoch):
-        return jr.randint(jr.fold_in(jr.fold_in(key, super_epoch), 1), (), 0, len(lengths))
+        return jr.randint(jr.fold_in(key, super_epoch), (), 0, len(lengths))
 
     return [lengths[i] for i in jax.vmap(draw)(np.arange(super_epochs)).tolist()]
 

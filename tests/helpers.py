@@ -73,9 +73,9 @@ def _per_layer(key):
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
 
-def _adam_mlp(key):
+def _adam_mlp(key, matrices=False):
     # As if trained: with a last layer of zeros no other has a derivative.
-    optimizer = optimizers.AdamMLP((3, 4), learning_rate=0.1, num_steps=5, key=key)
+    optimizer = optimizers.AdamMLP((3, 4), learning_rate=0.1, num_steps=5, matrices=matrices, key=key)
     leaves, treedef = jax.tree.flatten(optimizer)
     return treedef.unflatten(
         [x + 0.1 * jr.normal(k, x.shape) for x, k in zip(leaves, jr.split(key, len(leaves)), strict=True)]
@@ -130,6 +130,7 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     "per_layer": _per_layer,
     "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
     "adam_mlp": _adam_mlp,
+    "adam_mlp_matrices": lambda key: _adam_mlp(key, matrices=True),
     "unit_rms": lambda key: optimizers.UnitRMS(
         optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
     ),

@@ -11,6 +11,7 @@ from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
 from l2o_eqx._meta_step import compiled_step, placed
+from l2o_eqx._meta_train import super_epoch_lengths
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -240,6 +241,54 @@ def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
     assert len(family.traces) == traced
 
 
+def test_lengths_are_drawn_and_compiled_once_each(getkey):
+    """Super epochs of several lengths are those of each length alone, in the order that the key draws."""
+    family, optimizer, key = CountedFamily(Traces()), LEARNED["lstm_identity"](getkey()), getkey()
+    settings: dict[str, Any] = {"num_objectives": 2, "key": key}
+
+    def train(num_steps, super_epochs, state=None):
+        return l2o_eqx.meta_train(
+            optimizer,
+            family,
+            EveryWindow(3),
+            num_steps=num_steps,
+            super_epochs=super_epochs,
+            state=state,
+            **settings,
+        )
+
+    lengths = (3, 6, 8)
+    drawn = super_epoch_lengths(lengths, 8, key)
+    assert {*drawn} == {*lengths} and drawn != sorted(drawn)
+    assert super_epoch_lengths(lengths, 5, key) == drawn[:5]
+    assert super_epoch_lengths(lengths, 8, getkey()) != drawn
+    whole = train(lengths, 8)
+    assert len(family.traces) == len(lengths)
+    resumed = train(lengths, 8, train(lengths, 3).state)
+    state = None
+    for done, length in enumerate(drawn):
+        state = train(length, done + 1, state).state
+    for other in (resumed.state, state):
+        assert eqx.tree_equal(whole.state, other)
+    assert len(family.traces) == len(lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths, strategy, message",
+    [
+        ((3, 8), EveryWindow(5), "longer than the super epoch of 3"),
+        ((8, 1), OncePerSuperEpoch(), "at least 2 steps"),
+        ((8, 0), EveryWindow(3), "num_steps=0"),
+        ((), EveryWindow(3), "num_steps=0"),
+    ],
+)
+def test_every_length_must_fit(lengths, strategy, message, getkey):
+    with pytest.raises(ValueError, match=message):
+        l2o_eqx.meta_train(
+            CoordinatewiseLSTM((2,), key=getkey()), Quadratic(2), strategy, num_steps=lengths, key=getkey()
+        )
+
+
 def test_training_improves_the_optimizer(getkey):
     """On bowls of one kind a few hundred meta-updates beat the untrained optimizer by far."""
     optimizer, family = CoordinatewiseLSTM((8,), learning_rate=0.01, key=getkey()), Quadratic(2)
@@ -285,6 +334,7 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
         "grad_norm",
         "zero_share",
         "skipped_updates",
+        "failed_objectives",
     }
     assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
 

@@ -31,6 +31,7 @@ class VmappedLSTM(AbstractOptimizer):
     def update(self, grads: PyTree, state: PyTree, params: PyTree | None) -> tuple[PyTree, PyTree]:
         del params
         flat, unravel = ravel_pytree(grads)
+        assert self.like.preprocessor is not None
         hidden, _ = self.like.preprocessor(flat, None)
         next_state = []
         for cell, before in zip(self.like.cells, state, strict=True):

@@ -88,7 +88,7 @@ def _unknown_choice(path: Path, given: Any) -> str:
 
 
 def _unknown_setting(path: Path, config: dict[str, Any]) -> str:
-    leaf = leaves().get(path)
+    leaf = leaves().get(path) or leaves().get((*path, "kind"))
     for table, kinds in leaf.owners.items() if leaf else ():
         chosen = _get(config, (*table, "kind"))
         if chosen not in kinds:

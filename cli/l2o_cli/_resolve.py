@@ -38,9 +38,11 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     if all(name in _meta(data) for name in LENGTHS):
         steps, epochs = (label(("meta", name)) for name in LENGTHS)
         raise UsageError(f"{epochs} and {steps} cannot both be given: each is the length of a super epoch")
+    given = _meta(data)
     data = _with_presets(data)
     try:
-        return RunConfig.model_validate(data)
+        config = RunConfig.model_validate(data)
+        return config if "warmup_updates" in given else _with_short_warmup(config)
     except ValidationError as error:
         errors: list[Any] = error.errors(include_url=False)
         raise UsageError(describe(first_of(errors), data)) from None
@@ -142,6 +144,13 @@ def _without_other_length(below: Layer, above: Layer) -> Layer:
     if not _meta(above).keys() & {*LENGTHS}:
         return below
     return {**below, "meta": {name: v for name, v in _meta(below).items() if name not in LENGTHS}}
+
+
+def _with_short_warmup(config: RunConfig) -> RunConfig:
+    # A preset's is for its own number of super epochs, each of which has one meta-update at least.
+    meta = config.meta
+    shortest = min(meta.warmup_updates, meta.super_epochs // 5)
+    return config.model_copy(update={"meta": meta.model_copy(update={"warmup_updates": shortest})})
 
 
 def _with_presets(data: Layer) -> Layer:

@@ -1,0 +1,254 @@
+"""Presets of `l2o train`: what settings are if they are not given, and what files of before mean."""
+
+import functools
+import tomllib
+
+import jax
+import jax.random as jr
+import pytest
+from l2o_cli._build import build
+from l2o_cli._config import EveryWindow, RunConfig
+from l2o_cli._errors import UsageError
+from l2o_cli._fields import leaves
+from l2o_cli._presets import PRESETS
+from l2o_cli._resolve import merge, nested, read_assignments, resolve, to_toml
+from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
+
+import l2o_eqx as l2o
+
+CASES = [(preset, objective) for preset, lines in PRESETS.items() for objective in lines]
+EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
+
+
+def settings(preset, objective):
+    data = {"data": "embedded"} if objective == "mnist" else {}
+    return {"preset": preset, "objective": {"kind": objective, **data}}
+
+
+def at(config, name):
+    return functools.reduce(getattr, name.split("."), config)
+
+
+@EVERY
+def test_presets_build_and_survive_toml(preset, objective):
+    parts = build(resolve([settings(preset, objective)]))
+    assert parts.config.preset == preset
+    again = resolve([tomllib.loads(to_toml(parts.config))])
+    assert again == parts.config == build(again).config
+    optimizer = parts.make_optimizer(jr.key(0))
+    assert type(optimizer).__name__.lower() == parts.config.optimizer.kind.replace("-", "")
+    params = jax.eval_shape(lambda key: parts.family.sample(key).init(key), jr.key(0))
+    jax.eval_shape(lambda params: optimizer.init_for(params, parts.config.meta.num_steps), params)
+
+
+@EVERY
+def test_every_line_of_a_preset_counts(preset, objective):
+    """With the preset's own kinds, or with others that have the setting; never with a name of nothing."""
+    own = resolve([settings(preset, objective)])
+    for name, value in PRESETS[preset][objective].items():
+        path = tuple(name.split("."))
+        layer = settings(preset, objective)
+        for table, kinds in leaves()[path].owners.items():
+            kind = kinds[0] if table[0] != "objective" else objective
+            assert kind in kinds, name
+            layer = merge(layer, nested((*table, "kind"), kind))
+        assert at(resolve([layer]), name) == value, name
+        if path[-1] == "kind" and len(path) == 2:
+            assert at(own, name) == value, name
+
+
+def test_presets_say_all_that_has_no_default_for_every_kind():
+    """Whatever kinds are chosen, no option must be given: one optimizer, strategy and weighting at a time."""
+    for preset, objective in CASES:
+        for table in ("optimizer", "strategy", "weighting"):
+            for kind in leaves()[table, "kind"].choices or ():
+                layer = merge(settings(preset, objective), nested((table, "kind"), kind))
+                assert at(resolve([layer]), f"{table}.kind") == kind
+
+
+# What the defaults were before there were presets, as a run's config.toml had them.
+FORMER = """
+format = 1
+seed = 0
+[objective]
+kind = "quadratic"
+dim = 16
+squared = true
+theta_std = 1.0
+[optimizer]
+hidden_sizes = [20, 20]
+learning_rate = 0.001
+linear_readout = false
+kind = "coordinatewise-lstm"
+[optimizer.preprocessor]
+kind = "identity"
+[optimizer.output]
+kind = "sum"
+[strategy]
+order = "first"
+detach_state = false
+activations = "auto"
+kind = "every-window"
+window = 16
+include_final_loss = false
+remainder = "skip"
+[weighting]
+kind = "constant"
+[meta]
+learning_rate = 0.001
+normalization = "tensor"
+norm_floor = 0.0
+clip_norm = 1.0
+b1 = 0.9
+b2 = 0.999
+eps = 1e-07
+warmup_updates = 0
+decay = "none"
+final_share = 0.0
+num_steps = 320
+super_epochs = 50
+num_objectives = 64
+restarts = 1
+[pretraining]
+enabled = false
+loss = "sign-weighted"
+omega = 2.0
+input_std = 0.001
+num_steps = 16
+batch_size = 128
+num_samples = 200000
+carry_state = false
+learning_rate = 0.001
+eps = 1e-07
+[validation]
+every = 0
+num_objectives = 16
+last = 1
+[evaluation]
+num_objectives = 64
+num_tuning_objectives = 16
+tuning = "auto"
+last = 1
+"""
+FORMER_MNIST = {
+    "objective": {
+        "kind": "mnist",
+        "hidden_sizes": [32],
+        "conv_channels": [],
+        "activation": "sigmoid",
+        "output": "softmax",
+        "batch_size": 128,
+        "num_examples": 48000,
+        "data": "auto",
+    },
+    "optimizer": {"learning_rate": 0.01, "preprocessor": {"kind": "log-sign", "p": 10.0}},
+    "meta": {"num_steps": 375, "super_epochs": 10, "num_objectives": 1},
+    "evaluation": {"num_objectives": 32, "num_tuning_objectives": 4, "last": 20},
+}
+# As the first version wrote it: without the tables, and without the settings, that came later.
+FIRST = """
+format = 1
+seed = 0
+[objective]
+kind = "quadratic"
+[optimizer]
+kind = "coordinatewise-lstm"
+hidden_sizes = [20, 20]
+learning_rate = 0.001
+linear_readout = false
+[optimizer.preprocessor]
+kind = "identity"
+[strategy]
+kind = "every-window"
+window = 16
+order = "first"
+lookahead = true
+[weighting]
+kind = "constant"
+[meta]
+learning_rate = 0.001
+normalization = "tensor"
+num_steps = 320
+super_epochs = 50
+num_objectives = 64
+restarts = 1
+[evaluation]
+num_objectives = 64
+num_tuning_objectives = 16
+"""
+
+
+def former(objective):
+    table = tomllib.loads(FORMER)
+    return table if objective == "quadratic" else merge(table, FORMER_MNIST)
+
+
+@pytest.mark.parametrize("objective", ["quadratic", "mnist"])
+def test_the_thesis_preset_is_what_the_defaults_were(objective, monkeypatch):
+    """Every setting that there was, through the command; and what came since is off."""
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
+    l2o_cli("train", "--objective", objective, "--preset", "thesis")
+    (config,) = seen
+    assert config == RunConfig.model_validate({**former(objective), "preset": "thesis"})
+    later = {("meta", "average"), ("meta", "drop_norm"), ("strategy", "objective_clip")}
+    assert {path: at(config, ".".join(path)) for path in later} == dict.fromkeys(later)
+
+
+@pytest.mark.parametrize("objective", ["quadratic", "mnist"])
+def test_files_of_before_there_were_presets_mean_the_thesis(objective):
+    """Whole ones as well as those of earlier versions, which have fewer settings."""
+    thesis = resolve([{"preset": "thesis", "objective": {"kind": objective}}])
+    assert resolve([former(objective)]) == thesis
+    assert resolve([{"format": 1, "objective": {"kind": objective}}]) == thesis
+    # An option over such a file changes that setting alone; another preset has no say in what the file has.
+    over = resolve([former(objective), *read_assignments(["meta.super_epochs=7"])])
+    assert over.meta.super_epochs == 7 and over.preset == "thesis" and over.optimizer == thesis.optimizer
+    assert resolve([former(objective), {"preset": "best"}]).weighting == thesis.weighting
+
+
+def test_a_file_of_the_first_version_and_its_old_name():
+    config = resolve([tomllib.loads(FIRST)])
+    thesis = resolve([{"preset": "thesis"}])
+    assert isinstance(config.strategy, EveryWindow) and config.strategy.include_final_loss
+    strategy = config.strategy.model_copy(update={"include_final_loss": False})
+    assert config.model_copy(update={"strategy": strategy}) == thesis
+    assert config.optimizer == thesis.optimizer and config.meta == thesis.meta
+
+
+def test_a_partial_file_without_a_format_means_the_best():
+    file = {"meta": {"super_epochs": 70}}
+    config = resolve([file])
+    assert config.preset == "best" and config.meta.super_epochs == 70
+    assert config.optimizer == resolve([]).optimizer != resolve([{"format": 1, **file}]).optimizer
+    with pytest.raises(UsageError, match="'--preset'.*'bestt'; did you mean 'best'"):
+        resolve([{"preset": "bestt"}])
+
+
+def test_a_short_training_has_a_short_warm_up():
+    """That of the preset; one that is given is taken at its word, or refused."""
+    few = ["meta.super_epochs=1", "meta.num_steps=20"]
+    assert build(resolve(read_assignments(few))).config.meta.warmup_updates == 0
+    assert resolve(read_assignments(["meta.super_epochs=30"])).meta.warmup_updates == 6
+    assert resolve([]).meta.warmup_updates == PRESETS["best"]["quadratic"]["meta.warmup_updates"]
+    given = ["meta.super_epochs=30", "meta.warmup_updates=25"]
+    assert resolve(read_assignments(given)).meta.warmup_updates == 25
+    with pytest.raises(UsageError, match="must be less than the 1 meta-updates"):
+        build(resolve(read_assignments([*few, "meta.warmup_updates=1"])))
+
+
+@pytest.mark.parametrize("objective", ["quadratic", "mnist"])
+def test_the_default_trains(objective, monkeypatch):
+    """In miniature, with all parts of the preset `best`: the file that is kept holds its optimizer."""
+    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
+    small = "--num-steps 6 --super-epochs 2 --num-objectives 2 --eval-objectives 2 --last-steps 1"
+    own = {
+        "quadratic": "--dim 2 --window 3 --momentum-size 3",
+        "mnist": "--data embedded --network-sizes 2 --batch-size 4 --mlp-sizes 3",
+    }
+    options = [*small.split(), *own[objective].split()]
+    l2o_cli("train", "--objective", objective, *options, "--out", "out", "--quiet")
+    kind = {"quadratic": l2o.optimizers.LearnedMomentum, "mnist": l2o.optimizers.AdamMLP}[objective]
+    assert isinstance(l2o.load("out/optimizer.safetensors"), kind)
+    metadata = l2o.load_metadata("out/optimizer.safetensors")
+    assert metadata["config"]["preset"] == "best" and metadata["config"]["strategy"]["order"] == "second"

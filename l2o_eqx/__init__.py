@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ._baselines import baselines_for as baselines_for
     from ._card import Card as Card
     from ._card import CardRow as CardRow
-    from ._card import generalization_card as generalization_card
     from ._compare import compare as compare
     from ._comparison import Comparison as Comparison
     from ._comparison import Share as Share
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from ._devices import use_cores as use_cores
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
+    from ._generalization import generalization_card as generalization_card
     from ._imitate import ImitationSolution as ImitationSolution
     from ._imitate import imitate as imitate
     from ._meta_gradient import MetaGradient as MetaGradient
@@ -91,12 +91,13 @@ _NAMES = {
     for module, names in {
         "_as_optax": "as_optax",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
-        "_card": "Card CardRow generalization_card",
+        "_card": "Card CardRow",
         "_compare": "compare",
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
+        "_generalization": "generalization_card",
         "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",

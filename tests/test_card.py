@@ -1,6 +1,5 @@
 import json
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,30 +16,14 @@ from typer.testing import CliRunner
 import l2o_eqx as l2o
 from l2o_eqx import Card, CardRow, Variation, plots
 from l2o_eqx.objectives import (
-    HELD_OUT_ACTIVATIONS,
-    MNIST,
-    AbstractObjectiveFamily,
-    FromModel,
     Quadratic,
     Rescaled,
-    Scaled,
-    params_shapes,
 )
 from l2o_eqx.optimizers import AbstractOptimizer
 
 RATES = (0.01, 0.1)
 TINY = {"num_objectives": 2, "num_tuning_objectives": 2, "learning_rates": RATES}
 BASELINES = {"SGD": l2o.Baseline(optax.sgd), "Adam": l2o.Baseline(optax.adam, ({"b1": 0.9}, {"b1": 0.8}))}
-EVERYWHERE = {
-    "as trained",
-    "horizon × 3",
-    "horizon × 10",
-    "loss × 0.001",
-    "loss × 1000",
-    "params × 0.1",
-    "params × 10",
-    "params × 0.05 to 20",
-}
 
 
 class ForOneSize(AbstractOptimizer):
@@ -53,78 +36,6 @@ class ForOneSize(AbstractOptimizer):
 
     def update(self, grads, state, params):
         return -self.rates * grads, state
-
-
-def _widths(family):
-    return [leaf.shape for leaf in jax.tree.leaves(params_shapes(family)) if leaf.ndim == 2]
-
-
-# Variations.
-
-
-def test_variations_of_quadratics():
-    found = l2o.variations(Quadratic(3, squared=False, theta_std=0.5))
-    dims = {"dimension × ½": 2, "dimension × 2": 6, "dimension × 4": 12}
-    assert found.keys() == EVERYWHERE | dims.keys() | {"other family: mnist"}
-    for name, dim in dims.items():
-        assert found[name].family == Quadratic(dim, squared=False, theta_std=0.5)
-    assert [found[f"horizon × {n}"].horizon for n in (3, 10)] == [3, 10]
-    assert found["as trained"] == (Quadratic(3, squared=False, theta_std=0.5), 1.0, 1.0, 1.0)
-    assert isinstance(found["other family: mnist"].family, FromModel)
-    # There is no half of one dimension.
-    assert "dimension × ½" not in l2o.variations(Quadratic(1))
-
-
-def test_variations_of_networks():
-    family = MNIST((3, 5), ("tanh", "relu"), 4, data="embedded")
-    found: dict[str, Any] = {name: one.family for name, one in l2o.variations(family).items()}
-    assert _widths(found["width × ½"]) == [(2, 784), (3, 2), (10, 3)]
-    assert _widths(found["width × 2"]) == [(6, 784), (10, 6), (10, 10)]
-    assert _widths(found["width × 4"]) == [(12, 784), (20, 12), (10, 20)]
-    assert _widths(found["depth + 1"]) == [(3, 784), (5, 3), (5, 5), (10, 5)]
-    activations = {name.split()[1]: one for name, one in found.items() if name.startswith("activation")}
-    assert activations.keys() == {"sigmoid", "leaky_relu", "gelu"}
-    model = activations["gelu"].make_model(jr.key(0))
-    assert model.activation is HELD_OUT_ACTIVATIONS["gelu"]
-    assert all(one.data[0] is family.data[0] for one in activations.values())
-    assert found["other family: quadratic"] == Quadratic()
-
-
-def test_variations_of_convolutional_networks():
-    found = MNIST((), conv_channels=(2,), batch_size=4, data="embedded").variations()
-    shapes = [leaf.shape for leaf in jax.tree.leaves(params_shapes(found["width × 2"])) if leaf.ndim > 3]
-    deeper = [leaf.shape for leaf in jax.tree.leaves(params_shapes(found["depth + 1"])) if leaf.ndim > 3]
-    assert shapes == [(4, 1, 3, 3)] and deeper == [(2, 1, 3, 3), (2, 2, 3, 3)]
-
-
-def test_other_families_vary_in_horizon_and_scale_alone_unless_they_say_more():
-    class Own(AbstractObjectiveFamily):
-        def sample(self, key):
-            return Quadratic(2).sample(key)
-
-    class Larger(Own):
-        def variations(self):
-            return {"larger": Quadratic(5)}
-
-    assert l2o.variations(Own()).keys() == EVERYWHERE
-    assert l2o.variations(Larger())["larger"].family == Quadratic(5)
-    scaled = l2o.variations(Scaled(Quadratic(2)))["dimension × 2"].family
-    assert scaled == Scaled(Quadratic(4))
-    rescaled = l2o.variations(Rescaled(Quadratic(2), 2.0))
-    assert rescaled["dimension × 2"].family == Rescaled(Quadratic(4), 2.0)
-    assert "other family: mnist" in rescaled
-
-
-def test_rescaled_objectives_are_the_same_draws(getkey):
-    key, step = getkey(), 0
-    one = Quadratic(3).sample(key)
-    other = Rescaled(Quadratic(3), loss=1e3, params=0.1).sample(key)
-    start, scaled = one.init(key), other.init(key)
-    np.testing.assert_allclose(scaled, 0.1 * start, rtol=1e-6)
-    loss = one.loss(start, step, key)
-    np.testing.assert_allclose(other.loss(scaled, step, key), 1e3 * loss, rtol=1e-5)
-    with pytest.raises(ValueError, match="above 0"):
-        Rescaled(Quadratic(3), loss=0.0)
 
 
 # Rows.
@@ -202,6 +113,23 @@ def test_what_an_optimizer_cannot_take_is_reported(getkey):
     assert shares == sorted(shares)
 
 
+def test_what_a_callback_raises_is_no_failure_of_a_variation(getkey):
+    def stop(card, name, share):
+        if share > 0:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        l2o.generalization_card(
+            ForOneSize(jnp.full(3, 0.01)),
+            Quadratic(3),
+            num_steps=4,
+            baselines=BASELINES,
+            callback=stop,
+            key=getkey(),
+            **TINY,
+        )
+
+
 def test_what_ends_above_where_it_began_is_counted(getkey):
     card = l2o.generalization_card(
         ForOneSize(jnp.full(3, 10.0)),
@@ -271,7 +199,7 @@ def _l2o(*arguments, code=0):
 def few(monkeypatch):
     """Two variations, one of which does not fit, and two baselines."""
     tried = {"as trained": Variation(Quadratic(3)), "activation leaky_relu": Variation(Quadratic(4))}
-    monkeypatch.setattr("l2o_eqx._card.usual_variations", lambda family: tried)
+    monkeypatch.setattr("l2o_eqx._generalization.usual_variations", lambda family: tried)
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", BASELINES)
     return tried
 

@@ -69,20 +69,8 @@ def evaluate(
     title = title_of(facts)
     output.say(_intention(source, facts))
 
-    def work() -> l2o.Comparison:
-        return run_comparison(
-            {LEARNED: optimizer, **(l2o.baselines_for(parts.family) if with_baselines else {})},
-            parts,
-            output,
-            restarts=restarts,
-            key=jr.split(jr.key(config.seed), 3)[2],  # as the training's own comparison
-        )
-
-    try:
-        comparison = run_interruptibly(work)
-    except KeyboardInterrupt:
-        output.say("Interrupted; nothing was written.")
-        interrupted()
+    others = l2o.baselines_for(parts.family) if with_baselines else {}
+    comparison = _compare({LEARNED: optimizer, **others}, parts, output, restarts)
     folder = None
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
@@ -98,6 +86,20 @@ def evaluate(
         answer["card"] = card.as_dict()
     output.result(answer)
     if with_card and not answer["card"]["complete"]:
+        interrupted()
+
+
+def _compare(
+    optimizers: dict[str, Any], parts: Parts, output: Output, restarts: int | None
+) -> l2o.Comparison:
+    # The key is that of the training's own comparison.
+    key = jr.split(jr.key(parts.config.seed), 3)[2]
+    try:
+        return run_interruptibly(
+            lambda: run_comparison(optimizers, parts, output, restarts=restarts, key=key)
+        )
+    except KeyboardInterrupt:
+        output.say("Interrupted; nothing was written.")
         interrupted()
 
 

@@ -82,8 +82,8 @@ class AdamMLP(AbstractOptimizer):
     - `learning_rate`: r₀ at first; its logarithm is a meta-parameter.
     - `num_steps`: H where `init` is not told.
     - `matrices`: whether to add Muon's direction and start from it.
-    - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or Muon with a rate
-        that decays to nearly nothing at the horizon.
+    - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or Muon with a
+        rate that decays to nearly nothing at the horizon.
     - `key`: draws the weights of the hidden layers.
 
     **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, or an

@@ -45,7 +45,8 @@ def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     """
     leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
-    scale = jnp.where(largest > 0, largest, 1.0)
+    # The norm does not depend on it, nor do its derivatives, but their products could overflow.
+    scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
     square = sum(jnp.sum(jnp.square(x / scale)) for x in leaves)
     positive = square > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

@@ -162,12 +162,17 @@ def _with_presets(data: Layer) -> Layer:
     # What is unknown gets some preset, so that it is the one thing to complain about.
     presets = PRESETS[preset if isinstance(preset, str) and preset in PRESETS else DEFAULT_PRESET]
     known = kind if isinstance(kind, str) and kind in presets else DEFAULT_OBJECTIVE
-    # Kinds first: they decide which of the other lines count.
-    for name, value in sorted(presets[known].items(), key=lambda line: not line[0].endswith(".kind")):
+    # Kinds first, the outer before the inner: they decide which of the other lines count.
+    for name, value in sorted(presets[known].items(), key=_order_of_line):
         path = tuple(name.split("."))
         if _applies(path, data):
             data = merge(nested(path, value), data)
     return data
+
+
+def _order_of_line(line: tuple[str, Any]) -> tuple[bool, int]:
+    name, _ = line
+    return not name.endswith(".kind"), name.count(".")
 
 
 def _applies(path: tuple[str, ...], data: Layer) -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ._baselines import Baseline as Baseline
     from ._baselines import LineSearch as LineSearch
     from ._baselines import baselines_for as baselines_for
+    from ._card import Card as Card
+    from ._card import CardRow as CardRow
     from ._compare import compare as compare
     from ._comparison import Comparison as Comparison
     from ._comparison import Share as Share
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ._devices import use_cores as use_cores
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
+    from ._generalization import generalization_card as generalization_card
     from ._imitate import ImitationSolution as ImitationSolution
     from ._imitate import imitate as imitate
     from ._meta_gradient import MetaGradient as MetaGradient
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from ._snapshots import Validation as Validation
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
+    from ._variations import Variation as Variation
+    from ._variations import variations as variations
     from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
     from .objectives import count_coordinates as count_coordinates
 
@@ -86,11 +91,13 @@ _NAMES = {
     for module, names in {
         "_as_optax": "as_optax",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
+        "_card": "Card CardRow",
         "_compare": "compare",
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
         "_evaluate": "Trajectories evaluate",
+        "_generalization": "generalization_card",
         "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
@@ -101,6 +108,7 @@ _NAMES = {
         "_serialise": "FileFormatError load load_metadata save",
         "_snapshots": "Average Snapshot Validation",
         "_unroll": "Unroll unroll",
+        "_variations": "Variation variations",
         "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",
     }.items()

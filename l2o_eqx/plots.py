@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._card_plot import plot_card as plot_card
+from ._figure import new_figure, write_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,7 +45,7 @@ def plot_curves(
     """
     if not curves:
         raise ValueError("`plot_curves(curves)` needs at least one curve. Got none.")
-    figure, axes = _figure(7.5, 4.8)
+    figure, axes = new_figure(7.5, 4.8)
     arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
     best_first = sorted(arrays, key=lambda name: _final(arrays[name]))
     styles = _styles(list(arrays), set(emphasize))
@@ -64,7 +67,7 @@ def plot_curves(
         frameon=False,
         fontsize=10,
     )
-    return _written(figure, path)
+    return write_figure(figure, path)
 
 
 def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) -> "Figure":
@@ -78,7 +81,7 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
 
     **Returns:** the figure.
     """
-    figure, axes = _figure(7.5, 6.0, rows=2)
+    figure, axes = new_figure(7.5, 6.0, rows=2)
     losses, norms = axes
     _draw_metric(losses, metrics["mean_loss"], _OTHERS[0], "mean over the steps")
     _draw_metric(losses, metrics["final_loss"], _EMPHASIZED[0], "last step")
@@ -90,7 +93,7 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
     norms.xaxis.get_major_locator().set_params(integer=True)
     for one in axes:
         _log_if_positive(one)
-    return _written(figure, path)
+    return write_figure(figure, path)
 
 
 def plot_pretraining(losses: Any, path: str | Path | None = None) -> "Figure":
@@ -104,7 +107,7 @@ def plot_pretraining(losses: Any, path: str | Path | None = None) -> "Figure":
 
     **Returns:** the figure.
     """
-    figure, axes = _figure(7.5, 4.2)
+    figure, axes = new_figure(7.5, 4.2)
     rows = np.atleast_2d(np.asarray(losses, float))
     rows = np.where(np.isfinite(rows), rows, np.nan)
     updates = 1 + np.arange(rows.shape[1])
@@ -116,7 +119,7 @@ def plot_pretraining(losses: Any, path: str | Path | None = None) -> "Figure":
     axes.set_ylabel("loss in pretraining")
     axes.set_xlabel("update")
     _log_if_positive(axes)
-    return _written(figure, path)
+    return write_figure(figure, path)
 
 
 def read_curves(path: str | Path) -> dict[str, np.ndarray]:
@@ -178,25 +181,6 @@ def read_pretraining(path: str | Path) -> np.ndarray:
             rows.setdefault(row["restart"], []).append(float(row["loss"]))
     losses = np.array(list(rows.values()))
     return losses[0] if len(losses) == 1 else losses
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", Any]:
-    # Not pyplot, which keeps figures alive and wants a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex="col")
-    for one in np.atleast_1d(axes):
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-        one.set_axisbelow(True)
-    return figure, axes
-
-
-def _written(figure: "Figure", path: str | Path | None) -> "Figure":
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
 
 
 def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]:

@@ -111,6 +111,17 @@ def test_a_wrong_first_move_costs_little(name, getkey):
         assert jnp.linalg.norm(gradient(end)) < 1e-2 * jnp.linalg.norm(gradient(start))
 
 
+@parametrize
+def test_no_network_drives_an_objective_to_infinity(name, getkey):
+    """Far too long steps are cut as soon as the gradient has grown."""
+    gradient, start = quadratic(getkey()), jr.normal(getkey(), (6,))
+    optimizer = MAKERS[name](momentum=0.5, key=getkey())
+    factor = {"learned_momentum": 0, "subspace_rnn": 2}[name]
+    optimizer = eqx.tree_at(lambda o: o.offsets, optimizer, optimizer.offsets.at[factor].set(3.0))
+    points = path(optimizer, gradient, start, 300)
+    assert np.all(np.linalg.norm(points, axis=-1) < 1e3)
+
+
 ZERO, ONE = jnp.zeros((3, 2)), jnp.arange(1.0, 7.0).reshape(3, 2)
 SEQUENCES = {
     "zero": [ZERO] * 6,

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 import l2o_eqx as l2o
-from l2o_eqx.optimizers import CoordinatewiseLSTM
+from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum, SubspaceRNN
 from l2o_eqx.preprocessors import LogSign
 
 from ._cases import HIDDEN_SIZES
@@ -20,8 +20,15 @@ STEPS = 4
 
 def make(num_coordinates: int) -> dict[str, Callable[[], Any]]:
     """Functions that take `STEPS` steps each, by name."""
-    learned = CoordinatewiseLSTM(HIDDEN_SIZES, LogSign(), 0.01, key=jr.key(0))
-    transformations = {"l2o_eqx.as_optax": l2o.as_optax(learned), "optax.adam": optax.adam(1e-3)}
+    key = jr.key(0)
+    learned = {
+        "l2o_eqx.as_optax": CoordinatewiseLSTM(HIDDEN_SIZES, LogSign(), 0.01, key=key),
+        "AdamMLP": AdamMLP(key=key),
+        "LearnedMomentum": LearnedMomentum(key=key),
+        "SubspaceRNN": SubspaceRNN(key=key),
+    }
+    transformations = {name: l2o.as_optax(optimizer) for name, optimizer in learned.items()}
+    transformations["optax.adam"] = optax.adam(1e-3)
     return {name: _steps(t, num_coordinates) for name, t in transformations.items()}
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._errors import UsageError
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments
 from ._start import start
@@ -27,6 +28,13 @@ def evaluate(
         bool,
         typer.Option("--baselines/--no-baselines", help="Compare with hand-designed optimizers."),
     ] = True,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Also how far it generalizes: longer, other sizes and kinds, scales; takes minutes.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -46,10 +54,12 @@ def evaluate(
 
     Whatever is not given is as in the training, but for the seed, which is the next one.
     """
+    if card and not baselines:
+        raise UsageError("option '--card': compares with baselines; leave out --no-baselines")
     layers = [*read_assignments(assignments or []), settings]
 
     start(cores=cores, cache=cache)
     from ._evaluation import evaluate as run
     from ._output import Output
 
-    run(source, layers, out, Output(quiet, as_json), with_baselines=baselines)
+    run(source, layers, out, Output(quiet, as_json), with_baselines=baselines, with_card=card)

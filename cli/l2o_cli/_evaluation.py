@@ -11,6 +11,7 @@ import jax.random as jr
 import l2o_eqx as l2o
 
 from ._build import Parts, build
+from ._card import keep_card, run_card
 from ._comparison import (
     LEARNED,
     facts_of,
@@ -28,6 +29,9 @@ from ._output import Output
 from ._resolve import Layer, merge, resolve
 from ._run import OPTIMIZER_FILE, RESTART_PATTERN, describe_device
 
+# Far from the small numbers that splitting the seed's key amounts to.
+_CARD = 2000
+
 
 def evaluate(
     source: Path,
@@ -36,6 +40,7 @@ def evaluate(
     output: Output,
     *,
     with_baselines: bool,
+    with_card: bool = False,
 ) -> None:
     """Compares the optimizers of a run, or one from a file.
 
@@ -47,6 +52,7 @@ def evaluate(
         file, nothing is written.
     - `output`: what the user sees.
     - `with_baselines`: whether to compare with hand-designed optimizers.
+    - `with_card`: whether to make a card of generalization; after Ctrl-C, the part that is done is kept.
 
     **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
     """
@@ -63,20 +69,8 @@ def evaluate(
     title = title_of(facts)
     output.say(_intention(source, facts))
 
-    def work() -> l2o.Comparison:
-        return run_comparison(
-            {LEARNED: optimizer, **(l2o.baselines_for(parts.family) if with_baselines else {})},
-            parts,
-            output,
-            restarts=restarts,
-            key=jr.split(jr.key(config.seed), 3)[2],  # as the training's own comparison
-        )
-
-    try:
-        comparison = run_interruptibly(work)
-    except KeyboardInterrupt:
-        output.say("Interrupted; nothing was written.")
-        interrupted()
+    others = l2o.baselines_for(parts.family) if with_baselines else {}
+    comparison = _compare({LEARNED: optimizer, **others}, parts, output, restarts)
     folder = None
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
@@ -84,8 +78,29 @@ def evaluate(
     show_comparison(comparison, output, title)
     if folder:
         output.say(f"Curves and numbers are in {folder}.")
-    where = {"folder": str(folder)} if folder else {"folder": None}
-    output.result({**where, **facts, **numbers(comparison)})
+    answer = {"folder": str(folder) if folder else None, **facts, **numbers(comparison)}
+    if with_card:
+        key = jr.fold_in(jr.key(config.seed), _CARD)
+        card = run_card(optimizer, parts, output, restarts=restarts, key=key)
+        keep_card(folder, card, output, facts)
+        answer["card"] = card.as_dict()
+    output.result(answer)
+    if with_card and not answer["card"]["complete"]:
+        interrupted()
+
+
+def _compare(
+    optimizers: dict[str, Any], parts: Parts, output: Output, restarts: int | None
+) -> l2o.Comparison:
+    # The key is that of the training's own comparison.
+    key = jr.split(jr.key(parts.config.seed), 3)[2]
+    try:
+        return run_interruptibly(
+            lambda: run_comparison(optimizers, parts, output, restarts=restarts, key=key)
+        )
+    except KeyboardInterrupt:
+        output.say("Interrupted; nothing was written.")
+        interrupted()
 
 
 def _files(source: Path) -> list[Path]:

@@ -107,7 +107,7 @@ class Output:
             several = "*" if row["evaluations_per_step"] > 1 else ""
             table.add_row(
                 row["name"] + several,
-                *(_number(row[k]) for k in ("median", "mean", "q25", "q75")),
+                *(show_number(row[k]) for k in ("median", "mean", "q25", "q75")),
                 _setting(row["settings"]),
                 "broken" if row["broken"] else "" if row["beaten"] is None else f"{row['beaten']:.0%}",
                 style="bold green" if row["name"] == highlighted else None,
@@ -139,7 +139,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]], highlighted: str) -> Iterator[st
         if row["evaluations_per_step"] > 1:
             yield (
                 f"* {row['name']} evaluates f {row['evaluations_per_step']:.3g} times a step; after as many "
-                f"evaluations as others have steps its median is {_number(row['median_per_evaluation'])}."
+                f"evaluations as others have steps its median is {show_number(row['median_per_evaluation'])}."
             )
     for row in rows:
         if row["diverged"]:
@@ -163,7 +163,8 @@ def _setting(settings: Mapping[str, Any] | None) -> str:
     return " ".join([f"{settings['learning_rate']:g}", "/".join(numbers), schedule]).rstrip()
 
 
-def _number(x: float) -> str:
+def show_number(x: float) -> str:
+    """Three digits, in few characters."""
     if not math.isfinite(x):
         return "inf"
     # 2.6e-4, not 2.6e-04.

@@ -9,7 +9,12 @@ from ._errors import UsageError
 
 Format = Literal["png", "svg", "pdf"]
 # The figure that is drawn from each file of a folder.
-FIGURES = {"curves.csv": "curves", "metrics.jsonl": "training", "pretraining.csv": "pretraining"}
+FIGURES = {
+    "curves.csv": "curves",
+    "metrics.jsonl": "training",
+    "pretraining.csv": "pretraining",
+    "card.json": "card",
+}
 
 
 def plot(
@@ -48,6 +53,7 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
         "curves": plots.read_curves,
         "training": plots.read_metrics,
         "pretraining": plots.read_pretraining,
+        "card": _read_rows,
     }
     try:
         content = readers[name](source)
@@ -56,7 +62,9 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             if name == "curves":
-                plots.plot_curves(content, temporary, title=_title(source.parent))
+                plots.plot_curves(content, temporary, title=_title(source.parent / "comparison.json"))
+            elif name == "card":
+                plots.plot_card(content, temporary, title=_title(source))
             elif name == "training":
                 plots.plot_training(content, temporary)
             else:
@@ -66,10 +74,16 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
     return path
 
 
-def _title(folder: Path) -> str | None:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    from l2o_eqx import Card
+
+    return Card.read(path).as_dict()["rows"]
+
+
+def _title(path: Path) -> str | None:
     import json
 
     try:
-        return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["title"]
+        return json.loads(path.read_text(encoding="utf-8"))["title"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

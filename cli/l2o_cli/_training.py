@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.random as jr
 import numpy as np
 
 import l2o_eqx as l2o
@@ -36,6 +37,7 @@ class _Training:
     latest: l2o.Progress | None = None
     wants_to_stop: bool = False
     skipped: int = 0
+    failed: list[l2o.FailedObjective] = dataclasses.field(default_factory=list)
     # What is kept and compared, and why if it is not the last one.
     optimizer: Any = None
     taken: dict[str, Any] | None = None
@@ -114,6 +116,7 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
 
         def show(progress: l2o.Progress) -> bool:
             training.latest = progress
+            training.failed += progress.failed
             metrics = median_over_restarts(progress.metrics)
             training.skipped = int(np.max(progress.metrics["skipped_updates"]))
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
@@ -171,10 +174,23 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
     if training.taken is not None:
         facts["taken"] = training.taken
     training.run.record.finish(
-        result, super_epochs_done=done, skipped_updates=skipped, optimizers=files, **facts
+        result,
+        super_epochs_done=done,
+        skipped_updates=skipped,
+        failed_objectives=[
+            {"super_epoch": f.super_epoch, "restart": f.restart, "key": jr.key_data(f.key).tolist()}
+            for f in training.failed
+        ],
+        optimizers=files,
+        **facts,
     )
     if skipped:
         training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
+    if training.failed:
+        training.run.output.say(
+            f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "
+            "their keys."
+        )
     return files
 
 

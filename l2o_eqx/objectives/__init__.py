@@ -9,6 +9,7 @@ from ._batch import count_coordinates as count_coordinates
 from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives
 from ._classifiers import ACTIVATIONS as ACTIVATIONS
+from ._classifiers import HELD_OUT_ACTIVATIONS as HELD_OUT_ACTIVATIONS
 from ._classifiers import MLP as MLP
 from ._classifiers import OUTPUTS as OUTPUTS
 from ._classifiers import ConvNet as ConvNet
@@ -22,5 +23,6 @@ from ._mixed_activation import MixedActivation as MixedActivation
 from ._mnist import MNIST as MNIST
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
+from ._rescaled import Rescaled as Rescaled
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective

@@ -1,4 +1,5 @@
 import abc
+from collections.abc import Mapping
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
@@ -43,3 +44,10 @@ class AbstractObjectiveFamily(eqx.Module):
         Arrays that all objectives share (a data set) should be handed on as they are, not computed
         anew: `sample_objectives` recognizes them and never copies them per objective.
         """
+
+    def variations(self) -> Mapping[str, "AbstractObjectiveFamily"]:
+        """Families like this one of other sizes and kinds, by name, for a card of generalization.
+
+        None by default; horizons and scales are varied for any family.
+        """
+        return {}

@@ -24,6 +24,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "leaky_relu": leaky_relu,
 }
+"""Those that networks are trained with; `"mixed"` draws from them."""
+HELD_OUT_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": jax.nn.gelu}
+"""In no mixture, to try optimizers on that were trained with the others."""
 
 
 class MLP(eqx.Module):

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -71,6 +71,14 @@ class FromModel(AbstractObjectiveFamily):
     def sample(self, key: PRNGKeyArray) -> "ModelObjective":
         _, static = eqx.partition(self.make_model(key), eqx.is_inexact_array)
         return ModelObjective(self.make_model, static, self.loss_fn, self.data, self.batch_size)
+
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
+        """The same data with what `make_model.variations()` offers, by name, if it has such a method."""
+        offered = getattr(self.make_model, "variations", dict)()
+        return {
+            name: FromModel(make_model, self.loss_fn, self.data, self.batch_size)
+            for name, make_model in offered.items()
+        }
 
 
 class ModelObjective(AbstractObjective):

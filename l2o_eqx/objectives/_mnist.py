@@ -6,9 +6,10 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
 from ..data import Digits, load_mnist
-from ._classifiers import ACTIVATIONS, MLP, OUTPUTS, ConvNet
+from ._classifiers import ACTIVATIONS, HELD_OUT_ACTIVATIONS, MLP, OUTPUTS, ConvNet
 from ._from_model import FromModel
 from ._mixed_activation import MixedActivation
+from ._resized import resized
 
 
 class _MakeMLP(eqx.Module):
@@ -18,6 +19,18 @@ class _MakeMLP(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray) -> MLP:
         return MLP(self.sizes, _activation(self.activation, key), key=key)
+
+    def variations(self) -> dict[str, "_MakeMLP"]:
+        pixels, *hidden, classes = self.sizes
+        if not hidden:
+            return {}
+        found = {
+            f"width × {name}": _MakeMLP((pixels, *widths, classes), self.activation)
+            for name, widths in resized(tuple(hidden)).items()
+        }
+        found["depth + 1"] = _MakeMLP((pixels, *hidden, hidden[-1], classes), self.activation)
+        others = _other_activations(self.activation)
+        return found | {f"activation {name}": _MakeMLP(self.sizes, name) for name in others}
 
 
 class _MakeConvNet(eqx.Module):
@@ -29,10 +42,30 @@ class _MakeConvNet(eqx.Module):
         activation = _activation(self.activation, key)
         return ConvNet(28, self.conv_channels, self.dense_sizes, activation, key=key)
 
+    def variations(self) -> dict[str, "_MakeConvNet"]:
+        *hidden, classes = self.dense_sizes
+        count = len(self.conv_channels)
+        found = {}
+        for name, new in resized((*self.conv_channels, *hidden)).items():
+            found[f"width × {name}"] = _MakeConvNet(new[:count], (*new[count:], classes), self.activation)
+        deeper = (*self.conv_channels, self.conv_channels[-1])
+        found["depth + 1"] = _MakeConvNet(deeper, self.dense_sizes, self.activation)
+        for name in _other_activations(self.activation):
+            found[f"activation {name}"] = _MakeConvNet(self.conv_channels, self.dense_sizes, name)
+        return found
+
+
+_BY_NAME = ACTIVATIONS | HELD_OUT_ACTIVATIONS
+
+
+def _other_activations(activation):
+    trained = (activation,) if isinstance(activation, str) else activation
+    return [name for name in _BY_NAME if name not in trained]
+
 
 def _activation(activation, key):
     if isinstance(activation, str):
-        return ACTIVATIONS[activation]
+        return _BY_NAME[activation]
     # Another key than that of the weights, which must not tell the activation.
     return MixedActivation.draw(activation, key=jr.fold_in(key, 1))
 

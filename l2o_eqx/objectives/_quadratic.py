@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -5,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import Scalar, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
+from ._resized import resized
 
 
 class QuadraticObjective(AbstractObjective):
@@ -61,3 +64,9 @@ class Quadratic(AbstractObjectiveFamily):
         matrix = jr.normal(wkey, (self.dim, self.dim))
         target = jr.normal(ykey, (self.dim,))
         return QuadraticObjective(matrix, target, self.squared, self.theta_std)
+
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
+        return {
+            f"dimension × {name}": Quadratic(dim, self.squared, self.theta_std)
+            for name, (dim,) in resized((self.dim,)).items()
+        }

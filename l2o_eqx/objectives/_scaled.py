@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -87,6 +88,12 @@ class Scaled(AbstractObjectiveFamily):
             _log_uniform(k, x.shape, x.dtype, *self.pointwise) for k, x in zip(keys, shapes, strict=True)
         ]
         return ScaledObjective(objective, factor, jax.tree.unflatten(treedef, scales))
+
+    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
+        return {
+            name: Scaled(family, self.low, self.high, self.pointwise)
+            for name, family in self.family.variations().items()
+        }
 
 
 def _log_uniform(key, shape, dtype, low, high):

@@ -2,6 +2,7 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -22,10 +23,13 @@ _START = 2
 _NUM_DIRECTIONS = 8
 # The quintic iteration that brings all singular values near one: Jordan et al. 2024, "Muon".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_NEWTON_SCHULZ_STEPS = 5
+_NEWTON_SCHULZ_STEPS = 3
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
+
+
+Decay = Literal["none", "cosine"]
 
 
 class _Moments(eqx.Module):
@@ -78,6 +82,8 @@ class AdamMLP(AbstractOptimizer):
     - `learning_rate`: r₀ at first; its logarithm is a meta-parameter.
     - `num_steps`: H where `init` is not told.
     - `matrices`: whether to add Muon's direction and start from it.
+    - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or Muon with a
+        rate that decays to nearly nothing at the horizon.
     - `key`: draws the weights of the hidden layers.
 
     **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, or an
@@ -92,6 +98,7 @@ class AdamMLP(AbstractOptimizer):
     log_rate: Float[Array, ""]
     num_steps: int = eqx.field(static=True)
     matrices: bool = eqx.field(static=True, default=False)
+    decay: Decay = eqx.field(static=True, default="none")
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class AdamMLP(AbstractOptimizer):
         *,
         num_steps: int = 100,
         matrices: bool = False,
+        decay: Decay = "none",
         key: PRNGKeyArray,
     ):
         if not hidden_sizes or min(*hidden_sizes, num_steps) < 1:
@@ -107,6 +115,8 @@ class AdamMLP(AbstractOptimizer):
                 "`AdamMLP(...)` needs at least one hidden layer of at least one unit, and a step. Got "
                 f"hidden_sizes={hidden_sizes}, num_steps={num_steps}."
             )
+        if decay not in ("none", "cosine"):
+            raise ValueError(f"`AdamMLP(decay={decay!r})`: the rate decays as 'none' or 'cosine'.")
         if not learning_rate > 0:
             raise ValueError(f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.")
         num_outputs = 1 + _NUM_DIRECTIONS + matrices
@@ -117,6 +127,7 @@ class AdamMLP(AbstractOptimizer):
         self.log_rate = jnp.asarray(math.log(learning_rate), jnp.result_type(float))
         self.num_steps = num_steps
         self.matrices = matrices
+        self.decay = decay
 
     def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
         """The state before the first of `num_steps` steps, by default as many as the constructor was told."""
@@ -179,11 +190,15 @@ def _update_leaf(
     size = jnp.log(root_mean_square(param.astype(dtype)) + 1e-3) / 2 + 1
     others = jnp.stack([size, *_shape_features(grad), *_time_features(step, horizon, dtype)])
     features = lax.stop_gradient(jnp.concatenate([ratios, others]))
-    network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, optimizer.log_rate))
+    log_rate = optimizer.log_rate
+    if optimizer.decay == "cosine":
+        share = jnp.minimum(step / horizon, 1)
+        log_rate += jnp.log((1 + jnp.cos(math.pi * share)) / 2 + 0.01)
+    network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, log_rate))
     run = functools.partial(_update_entries, *network, features, corrections, mean_square)
     if optimizer.matrices and _is_matrix(grad):
         mean = (corrections[1] * moments.means[0] + corrections[2] * moments.means[1]) / 2
-        entries = (*entries, _orthogonal(mean))
+        entries = (*entries, _orthogonal(mean, mean_square))
     return _in_blocks(run, entries).astype(param.dtype), moments
 
 
@@ -191,12 +206,12 @@ def _is_matrix(leaf: Array) -> bool:
     return leaf.ndim > 1 and leaf.shape[0] > 1 and leaf.size > leaf.shape[0]
 
 
-def _orthogonal(mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    # All singular values near one, times a factor that makes it unit root mean square.
+def _orthogonal(mean: Float[Array, "*shape"], mean_square: Float[Array, ""]) -> Float[Array, "*shape"]:
+    # Singular values brought near one, times a factor that makes it unit root mean square. Relative to r, as
+    # other directions, where the mean is smaller: with the steps being few, its derivative stays bounded.
     x = mean.reshape(mean.shape[0], -1)
     x = x if x.shape[0] <= x.shape[1] else x.T
-    norm = tree_norm(x)
-    x = x / jnp.where(norm > 0, norm, 1)
+    x = x / jnp.maximum(tree_norm(x), jnp.sqrt(mean_square * x.size))
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.T

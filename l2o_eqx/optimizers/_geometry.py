@@ -248,6 +248,16 @@ def running_curvature(
     return jnp.where(known, later, now), known | measured
 
 
+def first_of(first: Lengths, now: Lengths) -> Lengths:
+    """The lengths of the first gradient that is not zero."""
+    return jax.tree.map(lambda x, y: jnp.where(first.positive, x, y), first, now)
+
+
+def has_grown(g: Lengths, first: Lengths) -> Bool[Array, " groups"]:
+    """Where a gradient is longer than the first one was: what the networks answer then is not trusted."""
+    return g.positive & first.positive & (g.log > first.log)
+
+
 def first_move(groups: Groups, u: Lengths, log_size: Float[Array, ""], log_reference: PerGroup) -> PerGroup:
     """log of the length of a move as long as no curvature is known.
 

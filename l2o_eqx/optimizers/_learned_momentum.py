@@ -22,7 +22,9 @@ from ._geometry import (
     difference,
     direction,
     first_move,
+    first_of,
     groups_of,
+    has_grown,
     inner_products,
     lengths,
     log_ratio,
@@ -44,13 +46,15 @@ _LARGEST_ANSWER = 6.0
 
 
 class LearnedMomentumState(eqx.Module):
-    """What `LearnedMomentum` carries: the last gradient, its length, and update, and per group the rest.
+    """What `LearnedMomentum` carries: the last gradient and update, and per group the rest.
 
-    `log_curvature` is log L, where `known`; `log_reference` the log of what the first move is relative to.
+    `length` and `first` are of the last gradient and of the first that was not zero. `log_curvature` is
+    log L, where `known`; `log_reference` the log of what the first move is relative to.
     """
 
     grads: Direction
     length: Lengths
+    first: Lengths
     updates: Direction
     lstm: tuple[LSTMState, ...]
     log_curvature: PerGroup
@@ -72,13 +76,14 @@ class LearnedMomentum(AbstractOptimizer):
 
         −e^a/L·g + σ(b)·u
 
-    so that the untrained one is gradient descent at 1/L with momentum. What it does turns with the
-    coordinates, does not change when the objective is multiplied by a number, and with `"relative"` first
-    steps scales with the params. As long as no curvature was seen, it moves by e^c in root mean square along
-    −g, with c learned, and by twice as much each time that the gradient has not changed at all. One step on,
-    the curvature is known, so that a first move that is too short costs that one step only (down to 1e-6 of
-    the params: then float32 no longer tells the gradients apart), while one that is too long costs many. So
-    it is shorter here than the 0.01 of the prototype.
+    so that the untrained one is gradient descent at 1/L with momentum. Where ‖g‖ is larger than it was at
+    first, a is at most 0: a network that is still being trained may otherwise drive an objective to infinity.
+    What it does turns with the coordinates, does not change when the objective is multiplied by a number, and
+    with `"relative"` first steps scales with the params. As long as no curvature was seen, it moves by e^c in
+    root mean square along −g, with c learned, and by twice as much whenever the gradient has not changed
+    at all. One step on, the curvature is known, so that a first move that is too short costs that one step
+    only (down to 1e-6 of the params: then float32 no longer tells the gradients apart), while one that is too
+    long costs many. So it is shorter here than the 0.01 of the prototype.
 
     Arithmetic and state are in float32 or wider; updates come back in the dtype of the gradients.
 
@@ -140,7 +145,7 @@ class LearnedMomentum(AbstractOptimizer):
         length = zero_lengths(groups, nothing.dtype)
         unknown = jnp.zeros(len(groups), bool)
         lstm = zero_states(self.cells, len(groups))
-        return LearnedMomentumState(zeros, length, zeros, lstm, nothing, unknown, reference)
+        return LearnedMomentumState(zeros, length, length, zeros, lstm, nothing, unknown, reference)
 
     def update(
         self, grads: Params, state: LearnedMomentumState, params: Params | None
@@ -152,12 +157,23 @@ class LearnedMomentum(AbstractOptimizer):
         hidden, lstm = run_cells(self.cells, features.astype(self.readout.dtype), state.lstm)
         # Times 4, so that the small weights need not move far.
         answers = (4 * self.readout @ hidden + self.offsets[:, None]).astype(g.scale.dtype)
-        log_rate = jnp.clip(answers[0], -_LARGEST_ANSWER, _LARGEST_ANSWER) - log_curvature
+        log_rate = jnp.clip(answers[0], -_LARGEST_ANSWER, _LARGEST_ANSWER)
+        log_rate = jnp.where(has_grown(g_length, state.first), jnp.minimum(log_rate, 0.0), log_rate)
+        log_rate = log_rate - log_curvature
         first = first_move(groups, u_length, self.log_first_move, state.log_reference)
         length = bounded_exp(jnp.where(known, log_rate + g_length.log, first))
         weights = (-length * g_length.inverse, sigmoid(answers[1]) * u.scale)
         updates = combination(groups, weights, (g, u))
-        state = LearnedMomentumState(g, g_length, updates, lstm, log_curvature, known, state.log_reference)
+        state = LearnedMomentumState(
+            grads=g,
+            length=g_length,
+            first=first_of(state.first, g_length),
+            updates=updates,
+            lstm=lstm,
+            log_curvature=log_curvature,
+            known=known,
+            log_reference=state.log_reference,
+        )
         return as_tree(updates, grads), state
 
 

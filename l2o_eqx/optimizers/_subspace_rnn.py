@@ -23,7 +23,9 @@ from ._geometry import (
     difference,
     direction,
     first_move,
+    first_of,
     groups_of,
+    has_grown,
     inner_products,
     lengths,
     log_ratio,
@@ -43,7 +45,8 @@ _PAIRS = tuple(itertools.combinations(range(3 + len(_DECAYS)), 2))
 _SQUARES = tuple((k, k) for k in range(3 + len(_DECAYS)))
 # Log of what the running largest curvature is multiplied by at each step.
 _LOG_DECAY = math.log(0.99)
-# Largest logarithm of the factor; and of the way to the Barzilai–Borwein step, of which a part is gone.
+# Largest coefficient, logarithm of the factor, and logarithm of the way to another step that a gate opens.
+_LARGEST_COEFFICIENT = 2.0
 _LARGEST_FACTOR = 6.0
 _LARGEST_PULL = 5.0
 # Below this cosine of u and y their Barzilai–Borwein step means nothing.
@@ -55,14 +58,16 @@ _NUM_FEATURES = len(_PAIRS) + 2 + len(_DECAYS) + 3
 
 
 class SubspaceRNNState(eqx.Module):
-    """What `SubspaceRNN` carries: directions of the recent past, the last gradient's length, and the rest.
+    """What `SubspaceRNN` carries: directions of the recent past, and per group the rest.
 
-    `log_step` and `log_curvature` are log η and log L, where `known`; `log_reference` the log of what the
-    first move is relative to.
+    `length` and `first` are of the last gradient and of the first that was not zero. `log_step` and
+    `log_curvature` are log η and log L, where `known`; `log_reference` the log of what the first move is
+    relative to.
     """
 
     grads: Direction
     length: Lengths
+    first: Lengths
     updates: Direction
     means: tuple[Direction, ...]
     step: Int[Array, ""]
@@ -81,14 +86,16 @@ class SubspaceRNN(AbstractOptimizer):
     relative to the step η in use, the others' relative to ‖g‖. Beside them it sees the change of log‖g‖, and
     log η relative to the Barzilai–Borwein step |⟨u, y⟩|/⟨y, y⟩ and to 1/L, with L the running largest
     curvature of `LearnedMomentum`; and the mean over tensors of its own hidden states of the step before.
-    It answers two gates, a factor f within ±6, a momentum and coefficients c:
+    It answers two gates, a factor f within ±6, a momentum and coefficients c within ±2:
 
         log η ← log η + σ(gate_1)·(log of the Barzilai–Borwein step − log η) + σ(gate_2)·(log 1/L − log η)
         update = −η·e^f·(g + ‖g‖·Σ_k c_k·D_k/‖D_k‖) + σ(momentum)·u,    D_k ∈ {y, running means}
 
     The second gate is not in the prototype. With it the untrained optimizer is gradient descent at about 1/L
     with momentum, which on quadratics ends ten times lower than at Barzilai–Borwein steps with momentum,
-    and training moves it to those where they are better. As `LearnedMomentum`, also in its first moves, it
+    and training moves it to those where they are better. Where ‖g‖ is larger than it was at first, η·e^f is
+    at most 1/L and c is 0: a network in the middle of its training may well drive an objective to infinity,
+    with steps of 5/L. As `LearnedMomentum`, also in its first moves, it
     turns with the coordinates, does not change when the objective is multiplied by a number, and with
     `"relative"` first steps scales with the params.
 
@@ -152,6 +159,7 @@ class SubspaceRNN(AbstractOptimizer):
         return SubspaceRNNState(
             grads=zeros,
             length=zero_lengths(groups, nothing.dtype),
+            first=zero_lengths(groups, nothing.dtype),
             updates=zeros,
             means=(zeros,) * len(_DECAYS),
             step=jnp.zeros((), jnp.int32),
@@ -181,15 +189,19 @@ class SubspaceRNN(AbstractOptimizer):
         log_step = sight.log_step + jnp.sum(sigmoid(answers[:2]) * sight.pulls, axis=0)
         factor = jnp.clip(answers[2], -_LARGEST_FACTOR, _LARGEST_FACTOR)
         first = first_move(groups, own[1], self.log_first_move, state.log_reference)
-        length = bounded_exp(jnp.where(sight.known, log_step + factor + own[0].log, first))
+        rate, grown = log_step + factor, has_grown(own[0], state.first)
+        rate = jnp.where(grown, jnp.minimum(rate, -sight.log_curvature), rate)
+        length = bounded_exp(jnp.where(sight.known, rate + own[0].log, first))
         length = jnp.where(own[0].positive, length, 0.0)
-        coefficients = jnp.where(sight.known, answers[4:], 0.0)
+        coefficients = jnp.clip(answers[4:], -_LARGEST_COEFFICIENT, _LARGEST_COEFFICIENT)
+        coefficients = jnp.where(sight.known & ~grown, coefficients, 0.0)
         weights = [-length * own[0].inverse, sigmoid(answers[3]) * state.updates.scale]
         weights += [-length * c * d.inverse for c, d in zip(coefficients, own[2:], strict=True)]
         updates = combination(groups, weights, directions)
         state = SubspaceRNNState(
             grads=g,
             length=own[0],
+            first=first_of(state.first, own[0]),
             updates=updates,
             means=means,
             step=step,

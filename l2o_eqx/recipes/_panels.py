@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from .._comparison import _as_infinite, _quartiles
-from ..plots import _EMPHASIZED, _OTHERS, _figure, _written
+from .._figure import new_figure, write_figure
+from ..plots import _EMPHASIZED, _OTHERS
 from ._statistics import histogram_counts, share_interval
 from ._thesis import ReferenceCurve
 
@@ -231,7 +232,7 @@ def figure_of_panels(
     if not 1 <= len(panels) <= 3:
         raise ValueError(f"`figure_of_panels(*panels)` draws one to three panels. Got {len(panels)}.")
     width = _PANEL_INCHES * len(panels)
-    figure, axes = _figure(width, 4.8, columns=len(panels))
+    figure, axes = new_figure(width, 4.8, columns=len(panels))
     figure.set_layout_engine("constrained", w_pad=0.1)
     marks = [panel(one) for panel, one in zip(panels, np.atleast_1d(axes), strict=True)]
     number = None if restarts is None else f"{restarts} restart{'s' * (restarts != 1)}"
@@ -242,7 +243,7 @@ def figure_of_panels(
     caption = textwrap.fill(" ".join(sentences), round(_LETTERS_PER_INCH * width))
     if caption:
         figure.supxlabel(caption, fontsize=9, color="#444444", x=0.01, ha="left", multialignment="left")
-    return _written(figure, path)
+    return write_figure(figure, path)
 
 
 def _styles(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -177,7 +177,9 @@ def optimizer_maker(
                 key=key,
             )
         case config.AdamMLP():
-            return lambda key: optimizers.AdamMLP(table.mlp_sizes, table.start_rate, key=key)
+            return lambda key: optimizers.AdamMLP(
+                table.mlp_sizes, table.start_rate, matrices=table.matrices, decay=table.decay, key=key
+            )
         case config.LearnedMomentum():
             return lambda key: optimizers.LearnedMomentum(
                 table.momentum_size,

@@ -185,8 +185,8 @@ class Traces(list):
         return self is other
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("restarts", [None, 2])
+# Each with and without restarts in turn: neither knows of the other.
+@pytest.mark.parametrize("name, restarts", [(name, (None, 2)[i % 2]) for i, name in enumerate(STRATEGIES)])
 def test_nothing_compiles_again_between_super_epochs(name, restarts, getkey):
     family = CountedFamily(Traces())
     optimizers = [LEARNED["lstm_identity"](getkey()) for _ in range(restarts or 1)]
@@ -208,8 +208,10 @@ def test_nothing_compiles_again_between_super_epochs(name, restarts, getkey):
     assert len(traced) >= 4 and traced[0] > 0 and set(traced) == {traced[0]}
 
 
-@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "hierarchical", "user_scaled_gradient"])
-@pytest.mark.parametrize("restarts", [None, 2])
+@pytest.mark.parametrize(
+    "name, restarts",
+    [("lstm_adam_like", 2), ("per_layer", None), ("hierarchical", 2), ("user_scaled_gradient", None)],
+)
 def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
     family = CountedFamily(Traces())
     optimizer = LEARNED[name](getkey())
@@ -364,8 +366,10 @@ def test_nonfinite_meta_gradients_are_left_out(getkey):
     assert not eqx.tree_equal(solution.optimizer, optimizer)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains(family, getkey):
+@pytest.mark.parametrize(
+    "family", ["quadratic_norm", "scaled_from_model", "mnist_mixed", "mnist_conv", "mnist_sigmoid_output"]
+)
+def test_every_kind_of_family_trains(family, getkey):
     optimizer = LEARNED["lstm_two_feature"](getkey())
     solution = l2o_eqx.meta_train(optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL)
     assert np.all(np.isfinite(solution.metrics["final_loss"]))

@@ -246,6 +246,7 @@ def batch_meta_gradient(
     else:
         result = _of_each(optimizer, objectives, params, state, keys, health, objective_clip, **settings)
     meta_loss, grads = objectives.mean_over_devices((result.meta_loss, result.grads))
+    grads = nan_without_sound(grads, result.health.sound, objectives)
     return eqx.tree_at(lambda r: (r.meta_loss, r.grads), result, (meta_loss, grads))
 
 
@@ -405,6 +406,12 @@ def mean_meta_loss(
 
     meta_losses = jax.vmap(weigh, in_axes=(1, 0))(usable, first)
     return jnp.sum(jnp.where(health.sound, meta_losses, 0)) / _count_sound(health.sound, objectives)
+
+
+def nan_without_sound(grads: PyTree, sound: Bool[Array, " objectives"], objectives: ObjectiveBatch) -> PyTree:
+    """A meta-gradient, or NaN if no objective is sound: zeros would be followed by what has momentum."""
+    any_sound = _count_sound(sound, objectives) > 0
+    return jax.tree.map(lambda g: jnp.where(any_sound, g, jnp.nan), grads)
 
 
 def _count_sound(sound, objectives):

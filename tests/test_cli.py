@@ -184,6 +184,8 @@ VALUES = {
     "optimizer.linear_readout": ("", True),
     "optimizer.mlp_sizes": ("7", (7,)),
     "optimizer.start_rate": ("0.5", 0.5),
+    "optimizer.matrices": ("", True),
+    "optimizer.decay": ("cosine", "cosine"),
     "optimizer.per": ("tree", "tree"),
     "optimizer.first_move": ("0.5", 0.5),
     "optimizer.first_step": ("relative", "relative"),

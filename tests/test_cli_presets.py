@@ -241,9 +241,9 @@ def test_a_short_training_has_a_short_warm_up():
 def test_the_default_trains(objective, monkeypatch):
     """In miniature, with all parts of the preset `best`: the file that is kept holds its optimizer."""
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
-    small = "--num-steps 6 --super-epochs 2 --num-objectives 2 --eval-objectives 2 --last-steps 1"
+    small = "--num-steps 6 --window 3 --super-epochs 2 --num-objectives 2 --eval-objectives 2 --last-steps 1"
     own = {
-        "quadratic": "--dim 2 --window 3 --momentum-size 3",
+        "quadratic": "--dim 2 --momentum-size 3",
         "mnist": "--data embedded --network-sizes 2 --batch-size 4 --mlp-sizes 3",
     }
     options = [*small.split(), *own[objective].split()]

@@ -118,7 +118,9 @@ def test_configurations_without_the_table_are_read():
     ("arguments", "named"),
     [
         ("pretrain --pretrain-samples 3", "'--pretrain-samples' (pretraining.num_samples): got 3, must be"),
-        ("train --pretrain --pretrain-batch-size 300000", "at least 300000"),
+        ("train --preset thesis --pretrain --pretrain-batch-size 300000", "at least 300000"),
+        ("train --pretrain", "'--pretrain' (pretraining.enabled): teaches"),
+        ("pretrain --optimizer adam-mlp", "'adam-mlp' starts as something better"),
         ("pretrain --pretrain-loss mse", "sign-weighted, squared"),
         ("pretrain --pretrain-omega -1", "--pretrain-omega"),
         ("pretrain --pretrain-omega 3 --pretrain-loss squared", "'sign-weighted' only"),

@@ -67,6 +67,11 @@ def build(given: config.RunConfig) -> Parts:
             f"{label(('pretraining', 'num_samples'))}: got {pretraining.num_samples}, must be at least "
             f"{pretraining.batch_size}, one batch"
         )
+    if pretraining.enabled and "learning_rate" not in type(given.optimizer).model_fields:
+        raise UsageError(
+            f"{label(('pretraining', 'enabled'))}: teaches an optimizer to start as gradient descent, but "
+            f"{given.optimizer.kind!r} starts as something better; --preset thesis has one that can be taught"
+        )
     match given.optimizer:
         case config.CoordinatewiseLSTM() | config.PerLayer() as table:
             if table.linear_readout and table.output.kind != "sum":

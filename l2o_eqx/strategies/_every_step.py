@@ -15,6 +15,7 @@ from .._meta_gradient import (
     check_objective_clip,
     check_order,
     mean_meta_loss,
+    nan_without_sound,
 )
 from .._replay import replay
 from .._types import Activations, Keys, Order, Params, State
@@ -149,7 +150,8 @@ class EveryStep(AbstractUpdateStrategy):
                     detach_state=self.detach_state,
                     history=window.optimizers,
                 )
-                return objectives.mean_over_devices((meta_loss, grads))
+                meta_loss, grads = objectives.mean_over_devices((meta_loss, grads))
+                return meta_loss, nan_without_sound(grads, health.sound, objectives)
             result = batch_meta_gradient(
                 optimizer,
                 objectives,

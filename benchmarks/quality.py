@@ -196,11 +196,11 @@ def mnist(
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST; the embedded digits if ''.")] = "",
     out: Out = Path("bench/quality"),
 ) -> None:
-    """The default of `l2o train --objective mnist`, trained on narrow networks, tried on wider ones."""
+    """The default of `l2o train --objective mnist`, trained on all four activations."""
     out.mkdir(parents=True, exist_ok=True)
     digits = l2o.data.load_mnist("tfds", data_dir) if data_dir else l2o.data.load_mnist("embedded")
     settings = ["preset=best", "objective.kind=mnist", "objective.activation=mixed"]
-    optimizers = train(settings, restarts, out, "mnist", MNIST((16,), "mixed", digits=digits))
+    optimizers = train(settings, restarts, out, "mnist", MNIST((32,), "mixed", digits=digits))
     held = (jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels))
 
     def measure(objective: Any, params: Any) -> Any:

@@ -199,7 +199,7 @@ def meta_train(
     find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, restarts=restarts)
     solution = _run(step, find_failed, keeper, keeper.start(core.with_kept(state)), callbacks)
     state = gather(solution.state, mesh)
-    return MetaSolution(state.optimizer, solution.result, solution.metrics, state)
+    return MetaSolution(state.optimizer, solution.result, solution.metrics, state, solution.failed)
 
 
 def _first_state(optimizer, meta_optimizer, restarts, given):

@@ -337,7 +337,16 @@ def test_networks_and_epochs_reach_the_library(monkeypatch):
     monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
     l2o_cli(
         *("train", "--objective", "mnist", "--data", "embedded", "--batch-size", 4, "--num-examples", 43),
-        *("--network-sizes", "", "--conv-channels", "2,3", "--network-output", "sigmoid"),
+        *(
+            "--network-sizes",
+            "",
+            "--conv-channels",
+            "2,3",
+            "--network-output",
+            "sigmoid",
+            "--preset",
+            "thesis",
+        ),
         *("--optimizer", "per-layer", "--groups", "kind", "--num-epochs", 2),
     )
     parts = build(seen[0])

@@ -11,7 +11,7 @@ from l2o_cli._app import app
 from typer.testing import CliRunner
 
 SMALL = [
-    *("train", "--objective", "quadratic", "--dim", "2", "--num-steps", "6", "--window", "3"),
+    *("train", "--preset", "thesis", "--dim", "2", "--num-steps", "6", "--window", "3"),
     *("--super-epochs", "2", "--num-objectives", "2", "--eval-objectives", "2", "--tuning-objectives", "2"),
     *("--hidden-sizes", "3", "--learning-rates", "0.1"),
 ]

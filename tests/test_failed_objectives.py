@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from helpers import LEARNED, assert_trees_close
-from test_meta_gradient import BOTH, meta_gradient_of_batch
+from test_meta_gradient import meta_gradient_of_batch
 
 import l2o_eqx
 from l2o_eqx._inner import init_params
@@ -61,7 +61,8 @@ def part_of(tree, indices):
 @pytest.mark.parametrize(
     "name, activations, order",
     [
-        *(("lstm_adam_like", activations, order) for activations in BOTH for order in ("first", "second")),
+        ("lstm_adam_like", "recompute", "first"),
+        ("lstm_adam_like", "keep", "second"),
         ("hierarchical", "recompute", "first"),
         ("hierarchical", "keep", "second"),
         ("user_looking_lstm", "keep", "first"),
@@ -148,7 +149,6 @@ def test_if_all_fail_the_update_is_left_out(strategy, getkey):
     "name, order",
     [
         ("lstm_adam_like", "first"),
-        ("lstm_adam_like", "second"),
         ("per_layer", "second"),
         ("hierarchical", "first"),
     ],

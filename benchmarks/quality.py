@@ -169,12 +169,12 @@ def quadratic_cases() -> Iterator[Case]:
     yield Case("quadratic-10-100", Quadratic(10), 100, 256)
     yield Case("quadratic-8-320", Quadratic(8), 320, 256)
     yield Case("quadratic-64-320", Quadratic(64), 320, 64)
-    yield Case("quadratic-256-320", Quadratic(256), 320, 32)
     for exponent in (-3, 3):
         factor = 10.0**exponent
         yield Case(f"quadratic-loss-1e{exponent}", Scaled(Quadratic(16), factor, factor), 320, 256)
         pointwise = Scaled(Quadratic(16), 1.0, 1.0, pointwise=(factor, factor))
         yield Case(f"quadratic-params-1e{exponent}", pointwise, 320, 256)
+    yield Case("quadratic-256-320", Quadratic(256), 320, 16)
 
 
 @app.command()

@@ -92,11 +92,12 @@ def _make_evaluate(second: bool):
         weights, directions, _ = cotangents
         result = jax.tree.map(jnp.zeros_like, params)
         if weights is not None:
+            grads = select(sound, grads, 0.0)
             result = jax.tree.map(lambda g: _along(weights.astype(g.dtype), g) * g, grads)
         if second and any(d is not None for d in jax.tree.leaves(directions)):
             products = _hessian_products(objectives, params, directions, step, keys)
-            result = jax.tree.map(jnp.add, result, products)
-        return select(sound, result, 0.0)
+            result = jax.tree.map(jnp.add, result, select(sound, products, 0.0))
+        return result
 
     return evaluate
 

@@ -246,7 +246,6 @@ def batch_meta_gradient(
     else:
         result = _of_each(optimizer, objectives, params, state, keys, health, objective_clip, **settings)
     meta_loss, grads = objectives.mean_over_devices((result.meta_loss, result.grads))
-    grads = nan_without_sound(grads, result.health.sound, objectives)
     return eqx.tree_at(lambda r: (r.meta_loss, r.grads), result, (meta_loss, grads))
 
 
@@ -405,13 +404,9 @@ def mean_meta_loss(
         return weighting.of(losses, start, num_steps, lax.stop_gradient(first))
 
     meta_losses = jax.vmap(weigh, in_axes=(1, 0))(usable, first)
-    return jnp.sum(jnp.where(health.sound, meta_losses, 0)) / _count_sound(health.sound, objectives)
-
-
-def nan_without_sound(grads: PyTree, sound: Bool[Array, " objectives"], objectives: ObjectiveBatch) -> PyTree:
-    """A meta-gradient, or NaN if no objective is sound: zeros would be followed by what has momentum."""
-    any_sound = _count_sound(sound, objectives) > 0
-    return jax.tree.map(lambda g: jnp.where(any_sound, g, jnp.nan), grads)
+    # If none is sound, 0/0: then the weights and with them the whole meta-gradient are NaN, not zero, which a
+    # meta-optimizer with momentum would follow.
+    return jnp.sum(meta_losses * (health.sound / _count_sound(health.sound, objectives)))
 
 
 def _count_sound(sound, objectives):

@@ -252,3 +252,11 @@ def test_the_default_trains(objective, monkeypatch):
     assert isinstance(l2o.load("out/optimizer.safetensors"), kind)
     metadata = l2o.load_metadata("out/optimizer.safetensors")
     assert metadata["config"]["preset"] == "best" and metadata["config"]["strategy"]["order"] == "second"
+
+
+def test_another_preset_over_a_whole_file_is_refused():
+    """It would change none of the file's settings."""
+    whole = tomllib.loads(to_toml(resolve([{"preset": "thesis"}])))
+    assert resolve([whole, {"preset": "thesis"}]) == resolve([whole])
+    with pytest.raises(UsageError, match="'best', but the file has all settings .* 'thesis'"):
+        resolve([whole, {"preset": "best"}])

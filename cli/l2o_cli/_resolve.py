@@ -34,6 +34,7 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     """
     data: Layer = {}
     for layer in map(_with_names_of_today, layers):
+        _refuse_other_preset(data, layer)
         data = merge(_without_other_length(data, layer), layer)
     if all(name in _meta(data) for name in LENGTHS):
         steps, epochs = (label(("meta", name)) for name in LENGTHS)
@@ -46,6 +47,16 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     except ValidationError as error:
         errors: list[Any] = error.errors(include_url=False)
         raise UsageError(describe(first_of(errors), data)) from None
+
+
+def _refuse_other_preset(below: Layer, above: Layer) -> None:
+    # A run's config.toml has all settings: another preset would change none of them.
+    preset = above.get("preset")
+    if "format" in below and preset is not None and preset != below["preset"]:
+        raise UsageError(
+            f"{label(('preset',))}: got {preset!r}, but the file has all settings already, those of the "
+            f"preset {below['preset']!r}; leave one of the two out"
+        )
 
 
 def _with_names_of_today(layer: Layer) -> Layer:

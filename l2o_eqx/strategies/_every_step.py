@@ -15,7 +15,6 @@ from .._meta_gradient import (
     check_objective_clip,
     check_order,
     mean_meta_loss,
-    nan_without_sound,
 )
 from .._replay import replay
 from .._types import Activations, Keys, Order, Params, State
@@ -151,7 +150,7 @@ class EveryStep(AbstractUpdateStrategy):
                     history=window.optimizers,
                 )
                 meta_loss, grads = objectives.mean_over_devices((meta_loss, grads))
-                return meta_loss, nan_without_sound(grads, health.sound, objectives)
+                return meta_loss, grads
             result = batch_meta_gradient(
                 optimizer,
                 objectives,

@@ -72,7 +72,10 @@ class MetaGradient(eqx.Module):
 
 
 class Health(eqx.Module):
-    """What is remembered of every objective during a super epoch: whether it has been finite, and f(θ_1)."""
+    """What is remembered of every objective during a super epoch: whether it has been finite, and f(θ_1).
+
+    NaN stands for a first loss that is not known: the window's own is taken.
+    """
 
     sound: Bool[Array, " objectives"]
     first_losses: Float[Array, " objectives"]
@@ -92,7 +95,7 @@ class BatchMetaGradient(eqx.Module):
 def first_health(params: Params) -> Health:
     """Before the first window; `params` have the objectives axis."""
     count = jax.tree.leaves(params)[0].shape[0]
-    return Health(jnp.ones(count, bool), jnp.ones(count))
+    return Health(jnp.ones(count, bool), jnp.full(count, jnp.nan))
 
 
 def meta_gradient(
@@ -267,7 +270,8 @@ def _of_batch(
     activations,
 ):
     def meta_loss_of(record):
-        later = Health(record.sound, jnp.where(start == 0, record.losses[0], health.first_losses))
+        first = jnp.where(jnp.isnan(health.first_losses), record.losses[0], health.first_losses)
+        later = Health(record.sound, first)
         return mean_meta_loss(weighting, record.losses, start, num_steps, later, objectives), later
 
     def run(optimizer, state, recompute):
@@ -397,16 +401,18 @@ def mean_meta_loss(
     objectives: ObjectiveBatch,
 ) -> Scalar:
     """The mean over sound objectives of what the weighting makes of their losses; NaN if there are none."""
-    usable = jnp.where(health.sound, losses, 1)
+    count = _count_sound(health.sound, objectives)
+    # If none is sound, the weights of all losses are NaN, and with them the whole meta-gradient: zeros would
+    # be followed by a meta-optimizer that has momentum. (XLA makes 0/0 of a truth value zero.)
+    shares = jnp.where(count == 0, jnp.nan, health.sound / count)
+    usable = jnp.where(health.sound | (count == 0), losses, 1)
     first = jnp.where(health.sound, health.first_losses, 1)
 
     def weigh(losses, first):
         return weighting.of(losses, start, num_steps, lax.stop_gradient(first))
 
     meta_losses = jax.vmap(weigh, in_axes=(1, 0))(usable, first)
-    # If none is sound, 0/0: then the weights and with them the whole meta-gradient are NaN, not zero, which a
-    # meta-optimizer with momentum would follow.
-    return jnp.sum(meta_losses * (health.sound / _count_sound(health.sound, objectives)))
+    return jnp.sum(meta_losses * shares)
 
 
 def _count_sound(sound, objectives):

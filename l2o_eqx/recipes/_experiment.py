@@ -244,7 +244,7 @@ def run(
         measured[name] = np.mean(np.asarray(values), axis=1)
     if experiment.measure_travel:
         measured["travel"] = _travel(solution.optimizer, experiment, test_key)
-    metrics = {name: values.T for name, values in solution.metrics.items()}
+    metrics = {name: values.T.astype(np.float32) for name, values in solution.metrics.items()}
     return Results(losses, measured, metrics, time.perf_counter() - begin)
 
 

@@ -98,7 +98,7 @@ def window_memory(
                 weighting=l2o.weightings.Constant(),
                 key=key,
                 order=order,
-                activations="recompute" if order == "first" else "auto",
+                activations="recompute" if order == "first" else "keep",
             )
             return eqx.filter(result, eqx.is_array)
 

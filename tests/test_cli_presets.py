@@ -201,10 +201,11 @@ def test_files_of_before_there_were_presets_mean_the_thesis(objective):
     thesis = resolve([{"preset": "thesis", "objective": {"kind": objective}}])
     assert resolve([former(objective)]) == thesis
     assert resolve([{"format": 1, "objective": {"kind": objective}}]) == thesis
-    # An option over such a file changes that setting alone; another preset has no say in what the file has.
+    # An option over such a file changes that setting alone; another preset would have no say and is refused.
     over = resolve([former(objective), *read_assignments(["meta.super_epochs=7"])])
     assert over.meta.super_epochs == 7 and over.preset == "thesis" and over.optimizer == thesis.optimizer
-    assert resolve([former(objective), {"preset": "best"}]).weighting == thesis.weighting
+    with pytest.raises(UsageError, match="'best', but the file has all settings"):
+        resolve([former(objective), {"preset": "best"}])
 
 
 def test_a_file_of_the_first_version_and_its_old_name():

@@ -63,7 +63,7 @@ def losses_and_grads_of_order(
     w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
     own activations is kept. An objective that is not finite has the derivative zero.
     """
-    evaluate = functools.partial(_evaluate_first if order == "first" else _evaluate_second)
+    evaluate = _evaluate_first if order == "first" else _evaluate_second
     return evaluate(params, objectives, step, keys)
 
 

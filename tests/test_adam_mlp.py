@@ -228,35 +228,36 @@ def test_a_rate_that_decays(getkey):
     np.testing.assert_allclose(decaying, plain * factor[:, None], rtol=1e-4)
 
 
-# With the direction of Muon.
+# With the direction of AdaMuon.
 
 
 def test_matrices_move_along_their_orthogonalized_mean(getkey):
-    """Untrained, the singular vectors are those of the mean and the singular values about equal.
+    """Untrained: the singular vectors of the mean with about equal values, entries over their root mean square.
 
-    Three steps of the quintic iteration bring those from 1/20 of the norm on to 0.6 to 1.3; for n×m, all of
+    Three steps of the quintic iteration bring values from 1/20 of the norm on to 0.6 to 1.3; for n×m, all of
     √max(n, m) are a root mean square of one. Where the mean is smaller than r they stay smaller.
     """
     grads = draw_grads(getkey(), 3, {"wide": jnp.ones((4, 6)), "kernel": jnp.ones((5, 2, 2, 1))})
     optimizer = untrained(getkey(), matrices=True, learning_rate=0.1)
     updates = updates_of(optimizer, grads, jax.tree.map(lambda g: g[0], grads))
-    for name, largest in (("wide", 6), ("kernel", 5)):
-        m, v = {0.5: 0.0, 0.9: 0.0}, 0.0
+    for name, largest, fan_in in (("wide", 6, 6), ("kernel", 5, 4)):
+        m, v, w = 0.0, 0.0, 0.0
         for t, (g, u) in enumerate(zip(grads[name], updates[name], strict=True)):
             g, u = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (g, u))
-            m, v = {b: b * x + (1 - b) * g for b, x in m.items()}, 0.99 * v + 0.01 * g**2
-            mean = sum(x / (1 - b ** (t + 1)) for b, x in m.items()) / 2
-            of_r = np.sqrt(np.sum(v) / (1 - 0.99 ** (t + 1)))
+            m, v = 0.5 * m + 0.5 * g, 0.99 * v + 0.01 * g**2
+            mean, of_r = m / (1 - 0.5 ** (t + 1)), np.sqrt(np.sum(v) / (1 - 0.99 ** (t + 1)))
             left, values, right = np.linalg.svd(mean, full_matrices=False)
             values = values / max(np.linalg.norm(mean), of_r)
             large = values > 0.05
             for _ in range(3):
                 values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
             assert large.sum() >= 3 and np.all((values[large] > 0.6) & (values[large] < 1.3)), values
-            np.testing.assert_allclose(
-                u, -0.1 * np.sqrt(largest) * (left * values) @ right, rtol=1e-3, atol=1e-4
-            )
-            assert 0.06 < np.sqrt(np.mean(u**2)) < 0.13
+            muon = np.sqrt(largest) * (left * values) @ right
+            assert 0.6 < np.sqrt(np.mean(muon**2)) < 1.3
+            w = 0.99 * w + 0.01 * muon**2
+            direction = muon / np.sqrt(w / (1 - 0.99 ** (t + 1)) + 0.01)
+            expected = -0.1 * (1000 / fan_in) ** 0.25 * direction
+            np.testing.assert_allclose(u, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_no_matrix_moves_as_without(getkey):
@@ -271,7 +272,7 @@ def test_what_is_no_matrix_moves_as_without(getkey):
 
 
 def test_transposed_matrices_have_transposed_updates(getkey):
-    """Of any shape before training; after it of square ones, whose fan-in stays."""
+    """Of any shape before training, but for the rate; after it of square ones, whose fan-in stays."""
     params = {"square": jnp.ones((4, 4)), "wide": jnp.ones((3, 5))}
     grads = draw_grads(getkey(), 3, params)
 
@@ -284,6 +285,8 @@ def test_transposed_matrices_have_transposed_updates(getkey):
         turned = transposed(updates_of(optimizer, transposed(grads), transposed(params)))
         if make is trained:
             assert not np.allclose(turned.pop("wide"), updates.pop("wide"), rtol=0.01)
+        else:
+            turned["wide"] *= (3 / 5) ** 0.25  # the rate depends on fan-in
         assert_trees_close(turned, updates, rtol=1e-3, atol=1e-4)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -24,6 +25,9 @@ _NUM_DIRECTIONS = 8
 # The quintic iteration that brings all singular values near one: Jordan et al. 2024, "Muon".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 3
+# What is added to the mean square of the entries of its result, which is about 1, before the root; and the
+# fan-in at which a matrix has the rate r₀ (tuned by hand on networks of digits, docs/quality.md).
+_MUON_FLOOR, _MUON_FAN_IN = 0.01, 1000
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
@@ -34,10 +38,11 @@ Decay = Literal["none", "cosine"]
 
 class _Moments(eqx.Module):
     # Of one tensor, in units of `scale`, a power of two near the largest gradient, whose square could neither
-    # vanish nor overflow.
+    # vanish nor overflow; and the mean square of Muon's direction, which has no unit.
     means: tuple[Float[Array, "*shape"], ...]
     square: Float[Array, "*shape"]
     scale: Float[Array, ""]
+    muon_square: Float[Array, "*shape"] | None = None
 
 
 class _AdamMLPState(eqx.Module):
@@ -59,9 +64,11 @@ class AdamMLP(AbstractOptimizer):
     Adam(0.9, 0.99) with the rate r₀.
 
     With `matrices` there is one direction more, and e_k picks it: of a matrix (a tensor with fan-in and
-    fan-out above 1, its axes but the first taken together) the mean of m_0.5 and m_0.9 with all singular
-    values brought near one and unit root mean square, Muon's direction; of any other tensor a_0.9. It then
-    starts as Muon, and costs what Muon does, five products of matrices a step. The network sees
+    fan-out above 1, its axes but the first taken together) O/√(w + 1/100), where O is m_0.5 with all singular
+    values brought near one and unit root mean square (Muon's direction), and w the running mean of O² at
+    0.99, corrected for its start at zero; its rate is (1000/fan-in)^¼ times as large. Of any other tensor it
+    is a_0.9. It then starts as AdaMuon, and costs what Muon does, some products of matrices a step. The
+    network sees
 
     - of the tensor: ln(rms(m_b)/r) for the four b; ln(fan-in)/3 − 1, and whether fan-in is above 1;
         ln(n)/5 − 1; ln(rms(θ) + 1e-3)/2 + 1;
@@ -81,8 +88,8 @@ class AdamMLP(AbstractOptimizer):
     - `hidden_sizes`: widths of the network's hidden layers, which have ReLUs.
     - `learning_rate`: r₀ at first; its logarithm is a meta-parameter.
     - `num_steps`: H where `init` is not told.
-    - `matrices`: whether to add Muon's direction and start from it.
-    - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or Muon with a
+    - `matrices`: whether to add AdaMuon's direction and start from it.
+    - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or AdaMuon with a
         rate that decays to nearly nothing at the horizon.
     - `key`: draws the weights of the hidden layers.
 
@@ -90,7 +97,8 @@ class AdamMLP(AbstractOptimizer):
     `update` without params.
 
     Reference: Adam's directions as in Kingma & Ba 2015 (arXiv:1412.6980), Muon's as in Jordan et al. 2024,
-    "Muon: An optimizer for hidden layers in neural networks"; a small network per coordinate on
+    "Muon: An optimizer for hidden layers in neural networks", its entries divided by the root of their mean
+    square as in AdaMuon (Si et al. 2025, arXiv:2507.11005); a small network per coordinate on
     features of moments as in Metz et al. 2022 (arXiv:2203.11860) and Celo2 (2026), of which it is no copy.
     """
 
@@ -132,7 +140,7 @@ class AdamMLP(AbstractOptimizer):
     def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
         """The state before the first of `num_steps` steps, by default as many as the constructor was told."""
         horizon = jnp.asarray(self.num_steps if num_steps is None else num_steps, jnp.result_type(float))
-        moments = [_no_moments(leaf) for leaf in jax.tree.leaves(params)]
+        moments = [_no_moments(leaf, self.matrices) for leaf in jax.tree.leaves(params)]
         return _AdamMLPState(jnp.zeros((), jnp.int32), horizon, moments)
 
     def init_for(self, params: Params, num_steps: StepNumber) -> State:
@@ -159,9 +167,10 @@ def _he_normal(num_inputs: int, num_outputs: int, *, key: PRNGKeyArray) -> eqx.n
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (weight, jnp.zeros(num_outputs)))
 
 
-def _no_moments(leaf: Array) -> _Moments:
+def _no_moments(leaf: Array, matrices: bool) -> _Moments:
     zeros = jnp.zeros(leaf.shape, _dtype(leaf))
-    return _Moments((zeros,) * len(_DECAYS), zeros, jnp.zeros((), zeros.dtype))
+    muon_square = zeros if matrices and _is_matrix(leaf) else None
+    return _Moments((zeros,) * len(_DECAYS), zeros, jnp.zeros((), zeros.dtype), muon_square)
 
 
 def _dtype(leaf):
@@ -194,11 +203,13 @@ def _update_leaf(
     if optimizer.decay == "cosine":
         share = jnp.minimum(step / horizon, 1)
         log_rate += jnp.log((1 + jnp.cos(math.pi * share)) / 2 + 0.01)
+    if moments.muon_square is not None:
+        muon, muon_square = _muon(corrections[1] * moments.means[0], mean_square, moments.muon_square)
+        moments = dataclasses.replace(moments, muon_square=muon_square)
+        entries = (*entries, muon * lax.rsqrt(corrections[-1] * muon_square + _MUON_FLOOR))
+        log_rate += math.log(_MUON_FAN_IN / math.prod(grad.shape[1:])) / 4
     network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, log_rate))
     run = functools.partial(_update_entries, *network, features, corrections, mean_square)
-    if optimizer.matrices and _is_matrix(grad):
-        mean = (corrections[1] * moments.means[0] + corrections[2] * moments.means[1]) / 2
-        entries = (*entries, _orthogonal(mean, mean_square))
     return _in_blocks(run, entries).astype(param.dtype), moments
 
 
@@ -206,9 +217,12 @@ def _is_matrix(leaf: Array) -> bool:
     return leaf.ndim > 1 and leaf.shape[0] > 1 and leaf.size > leaf.shape[0]
 
 
-def _orthogonal(mean: Float[Array, "*shape"], mean_square: Float[Array, ""]) -> Float[Array, "*shape"]:
-    # Singular values brought near one, times a factor that makes it unit root mean square. Relative to r, as
-    # other directions, where the mean is smaller: with the steps being few, its derivative stays bounded.
+def _muon(
+    mean: Float[Array, "*shape"], mean_square: Float[Array, ""], square: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    # Singular values brought near one, times a factor that makes it unit root mean square, and the next
+    # running mean of its squares. Relative to r, as other directions, where the mean is smaller: with the
+    # steps being few, its derivative stays bounded.
     x = mean.reshape(mean.shape[0], -1)
     x = x if x.shape[0] <= x.shape[1] else x.T
     x = x / jnp.maximum(tree_norm(x), jnp.sqrt(mean_square * x.size))
@@ -217,7 +231,8 @@ def _orthogonal(mean: Float[Array, "*shape"], mean_square: Float[Array, ""]) -> 
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     x = math.sqrt(x.shape[1]) * x
-    return (x if mean.shape[0] == x.shape[0] else x.T).reshape(mean.shape)
+    x = (x if mean.shape[0] == x.shape[0] else x.T).reshape(mean.shape)
+    return x, _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * x**2
 
 
 def _next_moments(grad: Float[Array, "*shape"], moments: _Moments) -> tuple[Float[Array, "*shape"], _Moments]:
@@ -228,7 +243,7 @@ def _next_moments(grad: Float[Array, "*shape"], moments: _Moments) -> tuple[Floa
     grad, change = grad / unit, moments.scale / unit
     means = tuple(b * change * m + (1 - b) * grad for b, m in zip(_DECAYS, moments.means, strict=True))
     square = _SQUARE_DECAY * change**2 * moments.square + (1 - _SQUARE_DECAY) * grad**2
-    return grad, _Moments(means, square, scale)
+    return grad, _Moments(means, square, scale, moments.muon_square)
 
 
 def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:

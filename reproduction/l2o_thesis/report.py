@@ -1,0 +1,193 @@
+"""The page of all figures and claims, out of the files that `reproduce` left in a folder."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .facts import CLAIMS, read_text
+from .files import replacing
+from .judge import MIN_RESTARTS
+from .reproduce import FORMAT
+
+Facts = Mapping[str, Any]
+
+# How many digits the thesis trains on.
+_THESIS_DIGITS = 48_000
+_STYLES = {"holds": "**holds**", "does not hold": "**does not hold**"}
+
+
+class LostError(ValueError):
+    """A page would lose what the page in its place has; `lost` says which series."""
+
+    def __init__(self, lost: Sequence[str]):
+        self.lost = lost
+        super().__init__(f"`write_report(path=...)`: the page there has what is not in the folder: {lost}")
+
+
+def write_report(folder: str | Path, path: str | Path) -> Path:
+    """Writes a Markdown page of all figures in a folder, and copies their pictures beside it.
+
+    The same files give the same page.
+
+    **Arguments:**
+
+    - `folder`: where `reproduce` put them.
+    - `path`: of the page, e.g. `docs/thesis.md`; pictures go to `docs/thesis`.
+
+    **Returns:** the path.
+
+    **Raises:** `ValueError` if there are no figures in the folder, or (a `LostError`) if the page that is
+    there has series of experiments or measurements which the new one would not have.
+    """
+    import jinja2
+
+    folder, path = Path(folder), Path(path)
+    figures = _read(folder)
+    if not figures:
+        raise ValueError(f"`write_report(folder={str(folder)!r})`: there are no figures in that folder.")
+    pictures = path.with_suffix("")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= _FILTERS
+    page = environment.from_string(read_text("report.md.jinja")).render(
+        figures=figures,
+        environments=_distinct(facts["environment"] for facts in figures),
+        embedded=[facts["name"] for facts in figures if facts["settings"]["data"] == "embedded"],
+        claims=[_claim(number, figures) for number in CLAIMS],
+        processes=_processes(figures),
+        pictures=pictures.name,
+        min_restarts=MIN_RESTARTS,
+        thesis_digits=_THESIS_DIGITS,
+    )
+    page = re.sub(r"\n{3,}", "\n\n", page)
+    if path.exists() and (lost := _content(path.read_text(encoding="utf-8")) - _content(page)):
+        raise LostError(sorted(lost))
+    for facts in figures:
+        if "picture" in facts["files"]:
+            name = facts["files"]["picture"]
+            with replacing(pictures / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _content(page: str) -> set[str]:
+    # The series of the tables of every figure's section, and the sections.
+    found = set()
+    for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        name = section.partition("\n")[0]
+        rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (?:\d|∞|–)", section, flags=re.MULTILINE)
+        found |= {name, *(f"{name}/{panel}/{series}" for panel, series in rows)}
+    return found
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    figures = []
+    for path in folder.glob("*.json"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts.get("format") == FORMAT and "verdicts" in facts:
+            figures.append(facts)
+    return sorted(figures, key=lambda facts: _order(facts["name"], facts["section"]))
+
+
+def _order(name: str, section: str) -> tuple[Any, ...]:
+    # Figures by number, then what has none, in the order of the text.
+    numbers = tuple(int(x) for x in re.findall(r"\d+", name if name.startswith("fig") else section))
+    return (not name.startswith("fig"), numbers, name)
+
+
+def _distinct(facts: Iterable[Facts]) -> list[Facts]:
+    return [json.loads(one) for one in dict.fromkeys(json.dumps(f, sort_keys=True) for f in facts)]
+
+
+def _claim(number: int, figures: Sequence[Facts]) -> dict[str, Any]:
+    claim = CLAIMS[number]
+    where = [
+        (facts["name"], verdict["status"])
+        for facts in figures
+        for verdict in facts["verdicts"]
+        if verdict["claim"] == number
+    ]
+    statuses = {status for _, status in where}
+    status = "undecided" if statuses else "not tested"
+    if "does not hold" in statuses or statuses == {"holds"}:
+        status = _STYLES["does not hold" if "does not hold" in statuses else "holds"]
+    section, says, shows = (_cell(text) for text in (claim.section, claim.says, claim.shows))
+    return {
+        "number": number, "section": section, "says": says, "shows": shows, "status": status, "where": where,
+    }  # fmt: skip
+
+
+def _processes(figures: Sequence[Facts]) -> str:
+    # Figures that only show what is finished do not say.
+    numbers = sorted({n for n in (facts["processes"] for facts in figures) if n is not None})
+    if not numbers:
+        return ""
+    devices = {facts["environment"]["device"] for facts in figures}
+    alone = ", on a CPU with one core each" if devices == {"cpu"} and numbers[0] > 1 else ""
+    return f" ({' or '.join(map(str, numbers))} of them{alone})"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _parts(statement: str) -> list[str]:
+    # What `judge` says of the parts of a claim.
+    return re.split(r" / (?=\[(?:holds|does not hold|undecided)\] )", statement)
+
+
+def _seconds(figures: Sequence[Facts]) -> float:
+    # What figures share counts once.
+    runs = {one["digest"]: one["seconds"] for facts in figures for one in facts["series"]}
+    measured = (facts["measured"]["seconds"] for facts in figures if facts["measured"])
+    return sum(runs.values(), 0.0) + sum(measured, 0.0)
+
+
+def _minutes(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds > 1.5 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _command(facts: Facts) -> str:
+    settings = facts["settings"]
+    words = ["l2o reproduce", facts["name"]]
+    words += ["--quick"] if settings["scale"] == "quick" else []
+    words += [f"--as {settings['source']}"] if settings["source"] != "figures" else []
+    words += [f"--seed {settings['seed']}"] if settings["seed"] != 0 else []
+    words += [f"--restarts {settings['restarts']}"] if settings["restarts"] is not None else []
+    return " ".join([*words, f"--data {settings['data']}"])
+
+
+def _number(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.3g}"
+
+
+def _median(spread: Facts) -> str:
+    ends = " to ".join(map(_number, spread["interval"] or ()))
+    return f"{_number(spread['median'])}{ends and f' ({ends})'}"
+
+
+def _restarts(one: Facts) -> str:
+    there, asked = one["restarts"], one["restarts_asked"]
+    return str(there) if there == asked else f"{there} of {asked}"
+
+
+_FILTERS = {
+    "cell": _cell,
+    "parts": _parts,
+    "seconds": _seconds,
+    "minutes": _minutes,
+    "command": _command,
+    "number": _number,
+    "median": _median,
+    "restarts": _restarts,
+    "share": lambda one: f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})",
+    "measured": lambda series: list(dict.fromkeys(name for one in series for name in one["measured"])),
+    "unfinished": lambda facts: any(one["restarts"] < one["restarts_asked"] for one in facts["series"]),
+}

@@ -102,7 +102,7 @@ def test_all_that_claims_are_about_is_run(scale, source):
                 (word,) = part.keys() & judge.CONSTRUCTORS
                 chosen = [part[word]] if isinstance(part[word], str) else part[word]
                 assert all(one in series or one.startswith("measured/") for one in chosen), chosen
-        for _, panel, spec in figure.experiments():
+        for panel, _, spec in figure.experiments():
             assert panel.restarts > 0
             if scale == "quick":
                 small = 2 if "dim" not in spec else 4

@@ -12,7 +12,7 @@ from .build import rho
 from .experiment import Results
 from .facts import CURVES, HISTOGRAMS, Curve
 from .figures import Figure, Panel, Scale
-from .files import replacing
+from .kept import replacing
 from .statistics import histogram_counts, quartiles, share_interval
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _draw_curves(axes: "Axes", results: Shown, theirs: Mapping[str, Curve]) -> s
         (line,) = axes.plot(steps, shown[1], color=color, linewidth=2, zorder=4)
         said = _loss(ours[1, -1])
         if label in theirs:
-            said += f", thesis {_loss(list(theirs[label].points.values())[-1])}"
+            said += f", thesis {_loss(theirs[label].final)}"
             axes.plot(
                 list(theirs[label].points),
                 list(theirs[label].points.values()),

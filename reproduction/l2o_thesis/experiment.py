@@ -20,14 +20,7 @@ import l2o_eqx as l2o
 from l2o_eqx.data import Digits
 from l2o_eqx.objectives import AbstractObjectiveFamily
 
-from .build import (
-    NetworkProbe,
-    make_family,
-    make_optimizer,
-    make_strategy,
-    make_weighting,
-    steps_per_step,
-)
+from .build import NetworkProbe, make_family, make_optimizer, make_strategy, make_weighting, steps_per_step
 from .facts import CHANCE_LOSS
 from .figures import Spec
 
@@ -38,12 +31,14 @@ _JOB_COORDINATES = 2**17
 # Part of every digest: to be raised with any change after which equal settings give other results.
 _VERSION = 2
 
-# What is kept of a metric of the meta-training, which has a number per super epoch.
+# What is kept of a metric of the meta-training, which has a number per super epoch; of an optimizer per layer
+# also for each layer.
 _SUMMARIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grad_norm": lambda values: np.median(values, axis=1),
     # Whether all meta-gradients were exactly zero in some super epoch; a mean of ones need not be one to the
     # last digit.
     "zero_share": lambda values: np.any(values > 1 - 1e-6, axis=1).astype(np.float32),
+    # In the first quarter.
     "final_loss": lambda values: values[:, : values.shape[1] // 4 + 1].mean(1),
 }
 # Between the steps whose losses are kept; the last ones are kept one by one.
@@ -52,13 +47,7 @@ _INTERVALS, _LAST = 40, 20
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What is trained on what, and how it is tested.
-
-    **Fields:**
-
-    - `spec`: all settings; `experiments.toml` has them.
-    - `digits`: MNIST, or part of it.
-    """
+    """What is trained on what, and how it is tested: settings (`experiments.toml`), and digits."""
 
     spec: Spec
     digits: Digits
@@ -88,11 +77,9 @@ class Experiment:
     @functools.cached_property
     def digest(self) -> str:
         """Names the experiment: equal settings, digits and sizes of jobs, equal digest."""
-        settings = {"version": _VERSION, "per_job": self.restarts_per_job, **self.spec}
-        if "dim" not in self.spec:
-            settings["digits"] = self.digits.sha256
-        text = json.dumps(settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        digits = {} if "dim" in self.spec else {"digits": self.digits.sha256}
+        settings = {"version": _VERSION, "per_job": self.restarts_per_job, **digits, **self.spec}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @functools.cached_property
     def work(self) -> float:
@@ -101,11 +88,10 @@ class Experiment:
         # pretraining without an objective: 2.6 s for 200,000 samples of 16 steps.
         spec = self.spec
         steps = steps_per_step(spec) * spec["super_epochs"] * spec["num_steps"]
-        train = 1.03e-6 * steps * l2o.count_coordinates(self.family)
         tests = spec["test_steps"] * spec["num_test_objectives"]
-        test = 0.28e-6 * tests * l2o.count_coordinates(self.test_family)
         pretrain = 0.8e-6 * spec.get("pretraining_samples", 0) * spec.get("pretraining_steps", 16)
-        return pretrain + train + test
+        train = 1.03e-6 * steps * l2o.count_coordinates(self.family)
+        return pretrain + train + 0.28e-6 * tests * l2o.count_coordinates(self.test_family)
 
     @functools.cached_property
     def kept_steps(self) -> Int[np.ndarray, " kept"]:
@@ -134,8 +120,7 @@ class Results:
     **Fields:**
 
     - `losses`: at some steps of the test, the median over the test's objectives.
-    - `steps`: which ones.
-    - `length`: how many steps the test has.
+    - `steps`, `length`: which steps, and how many the test has.
     - `measured`: by name, what was measured where the test ended; means over the objectives.
     - `training`: by name, a summary of a metric of the meta-training.
     - `seconds`: of computation.
@@ -165,68 +150,62 @@ class Results:
 
     def last(self, end: int | None = None) -> Float[np.ndarray, " restarts"]:
         """The mean of the 20 losses before `end`, which on minibatches is less noisy than a single one."""
-        end = self.length if end is None else end
-        chosen = (self.steps >= end - _LAST) & (self.steps < end)
-        return _finite(np.mean(self.losses[:, chosen], axis=1, dtype=np.float64))
+        return _finite(np.asarray(np.mean(self._window(end), axis=1)))
 
     def early(self) -> Float[np.ndarray, " restarts"]:
         """The mean of 20 losses around a quarter of the test."""
         return self.last(_early(self.length))
 
+    def _window(self, end: int | None = None) -> Float[np.ndarray, "restarts steps"]:
+        end = self.length if end is None else end
+        return self.losses[:, (self.steps >= end - _LAST) & (self.steps < end)].astype(np.float64)
+
     def fluctuation(self) -> Float[np.ndarray, " restarts"]:
         """Standard deviation of the last 20 losses around their linear trend; infinite if it diverged."""
-        last = self.losses[:, self.steps >= self.length - _LAST].astype(np.float64)
+        last = self._window()
         finite = np.all(np.isfinite(last), axis=1)
-        values = last[finite]
-        time = np.arange(values.shape[1]) - (values.shape[1] - 1) / 2
-        slopes = values @ time / (time @ time)
+        time = np.arange(last.shape[1]) - (last.shape[1] - 1) / 2
+        slopes = last[finite] @ time / (time @ time)
         result = np.full(len(last), np.inf)
-        result[finite] = np.std(values - slopes[:, None] * time, axis=1)
+        result[finite] = np.std(last[finite] - slopes[:, None] * time, axis=1)
         return result
 
-    def near_chance(self, tolerance: float = 0.02, *, in_loss: bool = False) -> Bool[np.ndarray, " restarts"]:
+    def near_chance(self, *, in_loss: bool = False) -> Bool[np.ndarray, " restarts"]:
         """Whether a restart guesses: its last 20 losses, and the entropy of its outputs, are near ln 10.
 
         Narrower than the thesis's bin from 2 to 2.5, which also has what is merely slow. With `in_loss` the
         losses alone decide: a loss of ln 10 with less entropy is that of outputs which are sure and wrong.
         """
-        near = np.abs(self.last() - CHANCE_LOSS) < tolerance
+        near = np.abs(self.last() - CHANCE_LOSS) < 0.02
         if "entropy" in self.measured and not in_loss:
-            near &= np.abs(self.measured["entropy"] - CHANCE_LOSS) < tolerance
+            near &= np.abs(self.measured["entropy"] - CHANCE_LOSS) < 0.02
         return near
 
     def cut(self, *, restarts: int | None = None, steps: int | None = None) -> "Results":
         """The first restarts, and the first steps of the test."""
         length = self.length if steps is None else min(steps, self.length)
         shown = self.steps < length
-        return Results(
-            self.losses[:restarts, shown],
-            self.steps[shown],
-            length,
-            {name: values[:restarts] for name, values in self.measured.items()},
-            {name: values[:restarts] for name, values in self.training.items()},
-            self.seconds,
+        measured, training = (
+            {name: values[:restarts] for name, values in group.items()}
+            for group in (self.measured, self.training)
         )
+        losses = self.losses[:restarts, shown]
+        return Results(losses, self.steps[shown], length, measured, training, self.seconds)
 
 
 def _finite(losses: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(losses), losses, np.inf).astype(np.float64)
 
 
-def no_results(experiment: Experiment) -> Results:
-    """The results of no restarts."""
-    steps = experiment.kept_steps
-    return Results(np.zeros((0, len(steps))), steps, experiment.spec["test_steps"], {}, {}, 0.0)
-
-
 def join(parts: Sequence[Results]) -> Results:
     """The results of several runs of one experiment as one."""
     measured, training = (
-        {name: np.concatenate([getattr(p, kind)[name] for p in parts]) for name in getattr(parts[0], kind)}
-        for kind in ("measured", "training")
+        {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+        for groups in ([p.measured for p in parts], [p.training for p in parts])
     )
     losses = np.concatenate([p.losses for p in parts])
-    return Results(losses, parts[0].steps, parts[0].length, measured, training, sum(p.seconds for p in parts))
+    seconds = sum(p.seconds for p in parts)
+    return Results(losses, parts[0].steps, parts[0].length, measured, training, seconds)
 
 
 def key_of_tests(seed: int) -> PRNGKeyArray:
@@ -246,26 +225,29 @@ def run(
 
     **Arguments:**
 
-    - `experiment`: what to run.
-    - `restarts`: how many.
+    - `experiment`, `restarts`: what to run, and how many.
     - `first`: number of the first one; each has initial weights and draws of its own.
     - `seed`: same seed, same numbers.
     - `callbacks`: as in `l2o_eqx.meta_train`.
-
-    **Returns:** the `Results`.
     """
-    begin = time.perf_counter()
-    spec = experiment.spec
+    begin, spec = time.perf_counter(), experiment.spec
     init_key, pretrain_key, train_key, test_key = jr.split(jr.key(seed), 4)
     numbers = first + jnp.arange(restarts)
     keys = jax.vmap(lambda i: jr.fold_in(init_key, i))(numbers)
     optimizer = eqx.filter_vmap(make_optimizer(spec, experiment.family))(keys)
     measured = {}
     if "pretraining_samples" in spec:
-        pretrained = _pretrain(optimizer, spec, restarts, jr.fold_in(pretrain_key, first))
+        pretrained = l2o.pretrain(
+            optimizer,
+            num_samples=spec["pretraining_samples"],
+            num_steps=spec.get("pretraining_steps", 16),
+            carry_state=spec.get("pretraining_carries_state", False),
+            restarts=restarts,
+            key=jr.fold_in(pretrain_key, first),
+        )
         optimizer = pretrained.optimizer
-        measured["sign_agreement"] = np.asarray(pretrained.report.sign_agreement)
-        measured["relative_error"] = np.asarray(pretrained.report.relative_error)
+        for name in ("sign_agreement", "relative_error"):
+            measured[name] = np.asarray(getattr(pretrained.report, name))
     solution = _meta_train(experiment, optimizer, numbers, jr.fold_in(train_key, first), callbacks)
     test = l2o.evaluate(
         solution.optimizer,
@@ -281,28 +263,13 @@ def run(
         measured[name] = np.mean(np.asarray(values), axis=1)
     if spec.get("travel"):
         measured["travel"] = _travel(solution.optimizer, experiment, test_key)
-    training = _summaries({name: values.T.astype(np.float32) for name, values in solution.metrics.items()})
+    training = summaries({name: values.T.astype(np.float32) for name, values in solution.metrics.items()})
     seconds = time.perf_counter() - begin
     return Results(losses, experiment.kept_steps, spec["test_steps"], measured, training, seconds)
 
 
-def _pretrain(optimizer: Any, spec: Spec, restarts: int, key: PRNGKeyArray) -> l2o.PretrainSolution:
-    return l2o.pretrain(
-        optimizer,
-        num_samples=spec["pretraining_samples"],
-        num_steps=spec.get("pretraining_steps", 16),
-        carry_state=spec.get("pretraining_carries_state", False),
-        restarts=restarts,
-        key=key,
-    )
-
-
 def _meta_train(
-    experiment: Experiment,
-    optimizer: Any,
-    numbers: Int[Array, " restarts"],
-    key: PRNGKeyArray,
-    callbacks: Sequence[Callable[[l2o.Progress], Any]],
+    experiment: Experiment, optimizer: Any, numbers: Int[Array, " restarts"], key: Any, callbacks: Any
 ) -> l2o.MetaSolution:
     spec, restarts = experiment.spec, len(numbers)
     meta_optimizer = l2o.default_meta_optimizer(
@@ -311,8 +278,8 @@ def _meta_train(
     state = l2o.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     if spec.get("shared_adam"):
         counts = (experiment.num_updates * numbers).astype(jnp.int32)
-        meta_optimizer_state = optax.tree.set(state.meta_optimizer_state, count=counts)
-        state = dataclasses.replace(state, meta_optimizer_state=meta_optimizer_state)
+        counted = optax.tree.set(state.meta_optimizer_state, count=counts)
+        state = dataclasses.replace(state, meta_optimizer_state=counted)
     return l2o.meta_train(
         optimizer,
         experiment.family,
@@ -329,8 +296,8 @@ def _meta_train(
     )
 
 
-def _summaries(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # Of `grad_norm`, and of `grad_norm/layers.0` of an optimizer of a layer.
+def summaries(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One number per restart of those metrics that claims are about."""
     kinds = {name: name.partition("/")[0] for name in metrics}
     return {name: _SUMMARIES[kind](metrics[name]) for name, kind in kinds.items() if kind in _SUMMARIES}
 

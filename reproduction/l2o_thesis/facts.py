@@ -6,7 +6,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Iterator
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 BIN_EDGES: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.inf)
@@ -15,10 +15,12 @@ BIN_EDGES: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.inf)
 CHANCE_LOSS: float = math.log(10)
 """The cross-entropy of guessing one of ten digits, near 2.3."""
 
+_FRACTIONS = {"start": 0.0, "eighth": 0.125, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "end": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One claim: the `section` it is made in, what it `says`, and what the thesis's own figures show."""
+    """One claim: the section it is made in, what it says, and what the thesis's own figures show."""
 
     section: str
     says: str
@@ -37,22 +39,24 @@ class Curve:
     points: dict[int, float]
     mean_of_last_20: float
 
-
-def read_toml(name: str) -> dict[str, Any]:
-    """A file beside this module."""
-    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+    @property
+    def final(self) -> float:
+        """The loss at the last step."""
+        return self.points[self.steps - 1]
 
 
 def read_text(name: str) -> str:
     """A file beside this module."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def read_toml(name: str) -> dict[str, Any]:
+    """A file beside this module."""
+    return tomllib.loads(read_text(name))
 
 
 def _panels(name: str) -> Iterator[tuple[str, Iterator[dict[str, str]]]]:
     return itertools.groupby(csv.DictReader(read_text(name).splitlines()), lambda row: row["panel"])
-
-
-_FRACTIONS = {"start": 0.0, "eighth": 0.125, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "end": 1.0}
 
 
 def _curve(row: dict[str, str]) -> Curve:
@@ -62,15 +66,13 @@ def _curve(row: dict[str, str]) -> Curve:
     return Curve(steps, dict(sorted(points.items())), float(row["mean_of_last_20"]))
 
 
-CLAIMS: dict[int, Claim] = {int(number): Claim(**one) for number, one in read_toml("claims.toml").items()}
+CLAIMS = {int(number): Claim(**one) for number, one in read_toml("claims.toml").items()}
 """The claims by number, in the order of the text."""
 
-CURVES: dict[str, dict[str, Curve]] = {
-    panel: {row["series"]: _curve(row) for row in rows} for panel, rows in _panels("curves.csv")
-}
+CURVES = {p: {row["series"]: _curve(row) for row in rows} for p, rows in _panels("curves.csv")}
 """The curves of figures 7 to 19 by panel and legend, recovered from the vector graphics of the figures."""
 
-HISTOGRAMS: dict[str, dict[str, tuple[int, ...]]] = {
+HISTOGRAMS = {
     panel: {row["series"]: tuple(map(int, list(row.values())[2:])) for row in rows}
     for panel, rows in _panels("histograms.csv")
 }

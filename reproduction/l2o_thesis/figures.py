@@ -11,8 +11,7 @@ Source = Literal["figures", "text", "code"]
 # All settings of an experiment, as JSON has them.
 Spec = dict[str, Any]
 
-_FIGURES = read_toml("figures.toml")
-_EXPERIMENTS = read_toml("experiments.toml")
+_FIGURES, _EXPERIMENTS = read_toml("figures.toml"), read_toml("experiments.toml")
 _LAYERS = ("quick", "code", "text")
 
 FIGURES: tuple[str, ...] = tuple(_FIGURES)
@@ -21,7 +20,7 @@ FIGURES: tuple[str, ...] = tuple(_FIGURES)
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Part of a figure: several experiments drawn together.
+    """Part of a figure: experiments drawn together.
 
     **Fields:**
 
@@ -49,11 +48,9 @@ class Figure:
 
     **Fields:**
 
-    - `name`, `title`, `section`: what it is about, and where in the thesis.
-    - `notes`: where the text and the released code differ here, and what else one must know.
+    - `name`, `title`, `section`, `notes`: what it is about, where in the thesis, and what one must know.
     - `panels`: its experiments.
-    - `claims`: by number, the parts that `judge` decides a claim by.
-    - `beside`: by number, what it says beside them.
+    - `claims`, `beside`: by number, the parts that decide a claim, and what is said beside them.
     - `measurement`: a function of `MEASUREMENTS` whose numbers are no experiment's, such as times.
     - `seconds`: roughly how long that takes.
     """
@@ -68,11 +65,11 @@ class Figure:
     measurement: str | None = None
     seconds: float = 0.0
 
-    def experiments(self) -> Iterator[tuple[str, Panel, Spec]]:
-        """Every series by `figure/panel/label`, with its panel."""
+    def experiments(self) -> Iterator[tuple[Panel, str, Spec]]:
+        """Every series: its panel, its label, its settings."""
         for panel in self.panels:
             for label, spec in panel.series.items():
-                yield f"{self.name}/{panel.name}/{label}", panel, spec
+                yield panel, label, spec
 
 
 def read_figure(name: str, scale: Scale = "full", source: Source = "figures") -> Figure:
@@ -87,75 +84,57 @@ def read_figure(name: str, scale: Scale = "full", source: Source = "figures") ->
 
     **Raises:** `ValueError` for an unknown name, scale or source.
     """
-    for what, given, choices in (
-        ("name", name, FIGURES),
-        ("scale", scale, get_args(Scale)),
-        ("source", source, get_args(Source)),
-    ):
+    possible = {"name": FIGURES, "scale": get_args(Scale), "source": get_args(Source)}
+    for (what, choices), given in zip(possible.items(), (name, scale, source), strict=True):
         if given not in choices:
             raise ValueError(f"`read_figure({what}={given!r})`: must be one of {', '.join(choices)}.")
     fields = dict(_FIGURES[name])
-    panels = tuple(_panel(table, scale, source) for table in fields.pop("panels", ()))
+    fields["panels"] = tuple(_panel(table, scale, source) for table in fields.get("panels", ()))
     for kind in ("claims", "beside"):
         fields[kind] = {int(number): parts for number, parts in fields.get(kind, {}).items()}
     fields["seconds"] = fields.get("seconds", (0.0, 0.0))[scale == "quick"]
-    return Figure(name, panels=panels, **fields)
+    return Figure(name, **fields)
 
 
 def experiment_settings(kind: str, scale: Scale, source: Source, *changes: Mapping[str, Any]) -> Spec:
-    """All settings of an experiment of some kind, after changes; as it is kept and told apart by."""
-    layers = [*_kinds(kind), _EXPERIMENTS["code"] if source == "code" else {}, *changes]
+    """All settings of an experiment of some kind after changes, by which it is made, kept and told apart."""
+    code = _EXPERIMENTS["code"] if source == "code" else {}
     spec: Spec = {}
-    for layer in layers:
+    for layer in (*_kinds(kind), code, *changes):
         spec |= _at(layer, scale, source)
     if scale == "quick":
-        spec |= _smaller(spec)
+        spec["super_epochs"] = min(spec["super_epochs"], 4 if "dim" in spec else 2)
+        if "dim" not in spec:
+            spec |= {"num_steps": max(32, spec["num_steps"] // 8), "batch_size": spec["batch_size"] // 4}
     return {"test_steps": spec["num_steps"], **spec}
 
 
-def _kinds(kind: str) -> list[Mapping[str, Any]]:
+def _kinds(kind: str) -> list[dict[str, Any]]:
     table = dict(_EXPERIMENTS["kinds"][kind])
     like = table.pop("like", None)
     return [*(_kinds(like) if like else ()), table]
 
 
 def _at(layer: Mapping[str, Any], scale: Scale, source: Source) -> dict[str, Any]:
-    found = {name: value for name, value in layer.items() if name not in _LAYERS}
+    found = {name: value for name, value in layer.items() if name not in (*_LAYERS, "only")}
     for name in _LAYERS:
-        if name in (scale, source):
-            found |= layer.get(name, {})
+        found |= layer.get(name, {}) if name in (scale, source) else {}
     return found
-
-
-def _smaller(spec: Spec) -> dict[str, Any]:
-    if "dim" in spec:
-        return {"super_epochs": min(spec["super_epochs"], 4)}
-    return {
-        "super_epochs": min(spec["super_epochs"], 2),
-        "num_steps": max(32, spec["num_steps"] // 8),
-        "batch_size": spec["batch_size"] // 4,
-    }
 
 
 def _panel(table: Mapping[str, Any], scale: Scale, source: Source) -> Panel:
     table = _at(table, scale, source)
     if "like" in table:
+        # The same experiments to their end.
         figure, name = table.pop("like")
         (other,) = (one for one in _FIGURES[figure]["panels"] if one["name"] == name)
-        table = {**_at(other, scale, source), **table}
-        del table["steps"]
+        table = {**_at(other, scale, source), **table, "steps": None}
     kind, common = table.pop("kind", None), table.pop("common", {})
+    key = "histogram" if table.get("histogram") else kind
+    restarts = table.pop("restarts", _EXPERIMENTS["restarts"].get(key, (0, 0)))
     series = {
-        label: experiment_settings(kind, scale, source, common, _without(changes, "only"))
+        label: experiment_settings(kind, scale, source, common, changes)
         for label, changes in table.pop("series", {}).items()
         if changes.get("only", scale) == scale
     }
-    restarts = table.pop("restarts", None)
-    if restarts is None:
-        key = "histogram" if table.get("histogram") else kind
-        restarts = _EXPERIMENTS["restarts"].get(key, (0, 0))
     return Panel(series=series, restarts=restarts[scale == "quick"], **table)
-
-
-def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != name}

@@ -27,8 +27,8 @@ def gradients(experiment: Callable[..., Experiment], quick: bool, seed: int) -> 
     **Returns:** for `untrained` and `trained`, one number per network: means of |∇| over entries that are not
     exactly zero, `output_bias` of the output layer's biases, `other` of all others, `hidden` of the first
     layer, `output` of the last; and shares, `small` and `zero` of all entries, those below e⁻¹⁰ and those
-    exactly zero, `small_not_zero` of the rest, those below e⁻¹⁰. And one per quadratic: `above_one`, the share
-    of entries that are larger than 1 in size, where eq. 5.2 is not one to one.
+    exactly zero, `small_not_zero` of the rest, those below e⁻¹⁰. And one per quadratic: `above_one`, the
+    share of entries that are larger than 1 in size, where eq. 5.2 is not one to one.
     """
     num, key = 5 if quick else 20, jr.key(seed)
     found = at_both_stages(experiment("network").family, num, key, _sizes)

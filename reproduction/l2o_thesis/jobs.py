@@ -27,49 +27,33 @@ Progress = Callable[[float, float, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Some restarts of an experiment, from number `first` on, in a form that another process can read.
+    """Some restarts of the experiment with settings `spec`, in a form that another process can read.
 
-    **Fields:**
-
-    - `name`: what to call it.
-    - `spec`: the settings of the experiment.
-    - `data`, `data_dir`: of `l2o_eqx.data.load_mnist`.
-    - `seed`, `first`, `restarts`: of `run`.
-    - `path`: where its results belong.
-    - `work`: roughly how long it takes, in seconds of one core.
+    `data` and `data_dir` are of `load_mnist`, `seed`, `first` and `restarts` of `run`; results belong to
+    `path`; `work` is roughly how long it takes, in seconds of one core.
     """
 
     name: str
     spec: Spec
-    data: Any
-    data_dir: str | None
     seed: int
     first: int
     restarts: int
     path: Path
     work: float
+    data: Any = "auto"
+    data_dir: str | None = None
 
     def do(self, tell: Callable[[float], None]) -> None:
         """Runs it, keeps the results, and tells the share that is done."""
         experiment = Experiment(self.spec, load_mnist(self.data, self.data_dir))
-        results = run(
-            experiment,
-            restarts=self.restarts,
-            first=self.first,
-            seed=self.seed,
-            callbacks=[lambda p: tell(p.super_epoch / (p.super_epochs + 1))],
-        )
-        save(self.path, experiment, results)
+        callbacks = [lambda p: tell(p.super_epoch / (p.super_epochs + 1))]
+        numbers = {"restarts": self.restarts, "first": self.first, "seed": self.seed}
+        save(self.path, experiment, run(experiment, **numbers, callbacks=callbacks))
         tell(1.0)
 
 
 def make_jobs(
-    experiments: Mapping[str, tuple[Experiment, int]],
-    folder: Path,
-    *,
-    seed: int,
-    data: Any,
-    data_dir: str | None,
+    experiments: Mapping[str, tuple[Experiment, int]], folder: Path, *, seed: int, **source: Any
 ) -> list[Job]:
     """What experiments, each with its number of restarts, are cut into; what they share is there once."""
     found: dict[Path, Job] = {}
@@ -78,18 +62,13 @@ def make_jobs(
             number = min(experiment.restarts_per_job, restarts - first)
             path = path_of(folder, experiment, seed, first, number)
             work = number * experiment.work
-            job = Job(name, experiment.spec, data, data_dir, seed, first, number, path, work)
-            found.setdefault(path, job)
+            found.setdefault(path, Job(name, experiment.spec, seed, first, number, path, work, **source))
     # All experiments advance together, so that an interrupted call leaves as many restarts of each.
     return sorted(found.values(), key=lambda job: job.first)
 
 
 def num_processes(asked: int | None) -> int:
-    """How many processes `do_all` works in.
-
-    **Arguments:**
-
-    - `asked`: how many; `None` for one per core, and on an accelerator for one.
+    """How many processes to work in: as asked, or one per core, but one on an accelerator.
 
     **Raises:** `ValueError` for several on an accelerator: each would want all of its memory.
     """

@@ -1,19 +1,41 @@
 """Results of finished jobs as small files, to be kept with the repository and taken up on another day.
 
-A file has the losses at some steps and one number per restart of what was measured, with 13 binary digits
-(a relative error of 1.2e-4), and the settings they come from. Its folder is named by the digest of these.
+A file has the losses at some steps and one number per restart of what was measured, with 13 binary digits (a
+relative error of 1.2e-4), and the settings they come from. Its folder is named by the digest of these.
 """
 
+import contextlib
 import json
-from collections.abc import Collection
+import os
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .experiment import Experiment, Results, join
-from .files import replacing
 
 _DIGITS = 13
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which then takes the place of `path`: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes strict JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def path_of(folder: Path, experiment: Experiment, seed: int, first: int, restarts: int) -> Path:
@@ -22,7 +44,7 @@ def path_of(folder: Path, experiment: Experiment, seed: int, first: int, restart
 
 
 def save(path: Path, experiment: Experiment, results: Results) -> None:
-    """Writes the results of a job, whole or not at all."""
+    """Writes the results of a job."""
     numbers = {f"measured:{name}": x for name, x in results.measured.items()}
     numbers |= {f"training:{name}": x for name, x in results.training.items()}
     about = {
@@ -31,11 +53,10 @@ def save(path: Path, experiment: Experiment, results: Results) -> None:
         "steps": results.steps.tolist(),
         "seconds": round(results.seconds, 1),
     }
-    rows = np.stack(list(numbers.values())) if numbers else np.zeros((0, len(results.losses)))
     arrays = {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
-        "losses": rounded(results.losses),
-        "numbers": rounded(rows),
+        "losses": _rounded(results.losses),
+        "numbers": _rounded(np.stack(list(numbers.values()))),
     }
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
@@ -50,9 +71,7 @@ def load(path: Path) -> Results:
             group, _, name = key.partition(":")
             groups[group][name] = values
         steps, length = np.array(about["steps"]), about["settings"]["test_steps"]
-        return Results(
-            file["losses"], steps, length, groups["measured"], groups["training"], about["seconds"]
-        )
+        return Results(file["losses"], steps, length, **groups, seconds=about["seconds"])
 
 
 def load_kept(folder: Path, experiment: Experiment, seed: int, restarts: int) -> Results | None:
@@ -66,12 +85,7 @@ def load_kept(folder: Path, experiment: Experiment, seed: int, restarts: int) ->
     return join(parts) if parts else None
 
 
-def rounded(values: np.ndarray) -> np.ndarray:
-    """Numbers of 32 bits with so few digits that they compress well."""
+def _rounded(values: np.ndarray) -> np.ndarray:
+    # Numbers of 32 bits with so few digits that they compress well.
     mantissa, exponent = np.frexp(values.astype(np.float32))
     return np.ldexp(np.round(np.ldexp(mantissa, _DIGITS)), exponent - _DIGITS).astype(np.float32)
-
-
-def num_bytes(paths: Collection[Path]) -> int:
-    """The size of some files."""
-    return sum(path.stat().st_size for path in paths)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .facts import CLAIMS, read_text
-from .files import replacing
 from .judge import MIN_RESTARTS
+from .kept import replacing
 from .reproduce import FORMAT
 
 Facts = Mapping[str, Any]

@@ -1,24 +1,25 @@
 """Figures of the thesis: their experiments run, drawn, kept as numbers, and their claims judged."""
 
 import collections
+import csv
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from l2o_eqx.data import Digits, load_mnist
 
+from .describe import describe_series
 from .draw import draw
-from .experiment import Experiment, Results, no_results
+from .experiment import Experiment, Results
 from .figures import FIGURES, Figure, Scale, Source, read_figure
-from .files import write_json
 from .jobs import Job, Progress, do_all, make_jobs, num_processes
 from .judge import PanelResults, Verdict, judge
-from .kept import load_kept
+from .kept import load_kept, replacing, write_json
 from .measurements import describe_environment, measurement
-from .numbers import describe_series, write_tables
+from .statistics import quartiles
 
 FORMAT = 2
 """Version of the layout of the JSON files of figures."""
@@ -33,10 +34,10 @@ class Outlook:
 
     **Fields:**
 
-    - `restarts`: of all experiments together, those that figures share counted once.
-    - `kept`: how many of them earlier calls left on disk.
-    - `seconds`: roughly what all of them take, in seconds of one core, with compiling.
-    - `seconds_left`: the same of those that are not kept.
+    - `restarts`, `kept`: of all experiments together, those that figures share counted once, and how many of
+        them earlier calls left on disk.
+    - `seconds`, `seconds_left`: roughly what all of them, and those that are not kept, take on one core, with
+        compiling.
     """
 
     restarts: int
@@ -79,32 +80,34 @@ class Request:
     @functools.cached_property
     def figures(self) -> dict[str, Figure]:
         """The figures by name, in the order of `FIGURES`."""
-        asked = [name for name in FIGURES if name in self.names] or self.names
+        asked = sorted(set(self.names), key=[*FIGURES, *self.names].index)
         return {name: read_figure(name, self.scale, self.source) for name in asked}
+
+    @functools.cached_property
+    def _source(self) -> dict[str, Any]:
+        return {"data": self.data, "data_dir": None if self.data_dir is None else str(self.data_dir)}
 
     @functools.cached_property
     def digits(self) -> Digits:
         """MNIST, or part of it."""
-        data: Any = self.data
-        return load_mnist(data, None if self.data_dir is None else str(self.data_dir))
+        return load_mnist(**self._source)
 
     @functools.cached_property
-    def experiments(self) -> dict[str, tuple[Experiment, int]]:
-        """All experiments and their numbers of restarts, by `figure/panel/label`."""
+    def experiments(self) -> dict[tuple[str, str, str], tuple[Experiment, int]]:
+        """All experiments and their numbers of restarts, by figure, panel and label."""
         return {
-            key: (Experiment(spec, self.digits), self.restarts or panel.restarts)
-            for figure in self.figures.values()
-            for key, panel, spec in figure.experiments()
+            (name, panel.name, label): (Experiment(spec, self.digits), self.restarts or panel.restarts)
+            for name, figure in self.figures.items()
+            for panel, label, spec in figure.experiments()
         }
 
     def jobs(self, *names: str) -> list[Job]:
         """What all figures, or those of these names, are cut into."""
-        chosen = {k: e for k, e in self.experiments.items() if not names or k.partition("/")[0] in names}
-        data_dir = None if self.data_dir is None else str(self.data_dir)
-        return make_jobs(chosen, Path(self.folder), seed=self.seed, data=self.data, data_dir=data_dir)
+        chosen = {"/".join(k): e for k, e in self.experiments.items() if not names or k[0] in names}
+        return make_jobs(chosen, Path(self.folder), seed=self.seed, **self._source)
 
     def outlook(self, *names: str) -> Outlook:
-        """How many restarts there are of all figures, or of those of these names, and the time to expect."""
+        """How much there is of all figures, or of those of these names, and the time to expect."""
         jobs = self.jobs(*names)
         missing = [job for job in jobs if not job.path.exists()]
         restarts, left = (sum(job.restarts for job in some) for some in (jobs, missing))
@@ -120,15 +123,10 @@ def _seconds(jobs: Sequence[Job]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """One figure as we found it.
+    """One figure as we found it: results by panel and label, verdicts, and where what was written is.
 
-    **Fields:**
-
-    - `figure`: what it is.
-    - `results`: by panel, then by label.
-    - `verdicts`: on its claims.
-    - `files`: where what was written is: `facts`, and as far as there is anything to be in them `picture`
-        and the tables, such as `finals`.
+    `files` are `facts`, and as far as there is anything to be in them `picture`, `finals`, `curves` and
+    `measured`.
     """
 
     figure: Figure
@@ -147,9 +145,9 @@ def reproduce(
     """Runs what is missing of some figures, draws them, and judges the thesis's claims.
 
     What ended is on disk, so that an interrupted call is taken up by the same call. Of every figure it
-    writes, as far as there is anything to be in them, `<name>.png`; the tables of `write_tables`, such as
-    `<name>-finals.csv`; and `<name>.json` with verdicts, statistics and settings, from which `write_report`
-    makes its page.
+    writes, as far as there is anything to be in them, `<name>.png`; `<name>-finals.csv` with a row per
+    restart, `-curves.csv` with quartiles of the losses, `-measured.csv`; and `<name>.json` with verdicts,
+    statistics and settings, from which `write_report` makes its page.
 
     **Arguments:**
 
@@ -171,89 +169,75 @@ def reproduce(
     reproductions = {}
     # Measurements may take long: what needs none is written first.
     for name, figure in sorted(request.figures.items(), key=lambda item: item[1].measurement is not None):
-        results = _results(request, figure)
+        shown = _shown(request, figure)
         if figure.measurement is not None and not partial:
             progress(1.0, 1.0, f"{name}, measuring")
         measured = measurement(request, figure, measure=not partial)
-        there = any(results.values()) or not any(figure.experiments())
+        there = any(shown.values()) or not any(figure.experiments())
         if there and (measured is not None or figure.measurement is None):
             workers = None if partial else processes
-            reproductions[name] = _write(request, figure, results, measured, workers)
+            reproductions[name] = _write(request, figure, shown, measured, workers)
     return {name: reproductions[name] for name in request.figures if name in reproductions}
 
 
-def _results(request: Request, figure: Figure) -> PanelResults:
+def _shown(request: Request, figure: Figure) -> PanelResults:
+    # What there is, as long as it is drawn and judged.
     found: dict[str, dict[str, Results]] = {panel.name: {} for panel in figure.panels}
-    for key, panel, _ in figure.experiments():
-        experiment, restarts = request.experiments[key]
+    for panel, label, _ in figure.experiments():
+        experiment, restarts = request.experiments[figure.name, panel.name, label]
         one = load_kept(Path(request.folder), experiment, request.seed, restarts)
         if one is not None:
-            found[panel.name][key.split("/", 2)[2]] = one
+            found[panel.name][label] = one.cut(steps=panel.steps)
     return found
 
 
 def _write(
     request: Request,
     figure: Figure,
-    results: PanelResults,
+    shown: PanelResults,
     measured: dict[str, Any] | None,
     processes: int | None,
 ) -> Reproduction:
-    folder = Path(request.folder)
+    folder, numbers = Path(request.folder), measured["numbers"] if measured else {}
     asked = {panel.name: request.restarts or panel.restarts for panel in figure.panels}
-    shown = {
-        panel.name: {label: one.cut(steps=panel.steps) for label, one in results[panel.name].items()}
-        for panel in figure.panels
-    }
-    numbers = measured["numbers"] if measured else {}
-    files = write_tables(folder, figure, shown, numbers)
+    files = _write_tables(folder, figure, shown, numbers)
     picture = folder / f"{figure.name}.png"
     if draw(figure, shown, picture, asked=asked, scale=request.scale):
         files["picture"] = picture
-    judged_on = {panel: _restarts(series) for panel, series in shown.items() if series}
-    verdicts = judge(figure, _comparable(request, figure, shown), numbers)
+    # Claims on restart i of one series and of another need both; an interrupted run may have one of them.
+    least = {p: min(len(r.losses) for r in series.values()) for p, series in shown.items() if series}
+    comparable = {
+        panel: {label: r.cut(restarts=least[panel]) for label, r in series.items()}
+        for panel, series in shown.items()
+    }
+    verdicts = judge(figure, comparable, numbers)
+    there = [(p, label) for p, label, _ in figure.experiments() if label in shown[p.name]]
     facts = {
         "format": FORMAT,
         **{field: getattr(figure, field) for field in ("name", "title", "section", "notes")},
-        "claims": list(figure.claims),
         "histograms": [panel.name for panel in figure.panels if panel.histogram],
         "files": {kind: path.name for kind, path in files.items()},
         "settings": _settings(request),
         "verdicts": [verdict.to_json() for verdict in verdicts],
-        "judged_on": judged_on,
+        "judged_on": least,
         "series": [
-            describe_series(panel, label, request.experiments[key][0], shown[panel.name][label], asked)
-            for key, panel, _ in figure.experiments()
-            if (label := key.split("/", 2)[2]) in shown[panel.name]
+            describe_series(
+                panel,
+                label,
+                request.experiments[figure.name, panel.name, label][0],
+                shown[panel.name][label],
+                asked[panel.name],
+            )
+            for panel, label in there
         ],
-        "not_run": [
-            key.partition("/")[2]
-            for key, panel, _ in figure.experiments()
-            if key.split("/", 2)[2] not in shown[panel.name]
-        ],
+        "not_run": [f"{p.name}/{label}" for p, label, _ in figure.experiments() if (p, label) not in there],
         "measured": measured,
         "environment": describe_environment(),
         "processes": processes,
     }
     files["facts"] = folder / f"{figure.name}.json"
     write_json(files["facts"], facts)
-    return Reproduction(figure, results, verdicts, files)
-
-
-def _comparable(request: Request, figure: Figure, shown: PanelResults) -> PanelResults:
-    # Claims on restart i of one series and of another need both; an interrupted run may have one of them.
-    found: dict[str, dict[str, Results]] = {panel.name: {} for panel in figure.panels}
-    for key, panel, _ in figure.experiments():
-        label, series = key.split("/", 2)[2], shown[panel.name]
-        missing = no_results(request.experiments[key][0])
-        found[panel.name][label] = (
-            series[label].cut(restarts=_restarts(series)) if label in series else missing
-        )
-    return found
-
-
-def _restarts(series: Mapping[str, Results]) -> int:
-    return min(len(results.losses) for results in series.values())
+    return Reproduction(figure, shown, verdicts, files)
 
 
 def _settings(request: Request) -> dict[str, Any]:
@@ -264,3 +248,51 @@ def _settings(request: Request) -> dict[str, Any]:
         "data_description": digits.describe(),
         "data_sha256": digits.sha256,
     }
+
+
+def _write_tables(
+    folder: Path, figure: Figure, shown: PanelResults, measured: Mapping[str, Any]
+) -> dict[str, Path]:
+    files = {}
+    tables = {"finals": _finals(shown), "curves": _curves(shown), "measured": _measured(measured)}
+    for kind, (header, *rows) in tables.items():
+        if rows:
+            files[kind] = folder / f"{figure.name}-{kind}.csv"
+            with replacing(files[kind]) as path, open(path, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([header, *rows])
+    return files
+
+
+def _finals(panels: PanelResults) -> Iterator[list[Any]]:
+    names = sorted({name for series in panels.values() for r in series.values() for name in r.measured})
+    yield ["panel", "series", "restart", "final_loss", "mean_of_last_20", *names]
+    for panel, series in panels.items():
+        for label, r in series.items():
+            columns = [r.final(), r.last(), *(r.measured.get(name) for name in names)]
+            for i in range(len(r.losses)):
+                yield [panel, label, i, *("" if x is None else _short(x[i]) for x in columns)]
+
+
+def _curves(panels: PanelResults) -> Iterator[list[Any]]:
+    yield ["panel", "series", "step", "q25", "median", "q75"]
+    for panel, series in panels.items():
+        for label, r in series.items():
+            for step, q in zip(r.steps.tolist(), quartiles(r.losses).T, strict=True):
+                yield [panel, label, step, *map(_short, q)]
+
+
+def _short(value: float) -> float:
+    # As many digits as results are kept with.
+    return float(f"{value:.5g}")
+
+
+def _measured(numbers: Mapping[str, Any], *path: str) -> Iterator[list[Any]]:
+    if not path:
+        yield ["name", "number", "value"]
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from _measured(value, *path, str(name))
+            continue
+        # A list has one number per repetition.
+        for i, one in enumerate(value) if isinstance(value, list) else [("", value)]:
+            yield ["/".join((*path, str(name))), i, "" if one is None else one]

@@ -217,7 +217,7 @@ def list_figures(request: Request, processes: int | None, output: Output) -> Non
 
 
 def _listed(request: Request, figure: Figure, processes: int) -> dict[str, Any]:
-    runs = collections.Counter(request.restarts or panel.restarts for _, panel, _ in figure.experiments())
+    runs = collections.Counter(request.restarts or panel.restarts for panel, _, _ in figure.experiments())
     measuring = figure.seconds / 60
     return {
         "title": figure.title,

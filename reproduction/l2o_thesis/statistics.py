@@ -17,9 +17,7 @@ from .facts import BIN_EDGES
 
 CONFIDENCE = 0.95
 # Stands for infinity while we calculate: its square is still finite, and averages with it are not NaN.
-_HUGE = 1e150
-_INFINITE = 1e140
-_TINY = 1e-150
+_HUGE, _INFINITE, _TINY = 1e150, 1e140, 1e-150
 _LOG_INFINITE = math.log(1e120)
 
 
@@ -39,10 +37,12 @@ class Estimate:
 
     def in_words(self) -> str:
         """For example `median of T=8: 2.85 (2.7 to 3.01)`."""
+        value, low, high = (
+            "infinite" if math.isinf(x) else f"{x:.3g}" for x in (self.value, self.low, self.high)
+        )
         if math.isnan(self.value):
             return f"{self.what}: undefined"
-        interval = "" if math.isnan(self.low) else f" ({_number(self.low)} to {_number(self.high)})"
-        return f"{self.what}: {_number(self.value)}{interval}"
+        return f"{self.what}: {value}" + ("" if math.isnan(self.low) else f" ({low} to {high})")
 
 
 def number(value: float, what: str) -> Estimate:
@@ -53,8 +53,8 @@ def number(value: float, what: str) -> Estimate:
 def median_interval(values: Float[np.ndarray, " restarts"], what: str = "median") -> Estimate:
     """The median and its interval, by the percentiles of the bootstrap; of a single restart without one."""
     finite = _as_huge(values)
-    low, high = _bootstrap((finite,), np.median, paired=False)
-    return Estimate(_restored(float(np.median(finite))), _restored(low), _restored(high), what)
+    found = (float(np.median(finite)), *_bootstrap((finite,), np.median, paired=False))
+    return Estimate(*(math.inf if x > _INFINITE else x for x in found), what)
 
 
 def share_interval(successes: int, n: int, what: str = "share") -> Estimate:
@@ -75,24 +75,16 @@ def ratio_of_medians(
     *,
     paired: bool = False,
 ) -> Estimate:
-    """median(a) / median(b) and its interval, by the percentiles of the bootstrap.
+    """median(a) / median(b) of numbers that are not negative, and its interval by the bootstrap.
 
-    **Arguments:**
-
-    - `a`, `b`: one number per restart, none of them negative. Two medians of zero have the ratio 1.
-    - `what`: of the estimate.
-    - `paired`: whether restart i of `a` and restart i of `b` share their draws, so that they must be drawn
-        together in the bootstrap.
-
-    **Returns:** an `Estimate`; its value is NaN, without an interval, if both medians are infinite. There is
-    no interval either if `a` or `b` has a single restart.
+    With `paired`, restart i of `a` and restart i of `b` share their draws, so that they are drawn together.
+    Two medians of zero have the ratio 1, two infinite ones none. A single restart gives no interval.
     """
     first, second = _as_huge(a), _as_huge(b)
     if min(np.median(first), np.median(second)) > _INFINITE:
         return number(math.nan, what)
-    low, high = _bootstrap((first, second), _log_ratio, paired=paired)
-    value = float(_log_ratio(first, second))
-    return Estimate(_exponential(value), _exponential(low), _exponential(high), what)
+    ends = _bootstrap((first, second), _log_ratio, paired=paired)
+    return Estimate(*map(_exponential, (float(_log_ratio(first, second)), *ends)), what)
 
 
 def share_difference(
@@ -117,10 +109,7 @@ def fisher_p(a: Bool[np.ndarray, " restarts"], b: Bool[np.ndarray, " others"]) -
 
 
 def histogram_counts(final_losses: Float[np.ndarray, " restarts"]) -> tuple[int, ...]:
-    """How many final losses lie in each of the thesis's six bins; what is not finite is in the last.
-
-    Reference: thesis figs. 13, 15 and 17.
-    """
+    """How many final losses lie in each of the thesis's six bins; what is not finite is in the last."""
     # NaN sorts behind all numbers, and so into the last bin.
     bins = np.searchsorted(BIN_EDGES[1:-1], final_losses, side="right")
     return tuple(np.bincount(bins, minlength=len(BIN_EDGES) - 1).tolist())
@@ -138,17 +127,11 @@ def _as_huge(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(wide), np.clip(wide, -_HUGE, _HUGE), _HUGE)
 
 
-def _restored(value: float) -> float:
-    return math.inf if value > _INFINITE else value
-
-
 def _log_ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
-    logs = []
-    for values in (a, b):
-        median = np.median(values, axis=axis)
-        # Half of what stands for infinity is infinite, too.
-        logs.append(np.log(np.where(median > _INFINITE, _HUGE, np.maximum(median, _TINY))))
-    return logs[0] - logs[1]
+    medians = (np.median(values, axis=axis) for values in (a, b))
+    # Half of what stands for infinity is infinite, too.
+    first, second = (np.log(np.where(m > _INFINITE, _HUGE, np.maximum(m, _TINY))) for m in medians)
+    return first - second
 
 
 def _exponential(log: float) -> float:
@@ -163,17 +146,8 @@ def _bootstrap(
     if min(values.size for values in samples) < 2:
         return math.nan, math.nan
     # Percentiles and not BCa: its jackknife fails on medians and on ties.
-    interval = scipy.stats.bootstrap(
-        samples,
-        statistic,
-        paired=paired,
-        vectorized=True,
-        method="percentile",
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def _number(value: float) -> str:
-    return "infinite" if math.isinf(value) else f"{value:.3g}"
+    found = scipy.stats.bootstrap(
+        samples, statistic, paired=paired, vectorized=True, method="percentile",
+        confidence_level=CONFIDENCE, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

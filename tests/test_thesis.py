@@ -10,7 +10,7 @@ import pytest
 from l2o_thesis import judge, kept, statistics
 from l2o_thesis.experiment import Experiment, Results, join
 from l2o_thesis.facts import CHANCE_LOSS, CLAIMS, CURVES, HISTOGRAMS, read_text
-from l2o_thesis.figures import FIGURES, Figure, Panel, experiment_settings, read_figure
+from l2o_thesis.figures import FIGURES, Figure, Panel, Scale, Source, experiment_settings, read_figure
 
 from l2o_eqx.data import load_mnist
 
@@ -18,7 +18,7 @@ DIGITS = load_mnist("embedded")
 SCALES, SOURCES = ("full", "quick"), ("figures", "text", "code")
 
 
-def experiment(figure, panel, label, scale="full", source="figures"):
+def experiment(figure, panel, label, scale: Scale = "full", source: Source = "figures"):
     panels = {p.name: p for p in read_figure(figure, scale, source).panels}
     return Experiment(panels[panel].series[label], DIGITS)
 

@@ -5,71 +5,63 @@ from typing import Annotated, Literal
 
 import typer
 from l2o_cli.plugin import OUTPUT, AsJson, Cache, Quiet, UsageError, start
+from typer import Option
 
 Source = Literal["figures", "text", "code"]
 Data = Literal["auto", "embedded", "tfds"]
 REPORT = Path("docs/thesis.md")
 
+_AS = (
+    "What to follow. 'text': the thesis's text alone. 'code': its released code where that differs, but for "
+    "some points that the report names. 'figures': the text, on the quadratic of the code, which is the one "
+    "that the thesis's figures show."
+)
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Figures, such as fig13, or all.", metavar="NAMES", show_default=False),
+]
+List = Annotated[bool, Option("--list", help="Show the figures, their claims and the time to expect.")]
+Quick = Annotated[bool, Option("--quick", help="The same code on small sizes, for a look.")]
+Restarts = Annotated[
+    int | None, Option(min=1, help="Of every experiment; 100, or 10 of long trainings, if not given.")
+]
+Seed = Annotated[int, Option(min=0, max=2**31 - 2, help="Same seed, same numbers.")]
+Which = Annotated[Data, Option(help="Which MNIST: 'auto' takes the full set if it is there.")]
+Folder = Annotated[
+    Path | None, Option(help="Folder of the full set; else the variable TFDS_DATA_DIR.", metavar="FOLDER")
+]
+Processes = Annotated[int | None, Option(min=1, help="To work in, on CPUs; one per core if not given.")]
+SoFar = Annotated[bool, Option("--so-far", help="Run nothing; show the restarts that are finished.")]
+Out = Annotated[
+    Path | None,
+    Option(
+        help="Folder, which may exist; reproduction/results/<scale>-<as> if not given.",
+        metavar="FOLDER",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Report = Annotated[
+    bool, Option("--report", help=f"Write {REPORT} on all figures in the folder.", rich_help_panel=OUTPUT)
+]
+ReportTo = Annotated[
+    Path | None, Option(help="Write that page elsewhere.", metavar="FILE", rich_help_panel=OUTPUT)
+]
+
 
 def reproduce(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Figures, such as fig13, or all.", metavar="NAMES", show_default=False),
-    ] = None,
-    show_list: Annotated[
-        bool, typer.Option("--list", help="Show the figures, their claims and the time to expect.")
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="The same code on small sizes, for a look.")] = False,
-    restarts: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of every experiment; 100, or 10 of long trainings, if not given."),
-    ] = None,
-    source: Annotated[
-        Source,
-        typer.Option(
-            "--as",
-            help="What to follow. 'text': the thesis's text alone. 'code': its released code where that "
-            "differs, but for some points that the report names. 'figures': the text, on the quadratic of "
-            "the code, which is the one that the thesis's figures show.",
-        ),
-    ] = "figures",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Same seed, same numbers.")] = 0,
-    data: Annotated[
-        Data, typer.Option(help="Which MNIST: 'auto' takes the full set if it is there.")
-    ] = "auto",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the full set; else the variable TFDS_DATA_DIR.",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="To work in, on CPUs; one per core if not given.")
-    ] = None,
-    so_far: Annotated[
-        bool, typer.Option("--so-far", help="Run nothing; show the restarts that are finished.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder, which may exist; reproduction/results/<scale>-<as> if not given.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report",
-            help=f"Write {REPORT} on all figures in the folder.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    report_to: Annotated[
-        Path | None,
-        typer.Option(help="Write that page elsewhere.", metavar="FILE", rich_help_panel=OUTPUT),
-    ] = None,
+    names: Names = None,
+    show_list: List = False,
+    quick: Quick = False,
+    restarts: Restarts = None,
+    source: Annotated[Source, Option("--as", help=_AS)] = "figures",
+    seed: Seed = 0,
+    data: Which = "auto",
+    data_dir: Folder = None,
+    processes: Processes = None,
+    so_far: SoFar = False,
+    out: Out = None,
+    report: Report = False,
+    report_to: ReportTo = None,
     cache: Cache = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -92,21 +84,17 @@ def reproduce(
     start(cores=0, cache=cache)
     from l2o_cli.plugin import Output
 
-    from .reproduce import Request
-    from .show import choose, list_figures, report_only, run_figures
+    try:
+        from .reproduce import Request
+        from .show import choose, list_figures, report_only, run_figures
+    except ModuleNotFoundError as error:
+        raise UsageError(f"there is no {error.name}; `pip install -e '.[reproduction]'` brings it") from None
 
-    output = Output(quiet, as_json)
-    request = Request(
-        choose(names),
-        out or Path("reproduction", "results", f"{'quick' if quick else 'full'}-{source}"),
-        scale="quick" if quick else "full",
-        source=source,
-        seed=seed,
-        restarts=restarts,
-        # For a list the digits only have to be there quickly.
-        data="embedded" if show_list else data,
-        data_dir=data_dir,
-    )
+    output, scale = Output(quiet, as_json), "quick" if quick else "full"
+    folder = out or Path("reproduction", "results", f"{scale}-{source}")
+    # For a list the digits only have to be there quickly.
+    data = "embedded" if show_list else data
+    request = Request(choose(names), folder, scale, source, seed, restarts, data, data_dir)
     if show_list:
         list_figures(request, processes, output)
     elif names:

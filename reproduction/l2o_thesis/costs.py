@@ -38,17 +38,14 @@ def windows(experiment: Callable[..., Experiment], quick: bool, seed: int) -> di
     lengths = (16, 64) if quick else (8, 16, 32, 64)
     experiments = {f"T={t}": experiment("quadratic", window=t) for t in lengths}
     seconds = window_times(experiments, runs=5 if quick else 25, key=key)
-    gib: dict[str, float] = {}
-    words: dict[str, float] = {}
+    gib, words = {}, {}
     for order, sizes in found.items():
         (before, less), (longest, more) = list(sizes.items())[-2:]
         slope = (more - less) / (longest - before)
         for t, size in (*sizes.items(), *((t, more + slope * (t - longest)) for t in _SUPER_EPOCHS)):
             gib[f"{order}_{t}"] = size / _GIB
             words[f"GiB for T={t}, order {order}{', extrapolated' if t > longest else ''}"] = size / _GIB
-    medians = {
-        f"median of µs per inner step at {t}": 1e6 * float(np.median(runs)) for t, runs in seconds.items()
-    }
+    medians = {f"median of µs per inner step at {t}": 1e6 * float(np.median(s)) for t, s in seconds.items()}
     return {"GiB": gib, "GiB in words": words, "seconds_per_step": seconds, "µs in words": medians}
 
 
@@ -80,31 +77,20 @@ def window_times(
 ) -> dict[str, list[float]]:
     """Seconds per inner step of meta-training, for one super epoch after the other.
 
-    **Arguments:**
-
-    - `experiments`: by the length of the window.
-    - `runs`: of each, in turn, so that what else the machine does meets all of them.
-    - `key`: draws the optimizer and the objectives.
+    All lengths take turns, so that what else the machine does meets all of them.
     """
     meta_optimizer = l2o.default_meta_optimizer()
 
     def super_epoch(experiment: Experiment) -> float:
         optimizer = make_optimizer(experiment.spec, experiment.family)(key)
         state = l2o.init_meta_state(optimizer, meta_optimizer)
+        steps = experiment.spec["num_steps"]
+        settings: dict[str, Any] = {"num_steps": steps, "num_objectives": 1, "restarts": None, "key": key}
+        settings |= {"weighting": make_weighting(experiment.spec), "meta_optimizer": meta_optimizer}
         begin = time.perf_counter()
-        result = l2o.meta_step(
-            state,
-            experiment.family,
-            make_strategy(experiment.spec),
-            weighting=make_weighting(experiment.spec),
-            meta_optimizer=meta_optimizer,
-            num_steps=experiment.spec["num_steps"],
-            num_objectives=1,
-            restarts=None,
-            key=key,
-        )
+        result = l2o.meta_step(state, experiment.family, make_strategy(experiment.spec), **settings)
         jax.block_until_ready(eqx.filter(result, eqx.is_array))
-        return (time.perf_counter() - begin) / experiment.spec["num_steps"]
+        return (time.perf_counter() - begin) / steps
 
     for experiment in experiments.values():
         super_epoch(experiment)  # compiles

@@ -22,8 +22,8 @@ def describe_series(
     - `results`: of its restarts, as long as they are drawn.
     - `asked`: how many restarts there should be.
     """
-    counts, curve = (shown.get(panel.name, {}).get(label) for shown in (HISTOGRAMS, CURVES))
-    thesis = None
+    thesis, counts = None, HISTOGRAMS.get(panel.name, {}).get(label)
+    curve = CURVES.get(panel.name, {}).get(label)
     if panel.histogram and counts is not None:
         thesis = {"counts": list(counts), "shares": _shares(counts)}
     elif curve is not None:

@@ -1,7 +1,7 @@
 """The pictures: many restarts, and the thesis's own numbers beside them."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKERS = "os^Dv"
 _BIN_NAMES = ("<0.5", "0.5–1", "1–1.5", "1.5–2", "2–2.5\n(chance)", "≥2.5")
+_DASHED: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.1, "clip_on": False, "zorder": 5}
+_DASHED |= {"markerfacecolor": "white", "markersize": 6, "markeredgewidth": 1.3}
 
 # How many times as high as all starts and the thesis's curves a diverging one may lead the picture.
 _HEADROOM = 1.5
@@ -33,22 +35,15 @@ Shown = Mapping[str, Results]
 
 
 def draw(
-    figure: Figure,
-    shown: Mapping[str, Shown],
-    path: Path,
-    *,
-    asked: Mapping[str, int],
-    scale: Scale,
+    figure: Figure, shown: Mapping[str, Shown], path: Path, *, asked: Mapping[str, int], scale: Scale
 ) -> bool:
-    """Draws the panels of a figure that there is something to show in, side by side, with a caption.
+    """Draws the panels of a figure that there is something to show in, in a row, with a caption.
 
     **Arguments:**
 
-    - `figure`: what it is about.
-    - `shown`: the results by panel and label.
+    - `figure`, `shown`: what it is about, and the results by panel and label.
     - `path`: where to write the picture; the suffix picks the format.
-    - `asked`: how many restarts there should be, by panel.
-    - `scale`: of the experiments, for the caption.
+    - `asked`, `scale`: how many restarts there should be, by panel, and of which size, for the words.
 
     **Returns:** whether there was anything to draw.
     """
@@ -61,15 +56,12 @@ def draw(
     width = _PANEL_INCHES * len(drawn)
     picture = Picture(figsize=(width, 4.8), layout="constrained")
     picture.set_layout_engine("constrained", w_pad=0.1)
-    axes = np.atleast_1d(picture.subplots(1, len(drawn)))
-    marks = []
-    for one, panel in zip(axes, drawn, strict=True):
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-        one.set_axisbelow(True)
-        marks.append(_draw_panel(one, panel, shown[panel.name], asked[panel.name]))
-    if any(shown.values()):
-        marks.insert(0, f"{scale.capitalize()} scale.")
+    marks = [f"{scale.capitalize()} scale."] if any(shown.values()) else []
+    for axes, panel in zip(np.atleast_1d(picture.subplots(1, len(drawn))), drawn, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        marks.append(_draw_panel(axes, panel, shown[panel.name], asked[panel.name]))
     # Panels of one kind mean the same; it is said once, and by the panel that has most to say.
     said = [m for m in dict.fromkeys(marks) if m and not any(m != o and o.startswith(m[:-1]) for o in marks)]
     caption = textwrap.fill(" ".join(said), round(_LETTERS_PER_INCH * width))
@@ -82,8 +74,11 @@ def draw(
 def _draw_panel(axes: "Axes", panel: Panel, results: Shown, asked: int) -> str:
     # Returns what the marks mean.
     if panel.graph is not None:
-        return _draw_graph(axes, panel)
-    axes.set_title(f"{panel.name}: {panel.title}, {_count(results, asked)}", fontsize=11, loc="left")
+        return _draw_graph(axes, panel.title, panel.graph)
+    numbers = sorted({len(r.losses) for r in results.values()})
+    there = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+    count = f"{there}{'' if numbers == [asked] else f' of {asked}'} restart{'s' * (asked != 1)}"
+    axes.set_title(f"{panel.name}: {panel.title}, {count}", fontsize=11, loc="left")
     if panel.histogram:
         return _draw_histogram(axes, results, HISTOGRAMS.get(panel.name, {}))
     theirs = CURVES.get(panel.name, {})
@@ -91,27 +86,18 @@ def _draw_panel(axes: "Axes", panel: Panel, results: Shown, asked: int) -> str:
     return _draw_curves(axes, results, same)
 
 
-def _count(results: Shown, asked: int) -> str:
-    numbers = sorted({len(r.losses) for r in results.values()})
-    there = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-    of = "" if numbers == [asked] else f" of {asked}"
-    return f"{there}{of} restart{'s' * (asked != 1)}"
-
-
-def _draw_graph(axes: "Axes", panel: Panel) -> str:
-    assert panel.graph is not None
-    x, y = rho(panel.graph)
+def _draw_graph(axes: "Axes", title: str, largest: float) -> str:
+    x, y = rho(largest)
     axes.plot(x, y, color=_COLORS[0], linewidth=1.8)
-    axes.set_xlim(x[0], x[-1])
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set(xlim=(x[0], x[-1]), xlabel="∇", ylabel="ρ(∇)")
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4), useMathText=True)
-    axes.set(xlabel="∇", ylabel="ρ(∇)")
-    axes.set_title(panel.title, fontsize=11, loc="left")
     return ""
 
 
 def _draw_curves(axes: "Axes", results: Shown, theirs: Mapping[str, Curve]) -> str:
     found = {label: quartiles(r.losses) for label, r in results.items()}
-    top = _top(list(found.values()), list(theirs.values()))
+    top = _top(found, theirs)
     for i, (label, ours) in enumerate(found.items()):
         color = _COLORS[i % len(_COLORS)]
         steps, shown = results[label].steps, np.minimum(ours, 10 * top)
@@ -120,27 +106,14 @@ def _draw_curves(axes: "Axes", results: Shown, theirs: Mapping[str, Curve]) -> s
         said = _loss(ours[1, -1])
         if label in theirs:
             said += f", thesis {_loss(theirs[label].final)}"
-            axes.plot(
-                list(theirs[label].points),
-                list(theirs[label].points.values()),
-                color=color,
-                linestyle=(0, (4, 3)),
-                linewidth=1.1,
-                marker=_MARKERS[i % len(_MARKERS)],
-                markersize=6,
-                markerfacecolor="white",
-                markeredgewidth=1.3,
-                clip_on=False,
-                zorder=5,
-            )
+            points, marker = theirs[label].points, _MARKERS[i % len(_MARKERS)]
+            axes.plot(list(points), list(points.values()), color=color, marker=marker, **_DASHED)
         line.set_label(f"{label}: {said}")
-    axes.set_ylim(0, top)
-    axes.set_xlim(0, max(1, *(r.length - 1 for r in results.values())))
-    axes.set(xlabel="inner step", ylabel="loss")
+    longest = max(1, *(r.length - 1 for r in results.values()))
+    axes.set(xlim=(0, longest), ylim=(0, top), xlabel="inner step", ylabel="loss")
     _legend(axes, below=0.55, title="loss at the end")
-    marks = "Line: median over restarts; band: quartiles"
-    thesis = "hollow markers: the thesis's curve, of a single run or the best of ten"
-    return f"{marks}; {thesis}." if theirs else f"{marks}."
+    thesis = "; hollow markers: the thesis's curve, of a single run or the best of ten" if theirs else ""
+    return f"Line: median over restarts; band: quartiles{thesis}."
 
 
 def _loss(value: float) -> str:
@@ -150,12 +123,12 @@ def _loss(value: float) -> str:
     return f"{value:.3f}" if value < 100 else f"{value:.3g}"
 
 
-def _top(found: Sequence[Float[np.ndarray, "three kept"]], theirs: Sequence[Curve]) -> float:
+def _top(found: Mapping[str, Float[np.ndarray, "three kept"]], theirs: Mapping[str, Curve]) -> float:
     # What diverges leaves the picture upwards.
-    starts = [q[1, 0] for q in found]
-    thesis = [loss for curve in theirs for loss in curve.points.values()]
+    starts = [q[1, 0] for q in found.values()]
+    thesis = [loss for curve in theirs.values() for loss in curve.points.values()]
     known = max((x for x in (*starts, *thesis) if np.isfinite(x)), default=None)
-    highest = max(float(q[np.isfinite(q)].max(initial=0)) for q in found)
+    highest = max(float(q[np.isfinite(q)].max(initial=0)) for q in found.values())
     top = highest if known is None else max(known, min(highest, _HEADROOM * known))
     return 1.05 * top if top > 0 else 1.0
 
@@ -170,34 +143,32 @@ def _draw_histogram(axes: "Axes", results: Shown, theirs: Mapping[str, tuple[int
             _draw_shares(axes, left, width, results[label].final(), color, label)
             left = left + width
         if label in theirs:
-            counts = np.array(theirs[label])
+            shares = np.array(theirs[label]) / sum(theirs[label])
             # Within its own width, so that edges of neighbors do not lie on each other.
-            hollow: dict[str, Any] = {"facecolor": "white", "edgecolor": color, "linewidth": 1.3}
-            shares = counts / counts.sum()
-            axes.bar(left, shares, 0.8 * width, **hollow, zorder=3, label=f"{label}, thesis")
+            style: dict[str, Any] = {"facecolor": "white", "edgecolor": color, "linewidth": 1.3, "zorder": 3}
+            axes.bar(left, shares, 0.8 * width, **style, label=f"{label}, thesis")
             left = left + width
     axes.set_xticks(bins, _BIN_NAMES)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
-    axes.set_xlim(-0.6, len(bins) - 0.4)
-    axes.set_ylim(0, min(1.02, 1.05 * axes.dataLim.ymax))
-    axes.set(xlabel="final loss", ylabel="share of restarts")
+    top = min(1.02, 1.05 * axes.dataLim.ymax)
+    axes.set(xlim=(-0.6, len(bins) - 0.4), ylim=(0, top), xlabel="final loss", ylabel="share of restarts")
     _legend(axes, below=0.72, columns=2)
-    marks = "Bars: share of restarts; whiskers: 95 % intervals (Wilson)"
-    return f"{marks}; hollow bars: the thesis's 100 runs." if theirs else f"{marks}."
+    thesis = "; hollow bars: the thesis's 100 runs" if theirs else ""
+    return f"Bars: share of restarts; whiskers: 95 % intervals (Wilson){thesis}."
 
 
 def _draw_shares(axes: "Axes", left: Any, width: float, losses: Any, color: str, label: str) -> None:
     counts = histogram_counts(losses)
     shares = [share_interval(count, sum(counts)) for count in counts]
-    values = np.array([share.value for share in shares])
-    # Rounding takes some ends a little beyond the share.
-    ends = [np.maximum(values - [s.low for s in shares], 0), np.maximum([s.high for s in shares] - values, 0)]
+    values, low, high = np.array([[s.value, s.low, s.high] for s in shares]).T
     lost = int(np.sum(~np.isfinite(losses)))
     label += f", {lost} not finite" if lost else ""
     axes.bar(left, values, width, color=color, zorder=3, label=label)
-    marks: dict[str, Any] = {"fmt": "none", "ecolor": "#333333", "elinewidth": 1, "zorder": 4}
-    axes.errorbar(left, values, ends, capsize=min(2.5, 14 * width), **marks)
+    # Rounding takes some ends a little beyond the share.
+    ends = np.maximum([values - low, high - values], 0)
+    style: dict[str, Any] = {"fmt": "none", "ecolor": "#333333", "elinewidth": 1, "zorder": 4}
+    axes.errorbar(left, values, ends, capsize=min(2.5, 14 * width), **style)
 
 
 def _legend(axes: "Axes", *, below: float, title: str | None = None, columns: int = 1) -> None:
@@ -206,15 +177,7 @@ def _legend(axes: "Axes", *, below: float, title: str | None = None, columns: in
     # The labels of the x-axis take the same inches however high the axes are, and the legend begins there.
     figure = axes.get_figure(root=True)
     assert figure is not None
-    axes.legend(
-        title=title,
-        title_fontsize=9,
-        alignment="left",
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        bbox_transform=axes.transAxes + ScaledTranslation(0, -below, figure.dpi_scale_trans),
-        borderaxespad=0,
-        frameon=False,
-        fontsize=9,
-        ncols=columns,
-    )
+    place = axes.transAxes + ScaledTranslation(0, -below, figure.dpi_scale_trans)
+    style: dict[str, Any] = {"fontsize": 9, "title_fontsize": 9, "frameon": False, "borderaxespad": 0}
+    style |= {"loc": "upper left", "alignment": "left", "bbox_to_anchor": (0, 0), "bbox_transform": place}
+    axes.legend(title=title, ncols=columns, **style)

@@ -89,18 +89,19 @@ def do_all(jobs: Sequence[Job], processes: int, progress: Progress) -> None:
     On CPUs a process of its own for every core does about twice the work of one process on two cores
     (docs/performance.md).
     """
+    shares = [0.0] * len(jobs)
     total = sum(job.work for job in jobs)
+
+    def tell(index: int, share: float) -> None:
+        shares[index] = share
+        done = sum(share * job.work for share, job in zip(shares, jobs, strict=True))
+        progress(done, total, jobs[index].name)
+
     if processes > 1 and len(jobs) > 1:
-        _do_in_processes(jobs, min(processes, len(jobs)), total, progress)
+        _do_in_processes(jobs, min(processes, len(jobs)), tell)
         return
-    done = 0.0
-    for job in jobs:
-
-        def tell(share: float, done: float = done, job: Job = job) -> None:
-            progress(done + share * job.work, total, job.name)
-
-        job.do(tell)
-        done += job.work
+    for i, job in enumerate(jobs):
+        job.do(lambda share, i=i: tell(i, share))
 
 
 # Where the processes of `_do_in_processes` report: pairs of a job's number and the share that is done.
@@ -127,10 +128,9 @@ def _work(index: int, job: Job) -> None:
     job.do(lambda share: _REPORTS[0].put((index, share)))
 
 
-def _do_in_processes(jobs: Sequence[Job], processes: int, total: float, progress: Progress) -> None:
+def _do_in_processes(jobs: Sequence[Job], processes: int, tell: Callable[[int, float], None]) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    shares = [0.0] * len(jobs)
     with concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_start_worker, initargs=(reports,)
     ) as pool:
@@ -143,13 +143,9 @@ def _do_in_processes(jobs: Sequence[Job], processes: int, total: float, progress
                 )
                 for future in done:
                     future.result()
-                latest = None
                 with contextlib.suppress(queue.Empty):
                     while True:
-                        latest, shares[latest] = reports.get_nowait()
-                if latest is not None:
-                    done_work = sum(share * job.work for share, job in zip(shares, jobs, strict=True))
-                    progress(done_work, total, jobs[latest].name)
+                        tell(*reports.get_nowait())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():

@@ -204,11 +204,11 @@ def _samples(word: str, part: Part, results: PanelResults, measured: Mapping[str
     series = [part[word]] if isinstance(part[word], str) else part[word]
     samples = []
     for i, name in enumerate(series):
-        of, where = (x[i] if isinstance(x, list) else x for x in (part["of"], part.get("where")))
+        of, where = (x[i] if isinstance(x, list) else x for x in (part["of"], part.get("where", "")))
         panel, _, label = name.partition("/")
         one = (measured if panel == "measured" else results[panel]).get(label)
         values = np.zeros(0) if one is None else _quantity(of, one, measured)
-        samples.append(values if where is None or one is None else values[_quantity(where, one, measured)])
+        samples.append(values[_quantity(where, one, measured)] if where and one is not None else values)
     # Several series may make one sample.
     return [np.concatenate(samples)] if word in _BESIDE and len(samples) > 1 else samples
 

@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from .facts import CLAIMS, read_text
 from .judge import MIN_RESTARTS
@@ -16,11 +18,10 @@ Facts = Mapping[str, Any]
 
 # How many digits the thesis trains on.
 _THESIS_DIGITS = 48_000
-_STYLES = {"holds": "**holds**", "does not hold": "**does not hold**"}
 
 
 class LostError(ValueError):
-    """A page would lose what the page in its place has; `lost` says which series."""
+    """A page would not have what the page in its place has; `lost` says which figures and series."""
 
     def __init__(self, lost: Sequence[str]):
         self.lost = lost
@@ -40,20 +41,20 @@ def write_report(folder: str | Path, path: str | Path) -> Path:
     **Returns:** the path.
 
     **Raises:** `ValueError` if there are no figures in the folder, or (a `LostError`) if the page that is
-    there has series of experiments or measurements which the new one would not have.
+    there has figures or series which the new one would not have.
     """
-    import jinja2
-
     folder, path = Path(folder), Path(path)
-    figures = _read(folder)
+    read = (json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json"))
+    figures = sorted((facts for facts in read if facts.get("format") == FORMAT), key=_order)
     if not figures:
         raise ValueError(f"`write_report(folder={str(folder)!r})`: there are no figures in that folder.")
     pictures = path.with_suffix("")
+    machines = dict.fromkeys(json.dumps(facts["environment"], sort_keys=True) for facts in figures)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= _FILTERS
     page = environment.from_string(read_text("report.md.jinja")).render(
         figures=figures,
-        environments=_distinct(facts["environment"] for facts in figures),
+        environments=[json.loads(machine) for machine in machines],
         embedded=[facts["name"] for facts in figures if facts["settings"]["data"] == "embedded"],
         claims=[_claim(number, figures) for number in CLAIMS],
         processes=_processes(figures),
@@ -75,7 +76,7 @@ def write_report(folder: str | Path, path: str | Path) -> Path:
 
 
 def _content(page: str) -> set[str]:
-    # The series of the tables of every figure's section, and the sections.
+    # The figures of a page, and the series in the tables of each.
     found = set()
     for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
         name = section.partition("\n")[0]
@@ -84,41 +85,21 @@ def _content(page: str) -> set[str]:
     return found
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
-    figures = []
-    for path in folder.glob("*.json"):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("format") == FORMAT and "verdicts" in facts:
-            figures.append(facts)
-    return sorted(figures, key=lambda facts: _order(facts["name"], facts["section"]))
-
-
-def _order(name: str, section: str) -> tuple[Any, ...]:
+def _order(facts: Facts) -> tuple[Any, ...]:
     # Figures by number, then what has none, in the order of the text.
-    numbers = tuple(int(x) for x in re.findall(r"\d+", name if name.startswith("fig") else section))
-    return (not name.startswith("fig"), numbers, name)
-
-
-def _distinct(facts: Iterable[Facts]) -> list[Facts]:
-    return [json.loads(one) for one in dict.fromkeys(json.dumps(f, sort_keys=True) for f in facts)]
+    name, is_figure = facts["name"], facts["name"].startswith("fig")
+    numbers = re.findall(r"\d+", name if is_figure else facts["section"])
+    return (not is_figure, tuple(map(int, numbers)), name)
 
 
 def _claim(number: int, figures: Sequence[Facts]) -> dict[str, Any]:
-    claim = CLAIMS[number]
-    where = [
-        (facts["name"], verdict["status"])
-        for facts in figures
-        for verdict in facts["verdicts"]
-        if verdict["claim"] == number
-    ]
+    where = [(f["name"], v["status"]) for f in figures for v in f["verdicts"] if v["claim"] == number]
     statuses = {status for _, status in where}
     status = "undecided" if statuses else "not tested"
     if "does not hold" in statuses or statuses == {"holds"}:
-        status = _STYLES["does not hold" if "does not hold" in statuses else "holds"]
-    section, says, shows = (_cell(text) for text in (claim.section, claim.says, claim.shows))
-    return {
-        "number": number, "section": section, "says": says, "shows": shows, "status": status, "where": where,
-    }  # fmt: skip
+        status = "**does not hold**" if "does not hold" in statuses else "**holds**"
+    claim = {name: _cell(text) for name, text in vars(CLAIMS[number]).items()}
+    return {"number": number, **claim, "status": status, "where": where}
 
 
 def _processes(figures: Sequence[Facts]) -> str:
@@ -126,8 +107,8 @@ def _processes(figures: Sequence[Facts]) -> str:
     numbers = sorted({n for n in (facts["processes"] for facts in figures) if n is not None})
     if not numbers:
         return ""
-    devices = {facts["environment"]["device"] for facts in figures}
-    alone = ", on a CPU with one core each" if devices == {"cpu"} and numbers[0] > 1 else ""
+    on_cpu = {facts["environment"]["device"] for facts in figures} == {"cpu"}
+    alone = ", on a CPU with one core each" if on_cpu and numbers[0] > 1 else ""
     return f" ({' or '.join(map(str, numbers))} of them{alone})"
 
 
@@ -135,16 +116,10 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _parts(statement: str) -> list[str]:
-    # What `judge` says of the parts of a claim.
-    return re.split(r" / (?=\[(?:holds|does not hold|undecided)\] )", statement)
-
-
 def _seconds(figures: Sequence[Facts]) -> float:
     # What figures share counts once.
     runs = {one["digest"]: one["seconds"] for facts in figures for one in facts["series"]}
-    measured = (facts["measured"]["seconds"] for facts in figures if facts["measured"])
-    return sum(runs.values(), 0.0) + sum(measured, 0.0)
+    return sum(runs.values()) + sum(facts["measured"]["seconds"] for facts in figures if facts["measured"])
 
 
 def _minutes(seconds: float) -> str:
@@ -156,11 +131,9 @@ def _minutes(seconds: float) -> str:
 
 def _command(facts: Facts) -> str:
     settings = facts["settings"]
-    words = ["l2o reproduce", facts["name"]]
-    words += ["--quick"] if settings["scale"] == "quick" else []
-    words += [f"--as {settings['source']}"] if settings["source"] != "figures" else []
-    words += [f"--seed {settings['seed']}"] if settings["seed"] != 0 else []
-    words += [f"--restarts {settings['restarts']}"] if settings["restarts"] is not None else []
+    words = ["l2o reproduce", facts["name"], *(["--quick"] if settings["scale"] == "quick" else [])]
+    options = (("--as", "source", "figures"), ("--seed", "seed", 0), ("--restarts", "restarts", None))
+    words += [f"{option} {settings[name]}" for option, name, usual in options if settings[name] != usual]
     return " ".join([*words, f"--data {settings['data']}"])
 
 
@@ -178,15 +151,16 @@ def _restarts(one: Facts) -> str:
     return str(there) if there == asked else f"{there} of {asked}"
 
 
-_FILTERS = {
+_FILTERS: dict[str, Callable[..., Any]] = {
     "cell": _cell,
-    "parts": _parts,
     "seconds": _seconds,
     "minutes": _minutes,
     "command": _command,
     "number": _number,
     "median": _median,
     "restarts": _restarts,
+    # What `judge` says of the parts of a claim.
+    "parts": lambda said: re.split(r" / (?=\[(?:holds|does not hold|undecided)\] )", said),
     "share": lambda one: f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})",
     "measured": lambda series: list(dict.fromkeys(name for one in series for name in one["measured"])),
     "unfinished": lambda facts: any(one["restarts"] < one["restarts_asked"] for one in facts["series"]),

@@ -23,7 +23,6 @@ from .jobs import num_processes
 from .report import LostError, write_report
 from .reproduce import Outlook, Reproduction, Request, reproduce
 
-ALL = "all"
 _STYLES = {"holds": "green", "does not hold": "red", "undecided": "yellow"}
 
 
@@ -33,24 +32,15 @@ def choose(names: Sequence[str]) -> list[str]:
     **Raises:** `UsageError` for an unknown one.
     """
     for name in names:
-        if name != ALL and name not in FIGURES:
-            possible = suggestion(name, [ALL, *FIGURES])
-            raise UsageError(f"NAMES: there is no figure {name!r}; {possible}")
-    return [name for name in FIGURES if name in names or ALL in names or not names]
+        if name not in ("all", *FIGURES):
+            raise UsageError(f"NAMES: there is no figure {name!r}; {suggestion(name, ['all', *FIGURES])}")
+    return [name for name in FIGURES if name in names or "all" in names or not names]
 
 
 def run_figures(
     request: Request, output: Output, *, processes: int | None, so_far: bool, report: Path | None
 ) -> None:
-    """Runs what is missing, writes everything into the folder, and shows the verdicts.
-
-    **Arguments:**
-
-    - `request`: which figures, and how.
-    - `output`: what the user sees.
-    - `processes`: to work in; `None` for one per core.
-    - `so_far`: takes what is finished and runs nothing.
-    - `report`: where to write the page on all figures of the folder, if anywhere.
+    """Runs what is missing, or with `so_far` nothing; writes figures and report; shows the verdicts.
 
     **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
     """
@@ -62,10 +52,17 @@ def run_figures(
     except ValueError as error:
         raise UsageError(f"option '--processes': {error}") from None
     try:
-        outlook = _outlook(request)
+        request.digits  # noqa: B018 (loads them)
+    except DataError as error:
+        raise UsageError(f"option '--data': {error}") from None
+    try:
+        outlook = request.outlook()
         finished = f"{outlook.kept} of {outlook.restarts} restarts are finished in {folder}"
         output.say(f"{finished}{'' if so_far else expectation(outlook, processes)}.")
-        found = _run(request, output, processes, so_far, waits=outlook.kept < outlook.restarts)
+        if so_far:
+            found = run_interruptibly(lambda: reproduce(request, partial=True))
+        else:
+            found = _run(request, output, processes, waits=outlook.kept < outlook.restarts)
     except KeyboardInterrupt:
         output.say(f"Interrupted. What is finished is kept in {folder}; the same command goes on from there.")
         output.result({"folder": str(folder), "result": "stopped"})
@@ -77,29 +74,21 @@ def run_figures(
         output.say(f"Left out, there is nothing of them yet: {', '.join(left_out)}.")
     page = _write_page(request, report, output) if report else None
     output.say(f"Everything is in {folder}.")
-    output.result(
-        {
-            "folder": str(folder),
-            "result": "completed",
-            "figures": {name: _facts_of(reproduction) for name, reproduction in found.items()},
-            "left_out": left_out,
-            "report": page and str(page),
+    figures = {
+        name: {
+            "files": {kind: str(path) for kind, path in one.files.items()},
+            "verdicts": [verdict.to_json() for verdict in one.verdicts],
         }
-    )
+        for name, one in found.items()
+    }
+    result = {"folder": str(folder), "result": "completed", "figures": figures, "left_out": left_out}
+    output.result({**result, "report": page and str(page)})
 
 
 def report_only(request: Request, output: Output, report: Path) -> None:
     """Writes the page on the figures that are in the folder; a `UsageError` if there are none."""
     page = _write_page(request, report, output)
     output.result({"folder": str(request.folder), "result": "completed", "report": str(page)})
-
-
-def _outlook(request: Request) -> Outlook:
-    try:
-        request.digits  # noqa: B018 (loads them)
-        return request.outlook()
-    except DataError as error:
-        raise UsageError(f"option '--data': {error}") from None
 
 
 def expectation(outlook: Outlook, processes: int) -> str:
@@ -112,11 +101,7 @@ def expectation(outlook: Outlook, processes: int) -> str:
     return f"; expect about {minutes:.0f} minutes in {processes} process{plural}" if minutes >= 1 else ""
 
 
-def _run(
-    request: Request, output: Output, processes: int | None, so_far: bool, *, waits: bool
-) -> dict[str, Reproduction]:
-    if so_far:
-        return run_interruptibly(lambda: reproduce(request, partial=True))
+def _run(request: Request, output: Output, processes: int, *, waits: bool) -> dict[str, Reproduction]:
     stopped = threading.Event()
 
     def stop() -> None:
@@ -130,11 +115,10 @@ def _run(
 
     with output.progress("reproducing", 1.0, "compiling" if waits else "", percent=True) as update:
 
-        def show(done: float, total: float, text: str) -> None:
-            update(done / total, text)
-
         def work() -> dict[str, Reproduction]:
-            return reproduce(request, processes=processes, progress=show)
+            return reproduce(
+                request, processes=processes, progress=lambda done, total, text: update(done / total, text)
+            )
 
         try:
             return run_interruptibly(work, on_first=stop)
@@ -155,13 +139,6 @@ def _show(name: str, reproduction: Reproduction, output: Output) -> None:
         output.console.print(Text.assemble(f"  claim {verdict.claim}: ", status, f" — {verdict.statement}"))
 
 
-def _facts_of(reproduction: Reproduction) -> dict[str, Any]:
-    return {
-        "files": {kind: str(path) for kind, path in reproduction.files.items()},
-        "verdicts": [verdict.to_json() for verdict in reproduction.verdicts],
-    }
-
-
 def _write_page(request: Request, path: Path, output: Output) -> Path:
     try:
         page = write_report(request.folder, path)
@@ -178,14 +155,7 @@ def _write_page(request: Request, path: Path, output: Output) -> Path:
 
 
 def list_figures(request: Request, processes: int | None, output: Output) -> None:
-    """A table of what there is and how long it takes, and the claims that it is about.
-
-    **Arguments:**
-
-    - `request`: which figures, at which scale; no digits but the embedded ones are loaded.
-    - `processes`: that the time is for; `None` for one per core.
-    - `output`: what the user sees.
-    """
+    """A table of what there is and how long it takes in some processes, and the claims that it is about."""
     processes = processes or os.cpu_count() or 1
     facts = {name: _listed(request, figure, processes) for name, figure in request.figures.items()}
     measuring = sum(one["measuring_minutes"] for one in facts.values())
@@ -199,21 +169,23 @@ def list_figures(request: Request, processes: int | None, output: Output) -> Non
         runs = ", ".join(f"{some['series']} x {some['restarts']}" for some in one["series"])
         table.add_row(name, one["title"], runs or "-", f"{one['expected_minutes']:.1f}")
     output.console.print(table, soft_wrap=False)
-    _show_claims(request.figures.values(), output)
+    output.say("Claims, and the figures that decide them:", style="bold")
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right")
+    grid.add_column()
+    for number, claim in CLAIMS.items():
+        where = ", ".join(name for name, figure in request.figures.items() if number in figure.claims)
+        if where:
+            grid.add_row(f"{number}:", f"{claim.says} ({where})")
+    output.console.print(grid, soft_wrap=False)
     output.say(
         f"All of these together: {total:.0f} minutes. That is less than the sum of the rows: figures share "
         "experiments, which are run once, and each row has the time of the figure alone. Times are for "
         f"{processes} process{'es' * (processes > 1)} on cores like those that were measured, with "
         f"compiling; {measuring:.1f} minutes are measurements beside the experiments, in one process."
     )
-    output.result(
-        {
-            "figures": facts,
-            "expected_minutes": total,
-            "measuring_minutes": measuring,
-            "processes": processes,
-        }
-    )
+    times = {"expected_minutes": total, "measuring_minutes": measuring, "processes": processes}
+    output.result({"figures": facts, **times})
 
 
 def _listed(request: Request, figure: Figure, processes: int) -> dict[str, Any]:
@@ -228,19 +200,3 @@ def _listed(request: Request, figure: Figure, processes: int) -> dict[str, Any]:
         "measuring_minutes": measuring,
         "expected_minutes": request.outlook(figure.name).seconds / processes / 60 + measuring,
     }
-
-
-def _show_claims(figures: Any, output: Output) -> None:
-    # Several figures may be about a claim.
-    where: dict[int, list[str]] = {}
-    for figure in figures:
-        for number in figure.claims:
-            where.setdefault(number, []).append(figure.name)
-    if where:
-        output.say("Claims, and the figures that decide them:", style="bold")
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(justify="right")
-    grid.add_column()
-    for number, names in sorted(where.items()):
-        grid.add_row(f"{number}:", f"{CLAIMS[number].says} ({', '.join(names)})")
-    output.console.print(grid, soft_wrap=False)

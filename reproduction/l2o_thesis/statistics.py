@@ -53,8 +53,9 @@ def number(value: float, what: str) -> Estimate:
 def median_interval(values: Float[np.ndarray, " restarts"], what: str = "median") -> Estimate:
     """The median and its interval, by the percentiles of the bootstrap; of a single restart without one."""
     finite = _as_huge(values)
-    found = (float(np.median(finite)), *_bootstrap((finite,), np.median, paired=False))
-    return Estimate(*(math.inf if x > _INFINITE else x for x in found), what)
+    ends = _bootstrap((finite,), np.median, paired=False)
+    value, low, high = (math.inf if x > _INFINITE else x for x in (float(np.median(finite)), *ends))
+    return Estimate(value, low, high, what)
 
 
 def share_interval(successes: int, n: int, what: str = "share") -> Estimate:
@@ -83,8 +84,9 @@ def ratio_of_medians(
     first, second = _as_huge(a), _as_huge(b)
     if min(np.median(first), np.median(second)) > _INFINITE:
         return number(math.nan, what)
-    ends = _bootstrap((first, second), _log_ratio, paired=paired)
-    return Estimate(*map(_exponential, (float(_log_ratio(first, second)), *ends)), what)
+    low, high = _bootstrap((first, second), _log_ratio, paired=paired)
+    value = float(_log_ratio(first, second))
+    return Estimate(_exponential(value), _exponential(low), _exponential(high), what)
 
 
 def share_difference(

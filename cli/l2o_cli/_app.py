@@ -1,9 +1,11 @@
 """The commands. A command's module is imported when it is called: `--help` answers at once."""
 
+import ast
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +45,8 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in entry_points() and cmd_name not in self.commands:
-            self.commands[cmd_name] = _load(cmd_name)
+            # For the list of commands; `resolve_command` loads the one that is called.
+            self.commands[cmd_name] = _command(cmd_name, lambda: None, _first_line(entry_points()[cmd_name]))
         return super().get_command(ctx, cmd_name)
 
     # Typer draws a box of several lines around a mistake; a line serves scripts and logs better.
@@ -63,12 +66,25 @@ class _Commands(TyperGroup):
 
 def _load(name: str) -> Any:
     if name in COMMANDS:
-        command = getattr(importlib.import_module(f"._{name}", __package__), name)
-    else:
-        command = entry_points()[name].load()
+        return _command(name, getattr(importlib.import_module(f"._{name}", __package__), name))
+    return _command(name, entry_points()[name].load())
+
+
+def _command(name: str, function: Any, summary: str | None = None) -> Any:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name)(command)
+    alone.command(name, help=summary)(function)
     return typer.main.get_command(alone)
+
+
+def _first_line(entry: importlib.metadata.EntryPoint) -> str:
+    # The first line of the function's docstring, without importing what it needs.
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        return ""
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)

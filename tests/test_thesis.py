@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,6 +325,12 @@ def test_the_report_names_options_that_there_are(monkeypatch):
         len(named) > 8
         and {n for n in named if n not in said and n.replace("--no-", "--") not in said} == set()
     )
+
+
+def test_the_application_has_no_private_names_of_the_library():
+    files = list(Path(judge.__file__).parent.glob("*.py"))
+    private = [f"{f.name}: {x}" for f in files for x in re.findall(r"l2o(?:_eqx|_cli)?\._\w+", f.read_text())]
+    assert len(files) > 10 and private == []
 
 
 def test_settings_of_a_measurement_follow_scale_and_source():

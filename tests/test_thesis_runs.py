@@ -215,6 +215,37 @@ def test_an_interrupt_keeps_what_is_finished(calls, monkeypatch):
     assert len(calls) == 8
 
 
+_JOB = """
+import dataclasses, pathlib
+
+@dataclasses.dataclass(frozen=True)
+class SmallJob:
+    name: str
+    path: pathlib.Path
+    work: float = 1.0
+
+    def do(self, tell):
+        tell(0.5)
+        if self.name == "bad":
+            raise RuntimeError("a bad job")
+        self.path.touch()
+        tell(1.0)
+"""
+
+
+def test_jobs_are_done_in_several_processes(tmp_path, monkeypatch):
+    (tmp_path / "small_job.py").write_text(_JOB)
+    monkeypatch.syspath_prepend(tmp_path)
+    from small_job import SmallJob  # pyright: ignore[reportMissingImports]
+
+    told = []
+    small = [SmallJob(f"job {i}", tmp_path / str(i)) for i in range(4)]
+    jobs.do_all(small, 2, lambda done, total, name: told.append(done / total))
+    assert all(job.path.exists() for job in small) and told[-1] == 1 and 0 < told[0] < 1
+    with pytest.raises(RuntimeError, match="a bad job"):
+        jobs.do_all([SmallJob("bad", tmp_path), *small], 2, lambda done, total, name: None)
+
+
 def test_processes_are_refused_on_an_accelerator(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     arguments = ["fig19", "--quick", "--data", "embedded"]

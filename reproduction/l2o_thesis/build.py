@@ -1,4 +1,4 @@
-"""From settings to the parts of `l2o_eqx`: every strategy and optimizer of an experiment is made here."""
+"""From settings to the parts of `l2o_eqx`: all families, optimizers and strategies are made here."""
 
 import dataclasses
 import functools
@@ -37,6 +37,12 @@ _PREPROCESSORS: dict[str, Callable[[], AbstractPreprocessor]] = {
     "two": TwoFeature,
 }
 _HELD_OUT = 1000
+
+ORDERS: dict[str, dict[str, Any]] = {
+    "first": {"order": "first", "activations": "recompute"},
+    "second": {"order": "second", "activations": "keep"},
+}
+"""How `l2o_eqx.meta_gradient` is asked for the two orders of the meta-gradient, without an eye on speed."""
 
 
 def make_family(spec: Spec, digits: Digits, *, of_test: bool = False) -> AbstractObjectiveFamily:

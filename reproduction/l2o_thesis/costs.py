@@ -13,15 +13,10 @@ from jaxtyping import PRNGKeyArray
 import l2o_eqx as l2o
 from l2o_eqx.weightings import Constant
 
-from .build import make_optimizer, make_strategy, make_weighting
+from .build import ORDERS, make_optimizer, make_strategy, make_weighting
 from .experiment import Experiment
 
 _GIB = 2**30
-# How the two orders of the meta-gradient are asked for.
-_ORDERS: dict[str, dict[str, Any]] = {
-    "first": {"order": "first", "activations": "recompute"},
-    "second": {"order": "second", "activations": "keep"},
-}
 # One epoch, and the ten of the thesis's longest super epoch.
 _SUPER_EPOCHS = (375, 3750)
 
@@ -69,7 +64,7 @@ def window_memory(
         assert analysis is not None
         return int(analysis.temp_size_in_bytes)
 
-    return {order: {t: temporaries(settings, t) for t in lengths} for order, settings in _ORDERS.items()}
+    return {order: {t: temporaries(settings, t) for t in lengths} for order, settings in ORDERS.items()}
 
 
 def window_times(

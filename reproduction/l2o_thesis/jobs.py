@@ -93,7 +93,8 @@ def do_all(jobs: Sequence[Job], processes: int, progress: Progress) -> None:
     total = sum(job.work for job in jobs)
 
     def tell(index: int, share: float) -> None:
-        shares[index] = share
+        # Reports of other processes may be late.
+        shares[index] = max(share, shares[index])
         done = sum(share * job.work for share, job in zip(shares, jobs, strict=True))
         progress(done, total, jobs[index].name)
 
@@ -135,14 +136,15 @@ def _do_in_processes(jobs: Sequence[Job], processes: int, tell: Callable[[int, f
         processes, context, initializer=_start_worker, initargs=(reports,)
     ) as pool:
         with _no_interrupts():
-            waiting = {pool.submit(_work, i, job) for i, job in enumerate(jobs)}
+            waiting = {pool.submit(_work, i, job): i for i, job in enumerate(jobs)}
         try:
             while waiting:
-                done, waiting = concurrent.futures.wait(
-                    waiting, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
-                )
+                done = concurrent.futures.wait(
+                    waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
+                ).done
                 for future in done:
                     future.result()
+                    tell(waiting.pop(future), 1.0)
                 with contextlib.suppress(queue.Empty):
                     while True:
                         tell(*reports.get_nowait())

@@ -1,33 +1,53 @@
 """The commands. A command's module is imported when it is called: `--help` answers at once."""
 
+import ast
 import importlib
+import importlib.metadata
+import importlib.util
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-# A command `name` is the function of that name in the module `_name`.
+# A command `name` is the function of that name in the module `_name`. Others are entry points of the group
+# `l2o.commands`, functions as Typer takes them.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
-    "reproduce": "Run the thesis's figures over many restarts; say which of its claims hold.",
     "bench": "Measure speed and memory next to what one would write otherwise.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 
 
+def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    """The commands of installed packages by name, without importing them."""
+    found = importlib.metadata.entry_points(group="l2o.commands")
+    return {entry.name: entry for entry in found if importlib.util.find_spec(entry.module.partition(".")[0])}
+
+
 class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        known = [*COMMANDS, *entry_points()]
+        if name not in known and not name.startswith("-"):
             from ._errors import UsageError, suggestion
 
-            raise UsageError(f"there is no command {name!r}; {suggestion(name, COMMANDS)}")
-        if name in COMMANDS:
+            raise UsageError(f"there is no command {name!r}; {suggestion(name, known)}")
+        if name in known:
             self.commands[name] = _load(name)
         return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *(name for name in entry_points() if name not in COMMANDS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in entry_points() and cmd_name not in self.commands:
+            # For the list of commands; `resolve_command` loads the one that is called.
+            self.commands[cmd_name] = _command(cmd_name, lambda: None, _first_line(entry_points()[cmd_name]))
+        return super().get_command(ctx, cmd_name)
 
     # Typer draws a box of several lines around a mistake; a line serves scripts and logs better.
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -45,10 +65,26 @@ class _Commands(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    command = getattr(importlib.import_module(f"._{name}", __package__), name)
+    if name in COMMANDS:
+        return _command(name, getattr(importlib.import_module(f"._{name}", __package__), name))
+    return _command(name, entry_points()[name].load())
+
+
+def _command(name: str, function: Any, summary: str | None = None) -> Any:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name)(command)
+    alone.command(name, help=summary)(function)
     return typer.main.get_command(alone)
+
+
+def _first_line(entry: importlib.metadata.EntryPoint) -> str:
+    # The first line of the function's docstring, without importing what it needs.
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        return ""
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
@@ -56,8 +92,6 @@ app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=
 
 def _show_version(value: bool) -> None:
     if value:
-        import importlib.metadata
-
         typer.echo(f"l2o-eqx {importlib.metadata.version('l2o-eqx')}")
         raise typer.Exit()
 

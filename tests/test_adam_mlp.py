@@ -232,7 +232,7 @@ def test_a_rate_that_decays(getkey):
 
 
 def test_matrices_move_along_their_orthogonalized_mean(getkey):
-    """Untrained: the singular vectors of the mean with about equal values, entries over their root mean square.
+    """Untrained: the mean with about equal singular values, entries over the root of their mean square.
 
     Three steps of the quintic iteration bring values from 1/20 of the norm on to 0.6 to 1.3; for n×m, all of
     √max(n, m) are a root mean square of one. Where the mean is smaller than r they stay smaller.

@@ -179,7 +179,7 @@ class AdamMLP(Table):
     kind: Literal["adam-mlp"] = "adam-mlp"
     mlp_sizes: Sizes = Field((8, 8), description="Widths of the hidden layers of the Adam-MLP.")
     start_rate: PositiveFloat = Field(0.01, description="The Adam-MLP's rate before it is trained.")
-    matrices: bool = Field(False, description="Whether the Adam-MLP starts as AdaMuon where there are matrices.")
+    matrices: bool = Field(False, description="Whether it starts as AdaMuon where there are matrices.")
     decay: Annotated[Literal["none", "cosine"], OptionName("--start-decay")] = Field(
         "none", description="How the Adam-MLP's rate decays before it is trained."
     )

@@ -11,6 +11,7 @@ __version__ = importlib.metadata.version("l2o-eqx")
 
 if TYPE_CHECKING:
     from . import data as data
+    from . import files as files
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from ._curriculum import Stage as Stage
     from ._curriculum import train_curriculum as train_curriculum
     from ._devices import use_cores as use_cores
+    from ._environment import environment as environment
+    from ._errors import ArgumentError as ArgumentError
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
     from ._generalization import generalization_card as generalization_card
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
 
 _NAMESPACES = [
     "data",
+    "files",
     "meta_optimizers",
     "objectives",
     "optimizers",
@@ -96,6 +100,8 @@ _NAMES = {
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
+        "_environment": "environment",
+        "_errors": "ArgumentError",
         "_evaluate": "Trajectories evaluate",
         "_generalization": "generalization_card",
         "_imitate": "ImitationSolution imitate",

@@ -10,6 +10,7 @@ from ._baselines import LEARNING_RATES, Baseline, LineSearch, MakeOptimizer
 from ._checks import check_sizes
 from ._comparison import Comparison
 from ._draws import Draws, draw
+from ._errors import ArgumentError
 from ._evaluate import Trajectories, evaluate
 from ._line_search import run_line_search
 from ._meta_train import count_meta_parameters
@@ -73,7 +74,10 @@ def compare(
     _check(num_steps, num_objectives, num_tuning_objectives, last)
     tried = tuple(map(float, learning_rates))
     if not tried:
-        raise ValueError("`compare(learning_rates=...)` needs at least one learning rate to try.")
+        raise ArgumentError(
+            "`compare(learning_rates=...)` needs at least one learning rate to try.",
+            argument="learning_rates",
+        )
     tkey, ekey = jr.split(key)
     known: dict[str, Trajectories] = {}
     tunings: dict[str, Tuning] = {}
@@ -150,4 +154,8 @@ def _check(num_steps: int, num_objectives: int, num_tuning_objectives: int, last
         last=last,
     )
     if last > num_steps:
-        raise ValueError(f"`compare(last={last})`: there are only num_steps={num_steps} losses in a run.")
+        raise ArgumentError(
+            f"`compare(last={last})`: there are only num_steps={num_steps} losses in a run.",
+            argument="last",
+            given=last,
+        )

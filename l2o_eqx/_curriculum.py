@@ -9,6 +9,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
+from ._errors import ArgumentError
 from ._meta_step import MetaState, init_meta_state
 from ._meta_train import Callback, MetaSolution, Progress, meta_train
 from ._snapshots import Validation
@@ -47,8 +48,10 @@ class Curriculum(eqx.Module):
 
     def __check_init__(self):
         if not self.horizons or list(self.horizons) != sorted(set(self.horizons)):
-            raise ValueError(
-                f"`Curriculum(horizons=...)` needs horizons that increase. Got horizons={self.horizons}."
+            raise ArgumentError(
+                f"`Curriculum(horizons=...)` needs horizons that increase. Got horizons={self.horizons}.",
+                argument="horizons",
+                given=self.horizons,
             )
         sizes = ("every", "patience", "num_objectives", "last")
         check_sizes("Curriculum", **{name: getattr(self, name) for name in sizes})

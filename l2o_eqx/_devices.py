@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from ._errors import ArgumentError
 from ._threads import available_cores, has_spare_threads, pool_size
 from .objectives import DEVICES
 
@@ -43,7 +44,9 @@ def use_cores(count: int | None = None) -> int:
     """
     count = available_cores() if count is None else count
     if count < 1:
-        raise ValueError(f"`use_cores(count={count})`: there must be at least one.")
+        raise ArgumentError(
+            f"`use_cores(count={count})`: there must be at least one.", argument="count", given=count
+        )
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:

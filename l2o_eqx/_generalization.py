@@ -14,6 +14,7 @@ from ._card import Card, CardRow
 from ._checks import check_restarts, check_sizes
 from ._compare import compare
 from ._comparison import Comparison
+from ._errors import ArgumentError
 from ._meta_train import select_restart
 from ._tune import TuningMode
 from ._variations import Variation
@@ -81,7 +82,10 @@ def generalization_card(
     )
     check_restarts("generalization_card", optimizer, restarts)
     if not learning_rates:
-        raise ValueError("`generalization_card(learning_rates=...)` needs at least one learning rate to try.")
+        raise ArgumentError(
+            "`generalization_card(learning_rates=...)` needs at least one learning rate to try.",
+            argument="learning_rates",
+        )
     tried = usual_variations(family) if variations is None else dict(variations)
     plans = [
         _Plan(name, one, num_steps, baselines, num_objectives, num_tuning_objectives)

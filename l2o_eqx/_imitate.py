@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
+from ._errors import ArgumentError
 from ._inner import init_params, losses_and_grads
 from ._meta_step import init_meta_state
 from ._pretraining_report import over_restarts
@@ -88,8 +89,10 @@ def imitate(
         restarts=1 if restarts is None else restarts,
     )
     if window > num_steps:
-        raise ValueError(
-            f"`imitate(window={window})`: the window is longer than the super epoch of {num_steps} steps."
+        raise ArgumentError(
+            f"`imitate(window={window})`: the window is longer than the super epoch of {num_steps} steps.",
+            argument="window",
+            given=window,
         )
     check_restarts("imitate", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)

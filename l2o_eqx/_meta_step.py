@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts
 from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
+from ._errors import ArgumentError
 from ._layout import default_block_size, has_blocks
 from ._snapshots import Average, Snapshot
 from ._types import Keys
@@ -52,9 +53,11 @@ def init_meta_state(
     """
     leaves = jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
     if not leaves:
-        raise ValueError(
+        raise ArgumentError(
             f"`meta_train({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
-            "floating-point arrays. Compare it with `compare`, or give a learned optimizer."
+            "floating-point arrays. Compare it with `compare`, or give a learned optimizer.",
+            argument="optimizer",
+            given=optimizer,
         )
     # A weakly typed number (`jnp.asarray(0.1)`) would harden in the first step and compile it again.
     optimizer = jax.tree.map(

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import gather
+from ._errors import ArgumentError
 from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
 from .meta_optimizers import default_meta_optimizer
@@ -167,9 +168,11 @@ def meta_train(
         restarts=1 if restarts is None else restarts,
     )
     if average is not None and not 0 < average <= 1:
-        raise ValueError(
+        raise ArgumentError(
             "`meta_train(average=...)` is a share of the super epochs, above 0 and at most 1. "
-            f"Got average={average}."
+            f"Got average={average}.",
+            argument="average",
+            given=average,
         )
     for length in lengths:
         strategy.num_updates(length)
@@ -207,9 +210,10 @@ def _first_state(optimizer, meta_optimizer, restarts, given):
     if given is None:
         return start
     if _shapes(dataclasses.replace(given, best=None, average=None)) != _shapes(start):
-        raise ValueError(
+        raise ArgumentError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer and restarts as those given."
+            "meta-optimizer and restarts as those given.",
+            argument="state",
         )
     return given
 

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
+from ._errors import ArgumentError
 from ._meta_step import init_meta_state
 from ._pretraining_report import (
     NUM_SAMPLES,
@@ -165,18 +166,29 @@ def pretrain(
     one_or_more = 1 if restarts is None else restarts
     check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size, restarts=one_or_more)
     if num_samples < batch_size:
-        raise ValueError(
+        raise ArgumentError(
             "`pretrain(num_samples=...)` must be at least `batch_size`, for one update. "
-            f"Got num_samples={num_samples}, batch_size={batch_size}."
+            f"Got num_samples={num_samples}, batch_size={batch_size}.",
+            argument="num_samples",
+            given=num_samples,
         )
     if loss not in get_args(LossName):
-        raise ValueError(f"`pretrain(loss=...)` must be one of {get_args(LossName)}. Got loss={loss!r}.")
+        raise ArgumentError(
+            f"`pretrain(loss=...)` must be one of {get_args(LossName)}. Got loss={loss!r}.",
+            argument="loss",
+            given=loss,
+            possible=get_args(LossName),
+        )
     if not omega >= 0:
-        raise ValueError(f"`pretrain(omega=...)` must be at least 0. Got omega={omega}.")
+        raise ArgumentError(
+            f"`pretrain(omega=...)` must be at least 0. Got omega={omega}.", argument="omega", given=omega
+        )
     if not jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)):
-        raise ValueError(
+        raise ArgumentError(
             f"`pretrain({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
-            "floating-point arrays. Give a learned optimizer."
+            "floating-point arrays. Give a learned optimizer.",
+            argument="optimizer",
+            given=optimizer,
         )
     check_positive("pretrain", input_std=input_std)
     check_restarts("pretrain", optimizer, restarts)

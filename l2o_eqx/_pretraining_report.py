@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
 
 from ._checks import check_restarts, check_sizes
 from ._devices import sharded_over_devices
+from ._errors import ArgumentError
 from ._misc import tree_dtype
 from ._types import State
 from .optimizers import AbstractOptimizer, PerLayer
@@ -143,9 +144,10 @@ def rate_of(
     """α of a block's targets: the learning rate given, or its own."""
     rate: Any = getattr(block, "learning_rate", None) if given is None else given
     if not eqx.is_array_like(rate) or np.shape(rate) not in ((), (restarts,)):
-        raise ValueError(
+        raise ArgumentError(
             f"`{verb}(learning_rate=...)` must be given, the α of the target −α·∇: "
-            f"{type(block).__name__} has no `learning_rate` of its own that is a number."
+            f"{type(block).__name__} has no `learning_rate` of its own that is a number.",
+            argument="learning_rate",
         )
     check_positive(verb, learning_rate=rate)
     shape = () if restarts is None else (restarts,)
@@ -156,7 +158,9 @@ def check_positive(verb: str, **values: Any) -> None:
     """Raises a `ValueError` that names the first value which is not above 0."""
     for name, value in values.items():
         if not np.all(np.asarray(value) > 0):
-            raise ValueError(f"`{verb}({name}=...)` must be above 0. Got {name}={value}.")
+            raise ArgumentError(
+                f"`{verb}({name}=...)` must be above 0. Got {name}={value}.", argument=name, given=value
+            )
 
 
 def dtype_of(optimizer: AbstractOptimizer) -> np.dtype:

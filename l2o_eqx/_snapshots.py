@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._checks import check_sizes
+from ._errors import ArgumentError
 from ._evaluate import evaluate
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -55,9 +56,11 @@ class Validation(eqx.Module):
         sizes = ("num_steps", "num_objectives", "every", "last")
         check_sizes("Validation", **{name: getattr(self, name) for name in sizes})
         if self.last > self.num_steps:
-            raise ValueError(
+            raise ArgumentError(
                 "`Validation(last=...)` cannot be more than the steps there are. "
-                f"Got last={self.last}, num_steps={self.num_steps}."
+                f"Got last={self.last}, num_steps={self.num_steps}.",
+                argument="last",
+                given=self.last,
             )
 
     def score(

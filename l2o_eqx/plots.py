@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._card_plot import plot_card as plot_card
+from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plot_curves(
     **Raises:** `ValueError` if there are no curves.
     """
     if not curves:
-        raise ValueError("`plot_curves(curves)` needs at least one curve. Got none.")
+        raise ArgumentError("`plot_curves(curves)` needs at least one curve. Got none.", argument="curves")
     figure, axes = new_figure(7.5, 4.8)
     arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
     best_first = sorted(arrays, key=lambda name: _final(arrays[name]))

@@ -11,11 +11,11 @@ from rich.table import Table
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import dumps, replacing, write_text
 
 from ._build import Parts
-from ._folder import replacing, write_text
 from ._interrupt import run_interruptibly
-from ._output import Output, dumps, show_number
+from ._output import Output, show_number
 
 CARD_FILE = "card.json"
 

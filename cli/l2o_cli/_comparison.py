@@ -9,10 +9,10 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import dumps, replacing, write_text
 
 from ._build import Parts
-from ._folder import replacing, write_text
-from ._output import Output, dumps
+from ._output import Output
 
 LEARNED = "learned"
 UNTRAINED = "untrained"

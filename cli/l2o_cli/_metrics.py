@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 import l2o_eqx as l2o
-
-from ._output import dumps
+from l2o_eqx.files import dumps
 
 FILE = "metrics.jsonl"
 

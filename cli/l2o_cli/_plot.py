@@ -44,8 +44,7 @@ def plot(
 
 def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
     from l2o_eqx import plots
-
-    from ._folder import replacing
+    from l2o_eqx.files import replacing
 
     name = FIGURES[source.name]
     path = folder / f"{name}.{file_format}"

@@ -9,6 +9,7 @@ import numpy as np
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import replacing
 from l2o_eqx.strategies import EveryWindow
 
 from ._build import Parts
@@ -23,7 +24,7 @@ from ._comparison import (
     write_comparison,
 )
 from ._config import RunConfig
-from ._folder import check_free, replacing
+from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._metrics import FILE, median_over_restarts, open_log
 from ._output import Output

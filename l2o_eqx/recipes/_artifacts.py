@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import math
 import os
 import platform
@@ -10,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from .._comparison import _quartiles
+from .._environment import environment
 from ._experiment import Experiment, Results
 from ._figure import Figure, Panel, PanelResults
 from ._files import replacing
@@ -25,8 +24,6 @@ from ._thesis import CURVES, HISTOGRAMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy")
 
 
 def cut(results: Results, *, restarts: int | None = None, steps: int | None = None) -> Results:
@@ -185,12 +182,10 @@ def _shares(counts: tuple[int, ...]) -> dict[str, Any]:
 
 def describe_environment() -> dict[str, Any]:
     """The versions and the machine that numbers and times may depend on."""
+    found = environment(("scipy",))
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": {"python": found["python"], **found["versions"]},
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
+        "device": found["device_kind"],
     }

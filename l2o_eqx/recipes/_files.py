@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from .. import files
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -20,9 +20,5 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which then takes the place of `path`; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with files.replacing(path) as temporary:
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 import queue
-import secrets
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..data import load_mnist
 from ._experiment import Experiment, Results, join, run
+from ._files import replacing
 from ._setup import Scale, Setup, Source
 
 # (work done, work in all, what to say), both in seconds of a core of the machine it was calibrated on.
@@ -256,13 +256,8 @@ def save(path: Path, results: Results) -> None:
     arrays = {"losses": results.losses.astype(np.float32), "seconds": np.asarray(results.seconds)}
     arrays |= {f"measured:{name}": x for name, x in results.measured.items()}
     arrays |= {f"metrics:{name}": x for name, x in results.metrics.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.npz")
-    try:
+    with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Results:

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -9,10 +9,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, mesh_for, replicate, sharded_over_devices, share_out
+from ._devices import chunk_size, mesh_for, num_devices, replicate, sharded_over_devices, share_out
 from ._inner import init_params, run_steps
 from ._layout import batched_init
+from ._loop import run
 from ._types import Keys, Params
+from .callbacks._base import Callback
 from .objectives import AbstractObjective, AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
@@ -38,6 +40,13 @@ class Trajectories(eqx.Module):
         return self.losses[..., -1]
 
 
+class EvaluationProgress(eqx.Module):
+    """What a callback of `evaluate` sees: how many objectives are `done`, of how many (`total`)."""
+
+    done: int
+    total: int
+
+
 def evaluate(
     optimizer: AbstractOptimizer | optax.GradientTransformation,
     family: AbstractObjectiveFamily,
@@ -47,6 +56,7 @@ def evaluate(
     restarts: int | None = None,
     measure: Measure | None = None,
     key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
 ) -> Trajectories:
     """Runs an optimizer, learned or from optax, on objectives drawn from a family.
 
@@ -62,6 +72,9 @@ def evaluate(
     - `measure`: `(objective, params) -> tree of arrays`, called on the params after the last step, inside
         the compiled program: a loss on held-out data, say, or the share of dead units.
     - `key`: picks them.
+    - `callbacks`: called with an `EvaluationProgress` whenever some objectives are done. With callbacks it is
+        one call of a compiled program for as many objectives as are run together on all devices, without any
+        one for all. One that returns `StopTraining` ends it with the objectives that are done.
 
     **Returns:** `Trajectories`.
 
@@ -81,7 +94,39 @@ def evaluate(
     else:
         optimizer = replicate(optimizer, mesh_for(num_objectives))
     keys = jr.split(key, num_objectives)
-    return Trajectories(*_evaluate(optimizer, family, keys, num_steps, restarts, measure))
+
+    def run_on_some(keys):
+        return Trajectories(*_evaluate(optimizer, family, keys, num_steps, restarts, measure))
+
+    if not callbacks:
+        return run_on_some(keys)
+    together = min(num_objectives, chunk_size(count_coordinates(family)) * num_devices())
+    return _in_parts(run_on_some, keys, together, 0 if restarts is None else 1, callbacks)
+
+
+def _in_parts(
+    run_on_some: Callable[[Keys], Trajectories],
+    keys: Keys,
+    together: int,
+    axis: int,
+    callbacks: Sequence[Callback],
+) -> Trajectories:
+    # `axis` is that of the objectives.
+    total = len(keys)
+
+    def step(parts, done):
+        # The last part is filled up with objectives that are run again and left out of the result.
+        begin = len(parts) * together
+        part = run_on_some(keys[jnp.arange(begin, begin + together) % total])
+        own = jax.tree.map(lambda x: lax.slice_in_dim(x, 0, done - begin, axis=axis), part)
+        return [*parts, jax.block_until_ready(own)], EvaluationProgress(done, total)
+
+    def finish(parts, stop):
+        del stop
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=axis), *parts)
+
+    ends = [min(i + together, total) for i in range(0, total, together)]
+    return run(step, [], ends, callbacks, first=EvaluationProgress(0, total), finish=finish)
 
 
 def losses_on(
@@ -141,11 +186,11 @@ def _evaluate(optimizer, family, keys, num_steps, restarts, measure):
     # The devices share out the restarts, or if that is not even, each restart's objectives.
     by_restart = mesh_for(restarts) is not None
 
-    def run(arrays):
+    def run_one(arrays):
         optimizer = eqx.combine(arrays, static)
         return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=not by_restart)
 
     def run_all(arrays):
-        return lax.map(run, arrays)
+        return lax.map(run_one, arrays)
 
     return (sharded_over_devices(run_all, restarts) if by_restart else run_all)(arrays)

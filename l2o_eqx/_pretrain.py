@@ -1,8 +1,8 @@
 import csv
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts, check_sizes
 from ._errors import ArgumentError
+from ._loop import run
 from ._meta_step import init_meta_state
+from ._misc import shapes_of
 from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,
@@ -30,6 +32,7 @@ from ._pretraining_report import (
     rate_of,
 )
 from ._types import Scalar
+from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
 
 LossName = Literal["sign-weighted", "squared"]
@@ -44,16 +47,21 @@ class PretrainProgress(eqx.Module):
     **Fields:**
 
     - `update`: number of updates done; `num_updates`: of how many.
-    - `losses`: those since the callback before, as in `PretrainSolution`.
+    - `losses`: those since the callback before, as in `PretrainSolution`; none before the first update.
+    - `state`: to save, or to resume from.
     """
 
     update: int
     num_updates: int
     losses: Float[np.ndarray, "*restarts updates"]
+    state: "PretrainState"
 
 
-# A callback that returns a true value ends the pretraining.
-Callback = Callable[[PretrainProgress], Any]
+class PretrainState(eqx.Module):
+    """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
+
+    runs: "tuple[_Run, ...]"
+    update: Int[Array, ""]
 
 
 class PretrainSolution(eqx.Module):
@@ -65,12 +73,16 @@ class PretrainSolution(eqx.Module):
     - `losses`: before every update; the mean over the blocks of a `PerLayer`.
     - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
+    - `state`: pass it to `pretrain` to go on.
+    - `reason`: that of the `StopTraining` which ended the pretraining early, if it gave one.
     """
 
     optimizer: AbstractOptimizer
     losses: Float[np.ndarray, "*restarts updates"]
     report: PretrainReport
     result: Literal["completed", "stopped"]
+    state: PretrainState
+    reason: str | None = None
 
     def write_losses(self, path: str | Path) -> None:
         """Writes the losses as a CSV file, one row per restart and update.
@@ -124,6 +136,7 @@ def pretrain(
     restarts: int | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
+    state: PretrainState | None = None,
 ) -> PretrainSolution:
     """Trains an optimizer to start as gradient descent: to answer random inputs ∇ with −α·∇.
 
@@ -152,17 +165,64 @@ def pretrain(
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`. Restart
         i comes out as if pretrained alone with `jr.split(key, restarts)[i]`.
     - `key`: the same key gives the same result.
-    - `callbacks`: called with a `PretrainProgress` after every 100 updates and after the last.
+    - `callbacks`: called with a `PretrainProgress` after every 100 updates and after the last: functions, or
+        parts of `l2o_eqx.callbacks`. One that returns `StopTraining` ends the pretraining there.
+    - `state`: of an earlier solution with the same settings, to go on where it ended.
 
     **Returns:** a `PretrainSolution`.
 
     **Raises:** `ValueError` for sizes below 1, less than a batch of samples, an unknown loss, an `omega`
     below 0, an `input_std` or a learning rate that is not positive, an optimizer without a learning rate or
-    without meta-parameters.
+    without meta-parameters, or a `state` that does not fit.
 
     Reference: thesis sec. 5.4.4, eq. 5.11.
     """
     meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    _check(optimizer, restarts, num_steps, batch_size, num_samples, loss, omega, input_std)
+    settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
+    keys = key if restarts is None else jr.split(key, restarts)
+    blocks = blocks_of(optimizer)
+    rates = [rate_of("pretrain", block, learning_rate, restarts) for block in blocks]
+    state = _first_state(blocks, meta_optimizer, settings, restarts, state)
+    num_updates = num_samples // batch_size
+    losses = [np.zeros((*rates[0].shape, 0), dtype_of(optimizer))]
+
+    def step(state, end):
+        done = int(state.update)
+        bounds = jnp.int32(done), jnp.int32(end)
+        runs, values = [], []
+        for part, rate in zip(state.runs, rates, strict=True):
+            part, found = _train(part, rate, keys, *bounds, settings, meta_optimizer, restarts)
+            runs.append(part)
+            values.append(np.asarray(found)[..., : end - done])
+        losses.append(np.mean(values, axis=0))
+        state = PretrainState(tuple(runs), bounds[1])
+        return state, PretrainProgress(end, num_updates, losses[-1], state)
+
+    def finish(state, stop):
+        trained = [part.optimizer for part in state.runs]
+        report = measure(
+            trained,
+            rates,
+            keys,
+            jnp.int32(num_updates),  # the draws before were trained on
+            input_std=input_std,
+            num_steps=NUM_STEPS,
+            num_samples=NUM_SAMPLES,
+            restarts=restarts,
+        )
+        result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
+        pretrained = eqx.tree_at(blocks_of, optimizer, trained)
+        found = np.concatenate(losses, axis=-1)
+        return PretrainSolution(pretrained, found, report, result, state, reason)
+
+    done = int(state.update)
+    ends = [min(i + _CHUNK, num_updates) for i in range(done, num_updates, _CHUNK)]
+    first = PretrainProgress(done, num_updates, losses[0], state)
+    return run(step, state, ends, callbacks, first=first, finish=finish)
+
+
+def _check(optimizer, restarts, num_steps, batch_size, num_samples, loss, omega, input_std):
     one_or_more = 1 if restarts is None else restarts
     check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size, restarts=one_or_more)
     if num_samples < batch_size:
@@ -192,44 +252,24 @@ def pretrain(
         )
     check_positive("pretrain", input_std=input_std)
     check_restarts("pretrain", optimizer, restarts)
-    settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
 
-    keys = key if restarts is None else jr.split(key, restarts)
-    blocks = blocks_of(optimizer)
-    rates = [rate_of("pretrain", block, learning_rate, restarts) for block in blocks]
+
+def _first_state(blocks, meta_optimizer, settings, restarts, given):
     runs = []
     for block in blocks:
         start = init_meta_state(block, meta_optimizer, restarts=restarts)
-        state = _init(start.optimizer, batch_size, restarts) if carry_state else None
-        runs.append(_Run(start.optimizer, start.meta_optimizer_state, state))
-
-    num_updates = num_samples // batch_size
-    rows, result = [], "completed"
-    for done in range(0, num_updates, _CHUNK):
-        end = min(done + _CHUNK, num_updates)
-        bounds = jnp.int32(done), jnp.int32(end)
-        losses = []
-        for i, rate in enumerate(rates):
-            runs[i], values = _train(runs[i], rate, keys, *bounds, settings, meta_optimizer, restarts)
-            losses.append(values)
-        rows.append(np.mean([np.asarray(values)[..., : end - done] for values in losses], axis=0))
-        progress = PretrainProgress(end, num_updates, rows[-1])
-        if any([callback(progress) for callback in callbacks]):
-            result = "stopped"
-            break
-    trained = [run.optimizer for run in runs]
-    report = measure(
-        trained,
-        rates,
-        keys,
-        jnp.int32(num_updates),  # the draws before were trained on
-        input_std=input_std,
-        num_steps=NUM_STEPS,
-        num_samples=NUM_SAMPLES,
-        restarts=restarts,
-    )
-    optimizer = eqx.tree_at(blocks_of, optimizer, trained)
-    return PretrainSolution(optimizer, np.concatenate(rows, axis=-1), report, result)
+        carried = _init(start.optimizer, settings.batch_size, restarts) if settings.carry_state else None
+        runs.append(_Run(start.optimizer, start.meta_optimizer_state, carried))
+    state = PretrainState(tuple(runs), jnp.int32(0))
+    if given is None:
+        return state
+    if shapes_of(given) != shapes_of(state):
+        raise ArgumentError(
+            "`pretrain(state=...)` does not fit: it must come from a pretraining of the same optimizer, "
+            "meta-optimizer and restarts as those given.",
+            argument="state",
+        )
+    return given
 
 
 class _Settings(NamedTuple):

@@ -1,7 +1,8 @@
 """What a meta-training keeps beside the optimizer at work: its best snapshot, and a mean of the last ones."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -101,6 +102,19 @@ class Snapshot(eqx.Module):
     super_epoch: Int[Array, "*restarts"]
     score: Float[Array, "*restarts"]
     averaged: Bool[Array, "*restarts"]
+
+    def facts(self) -> dict[str, Any]:
+        """`super_epoch`, `averaged` and the score as `validation_loss`, as JSON has them.
+
+        With restarts they are lists; null stands for what is not finite.
+        """
+        scores = np.asarray(self.score)
+        plain = [x if math.isfinite(x) else None for x in scores.ravel().tolist()]
+        return {
+            "super_epoch": np.asarray(self.super_epoch).tolist(),
+            "averaged": np.asarray(self.averaged).tolist(),
+            "validation_loss": plain if scores.ndim else plain[0],
+        }
 
 
 class Average(eqx.Module):

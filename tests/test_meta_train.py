@@ -322,7 +322,7 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
 
     def callback(progress):
         seen.append((progress.super_epoch, progress.super_epochs, set(progress.metrics)))
-        return progress.super_epoch == 2
+        return l2o_eqx.StopTraining("enough") if progress.super_epoch == 2 else None
 
     solution = l2o_eqx.meta_train(
         CoordinatewiseLSTM((2,), key=getkey()),
@@ -342,7 +342,8 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
         "skipped_updates",
         "failed_objectives",
     }
-    assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
+    assert solution.result == "stopped" and solution.reason == "enough"
+    assert int(solution.state.super_epoch) == 2
 
 
 def test_nonfinite_meta_gradients_are_left_out(getkey):

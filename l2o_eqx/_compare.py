@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, MakeOptimizer
 from ._checks import check_sizes
 from ._comparison import Comparison
+from ._devices import Restarts
 from ._draws import Draws, draw
 from ._errors import ArgumentError
 from ._evaluate import Trajectories, evaluate
@@ -100,7 +101,7 @@ def compare(
         num_steps,
         (tkey, num_tuning_objectives),
         (ekey, num_objectives),
-        restarts,
+        Restarts(restarts),
         {"rates": tried, "num_steps": num_steps, "last": last, "mode": tuning},
     )
     total = len(optimizers)
@@ -137,10 +138,10 @@ class _Runner:
         num_steps: int,
         tuning_draws: tuple[PRNGKeyArray, int],
         final_draws: tuple[PRNGKeyArray, int],
-        restarts: int | None,
+        runs: Restarts,
         tuning: dict[str, Any],
     ):
-        self.family, self.num_steps, self.restarts, self.tuning = family, num_steps, restarts, tuning
+        self.family, self.num_steps, self.runs, self.tuning = family, num_steps, runs, tuning
         self.tuning_draws, self.final_draws = tuning_draws, final_draws
         self.known: dict[str, Trajectories] = {}
         self.tunings: dict[str, Tuning] = {}
@@ -159,7 +160,7 @@ class _Runner:
                 self.family,
                 num_steps=self.num_steps,
                 num_objectives=num_objectives,
-                restarts=self.restarts if _is_learned(optimizer) else None,
+                restarts=self.runs.count if _is_learned(optimizer) else None,
                 key=key,
             )
         elif isinstance(optimizer, LineSearch):

@@ -8,8 +8,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, mesh_for, num_devices, replicate, sharded_over_devices, share_out
+from ._checks import check_sizes
+from ._devices import Restarts, chunk_size, num_devices, sharded_over_devices
 from ._inner import init_params, run_steps
 from ._layout import batched_init
 from ._loop import run
@@ -80,28 +80,20 @@ def evaluate(
 
     **Raises:** `ValueError` for sizes below 1.
     """
-    check_sizes(
-        "evaluate",
-        num_steps=num_steps,
-        num_objectives=num_objectives,
-        restarts=1 if restarts is None else restarts,
-    )
+    check_sizes("evaluate", num_steps=num_steps, num_objectives=num_objectives)
     optimizer = as_optimizer(optimizer)
-    check_restarts("evaluate", optimizer, restarts)
+    runs = Restarts.of("evaluate", optimizer, restarts)
     # It may come from a training on other devices.
-    if restarts is not None and (mesh := mesh_for(restarts)) is not None:
-        optimizer = share_out(optimizer, mesh)
-    else:
-        optimizer = replicate(optimizer, mesh_for(num_objectives))
+    optimizer = runs.placed(optimizer, num_objectives)
     keys = jr.split(key, num_objectives)
 
     def run_on_some(keys):
-        return Trajectories(*_evaluate(optimizer, family, keys, num_steps, restarts, measure))
+        return Trajectories(*_evaluate(optimizer, family, keys, num_steps, runs, measure))
 
     if not callbacks:
         return run_on_some(keys)
     together = min(num_objectives, chunk_size(count_coordinates(family)) * num_devices())
-    return _in_parts(run_on_some, keys, together, 0 if restarts is None else 1, callbacks)
+    return _in_parts(run_on_some, keys, together, len(runs.shape), callbacks)
 
 
 def _in_parts(
@@ -179,18 +171,10 @@ def run_on(
 
 
 @eqx.filter_jit
-def _evaluate(optimizer, family, keys, num_steps, restarts, measure):
-    if restarts is None:
-        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure)
-    arrays, static = eqx.partition(optimizer, eqx.is_array)
-    # The devices share out the restarts, or if that is not even, each restart's objectives.
-    by_restart = mesh_for(restarts) is not None
+def _evaluate(optimizer, family, keys, num_steps, runs, measure):
+    def run_one(optimizer, devices_are_free):
+        return run_on(
+            optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=devices_are_free
+        )
 
-    def run_one(arrays):
-        optimizer = eqx.combine(arrays, static)
-        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=not by_restart)
-
-    def run_all(arrays):
-        return lax.map(run_one, arrays)
-
-    return (sharded_over_devices(run_all, restarts) if by_restart else run_all)(arrays)
+    return runs.one_by_one(run_one, optimizer)

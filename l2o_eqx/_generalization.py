@@ -12,9 +12,10 @@ from jaxtyping import PRNGKeyArray
 
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, baselines_for
 from ._card import Card, CardRow
-from ._checks import check_restarts, check_sizes
+from ._checks import check_sizes
 from ._compare import ComparisonProgress, compare
 from ._comparison import Comparison
+from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import Attendance, attended
 from ._meta_train import select_restart
@@ -94,7 +95,7 @@ def generalization_card(
         num_tuning_objectives=num_tuning_objectives,
         last=last,
     )
-    check_restarts("generalization_card", optimizer, restarts)
+    Restarts.of("generalization_card", optimizer, restarts)
     if not learning_rates:
         raise ArgumentError(
             "`generalization_card(learning_rates=...)` needs at least one learning rate to try.",

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
-from ._devices import gather
+from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
@@ -181,12 +181,13 @@ def meta_train(
         )
     for length in lengths:
         strategy.num_updates(length)
-    state = _first_state(optimizer, meta_optimizer, restarts, state)
-    keeper = Keeper(
-        validation_of(validation, max(lengths), super_epochs, key), average, super_epochs, restarts
-    )
+    runs = Restarts(restarts)
+    state = _fitting(init_meta_state(optimizer, meta_optimizer, restarts=restarts), state)
+    valid = validation_of(validation, max(lengths), super_epochs, key)
+    score = None if valid is None else functools.partial(valid.score, restarts=restarts)
+    keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
     # Once, and not again for every super epoch.
-    core, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
+    core, family, placement = placed(state, family, strategy, num_objectives, runs)
     drawn = super_epoch_lengths(lengths, super_epochs, key)
 
     def step(state):
@@ -195,22 +196,19 @@ def meta_train(
     one_step = functools.partial(
         compiled_step,
         family=family,
-        mesh=mesh,
-        spread=spread,
+        placement=placement,
         strategy=strategy,
         weighting=Constant() if weighting is None else weighting,
         meta_optimizer=meta_optimizer,
         num_objectives=num_objectives,
-        restarts=restarts,
         key=key,
     )
-    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, restarts=restarts)
-    course = _Course(step, find_failed, keeper, lambda state: gather(state, mesh))
+    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs)
+    course = _Course(step, find_failed, keeper, placement.fetch)
     return course.run(keeper.start(core.with_kept(state)), callbacks)
 
 
-def _first_state(optimizer, meta_optimizer, restarts, given):
-    start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
     if given is None:
         return start
     if shapes_of(dataclasses.replace(given, best=None, average=None)) != shapes_of(start):
@@ -274,11 +272,12 @@ class _Course:
         return MetaSolution(state.optimizer, result, metrics, state, tuple(self.failed), reason)
 
 
-def _failed(mask, super_epoch, *, key, num_objectives, restarts) -> tuple[FailedObjective, ...]:
+def _failed(mask, super_epoch, *, key, num_objectives, runs) -> tuple[FailedObjective, ...]:
     found = []
     for *restart, objective in np.argwhere(mask).tolist():
-        keys = objective_keys(key, super_epoch - 1, num_objectives, restarts, *restart)
-        found.append(FailedObjective(super_epoch, restart[0] if restart else None, keys[objective]))
+        number = restart[0] if restart else None
+        own = runs.key_of(jr.fold_in(key, super_epoch - 1), number)
+        found.append(FailedObjective(super_epoch, number, objective_keys(own, num_objectives)[objective]))
     return tuple(found)
 
 

@@ -13,7 +13,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._checks import check_restarts, check_sizes
+from ._checks import check_sizes
+from ._devices import Restarts
+from ._devices._restarts import RunKeys
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import init_meta_state
@@ -22,13 +24,11 @@ from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,
     PretrainReport,
-    RunKeys,
     answer,
     blocks_of,
     check_positive,
     dtype_of,
     measure,
-    over_restarts,
     rate_of,
 )
 from ._types import Scalar
@@ -60,7 +60,7 @@ class PretrainProgress(eqx.Module):
 class PretrainState(eqx.Module):
     """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
 
-    runs: "tuple[_Run, ...]"
+    parts: "tuple[_Run, ...]"
     update: Int[Array, ""]
 
 
@@ -178,29 +178,30 @@ def pretrain(
     Reference: thesis sec. 5.4.4, eq. 5.11.
     """
     meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
-    _check(optimizer, restarts, num_steps, batch_size, num_samples, loss, omega, input_std)
+    _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std)
     settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
-    keys = key if restarts is None else jr.split(key, restarts)
-    blocks = blocks_of(optimizer)
-    rates = [rate_of("pretrain", block, learning_rate, restarts) for block in blocks]
-    state = _first_state(blocks, meta_optimizer, settings, restarts, state)
+    runs = Restarts.of("pretrain", optimizer, restarts)
+    keys, blocks = runs.keys(key), blocks_of(optimizer)
+    rates = [rate_of("pretrain", block, learning_rate, runs.shape) for block in blocks]
+    states = [init_meta_state(block, meta_optimizer, restarts=restarts) for block in blocks]
+    state = _fitting(_first_state(states, settings, runs), state)
     num_updates = num_samples // batch_size
-    losses = [np.zeros((*rates[0].shape, 0), dtype_of(optimizer))]
+    losses = [np.zeros((*runs.shape, 0), dtype_of(optimizer))]
 
     def step(state, end):
         done = int(state.update)
         bounds = jnp.int32(done), jnp.int32(end)
-        runs, values = [], []
-        for part, rate in zip(state.runs, rates, strict=True):
-            part, found = _train(part, rate, keys, *bounds, settings, meta_optimizer, restarts)
-            runs.append(part)
+        parts, values = [], []
+        for part, rate in zip(state.parts, rates, strict=True):
+            part, found = _train(part, rate, keys, *bounds, settings, meta_optimizer, runs)
+            parts.append(part)
             values.append(np.asarray(found)[..., : end - done])
         losses.append(np.mean(values, axis=0))
-        state = PretrainState(tuple(runs), bounds[1])
+        state = PretrainState(tuple(parts), bounds[1])
         return state, PretrainProgress(end, num_updates, losses[-1], state)
 
     def finish(state, stop):
-        trained = [part.optimizer for part in state.runs]
+        trained = [part.optimizer for part in state.parts]
         report = measure(
             trained,
             rates,
@@ -209,7 +210,7 @@ def pretrain(
             input_std=input_std,
             num_steps=NUM_STEPS,
             num_samples=NUM_SAMPLES,
-            restarts=restarts,
+            runs=runs,
         )
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         pretrained = eqx.tree_at(blocks_of, optimizer, trained)
@@ -222,9 +223,8 @@ def pretrain(
     return run(step, state, ends, callbacks, first=first, finish=finish)
 
 
-def _check(optimizer, restarts, num_steps, batch_size, num_samples, loss, omega, input_std):
-    one_or_more = 1 if restarts is None else restarts
-    check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size, restarts=one_or_more)
+def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std):
+    check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size)
     if num_samples < batch_size:
         raise ArgumentError(
             "`pretrain(num_samples=...)` must be at least `batch_size`, for one update. "
@@ -251,19 +251,20 @@ def _check(optimizer, restarts, num_steps, batch_size, num_samples, loss, omega,
             given=optimizer,
         )
     check_positive("pretrain", input_std=input_std)
-    check_restarts("pretrain", optimizer, restarts)
 
 
-def _first_state(blocks, meta_optimizer, settings, restarts, given):
-    runs = []
-    for block in blocks:
-        start = init_meta_state(block, meta_optimizer, restarts=restarts)
-        carried = _init(start.optimizer, settings.batch_size, restarts) if settings.carry_state else None
-        runs.append(_Run(start.optimizer, start.meta_optimizer_state, carried))
-    state = PretrainState(tuple(runs), jnp.int32(0))
+def _first_state(starts, settings, runs):
+    parts = []
+    for start in starts:
+        carried = _init(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
+        parts.append(_Run(start.optimizer, start.meta_optimizer_state, carried))
+    return PretrainState(tuple(parts), jnp.int32(0))
+
+
+def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState:
     if given is None:
-        return state
-    if shapes_of(given) != shapes_of(state):
+        return start
+    if shapes_of(given) != shapes_of(start):
         raise ArgumentError(
             "`pretrain(state=...)` does not fit: it must come from a pretraining of the same optimizer, "
             "meta-optimizer and restarts as those given.",
@@ -294,10 +295,10 @@ def _default_meta_optimizer():
 
 
 @eqx.filter_jit
-def _init(optimizer, batch_size, restarts):
+def _init(optimizer, batch_size, runs):
     arrays, static = eqx.partition(optimizer, eqx.is_array)
     params = jnp.zeros(batch_size, dtype_of(optimizer))
-    return over_restarts(lambda arrays: eqx.combine(arrays, static).init(params), restarts)(arrays)
+    return runs.over(lambda arrays: eqx.combine(arrays, static).init(params))(arrays)
 
 
 @eqx.filter_jit
@@ -309,7 +310,7 @@ def _train(
     stop: Int[Array, ""],
     settings: _Settings,
     meta_optimizer: optax.GradientTransformation,
-    restarts: int | None,
+    runs: Restarts,
 ) -> tuple[_Run, Float[Array, "*restarts updates"]]:
     # A loop of as many updates as asked for and an array for the most there are: one program for all chunks.
     arrays, static = eqx.partition(run.optimizer, eqx.is_array)
@@ -340,7 +341,7 @@ def _train(
         losses = jnp.zeros(_CHUNK, dtype)
         return lax.fori_loop(start, stop, one_update, (arrays, meta_state, state, losses))
 
-    arrays, meta_state, state, losses = over_restarts(train, restarts)(
+    arrays, meta_state, state, losses = runs.over(train)(
         arrays, run.meta_optimizer_state, run.state, rate, keys
     )
     return _Run(eqx.combine(arrays, static), meta_state, state), losses

@@ -10,6 +10,7 @@ import pytest
 from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
+from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx._meta_train import super_epoch_lengths
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
@@ -429,13 +430,12 @@ def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
         optimizer = make(jr.split(getkey(), restarts))
         state = l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
         lowered = step.lower(
-            *placed(state, Quadratic(64), strategy, 40, restarts),
+            *placed(state, Quadratic(64), strategy, 40, Restarts(restarts)),
             strategy=strategy,
             weighting=Constant(),
             meta_optimizer=meta_optimizer,
             num_steps=6,
             num_objectives=40,
-            restarts=restarts,
             key=getkey(),
         )
         own = sum(x.nbytes for x in meta_leaves(optimizer))

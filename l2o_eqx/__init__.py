@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from ._pretrain import PretrainSolution as PretrainSolution
     from ._pretrain import PretrainState as PretrainState
     from ._pretrain import pretrain as pretrain
-    from ._pretrain import sign_weighted_loss as sign_weighted_loss
+    from ._pretrain_step import sign_weighted_loss as sign_weighted_loss
     from ._pretraining_report import PretrainReport as PretrainReport
     from ._pretraining_report import pretraining_report as pretraining_report
     from ._serialise import FileFormatError as FileFormatError
@@ -116,7 +116,8 @@ _NAMES = {
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
         "select_restart",
-        "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain sign_weighted_loss",
+        "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain",
+        "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",
         "_snapshots": "Average Snapshot Validation",

@@ -2,43 +2,34 @@ import csv
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import optax
-from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import Restarts
-from ._devices._restarts import RunKeys
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import init_meta_state
 from ._misc import shapes_of
+from ._pretrain_step import CHUNK, LossName, PartState, PretrainSettings, init_carried, train_part
 from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,
     PretrainReport,
-    answer,
     blocks_of,
     check_positive,
     dtype_of,
     measure,
     rate_of,
 )
-from ._types import Scalar
 from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
-
-LossName = Literal["sign-weighted", "squared"]
-
-# Updates in one call of the compiled program, and so between callbacks.
-_CHUNK = 100
 
 
 class PretrainProgress(eqx.Module):
@@ -60,7 +51,7 @@ class PretrainProgress(eqx.Module):
 class PretrainState(eqx.Module):
     """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
 
-    parts: "tuple[_Run, ...]"
+    parts: "tuple[PartState, ...]"
     update: Int[Array, ""]
 
 
@@ -96,29 +87,6 @@ class PretrainSolution(eqx.Module):
             writer.writerow(["restart", "update", "loss"])
             for restart, losses in enumerate(np.atleast_2d(self.losses)):
                 writer.writerows([restart, i + 1, loss] for i, loss in enumerate(losses.tolist()))
-
-
-def sign_weighted_loss(
-    updates: Float[Array, "*shape"], targets: Float[Array, "*shape"], omega: float = 2.0
-) -> Scalar:
-    """mean |g − g*|·exp(−ω·sgn(g·g*)): errors count e^ω where the sign is wrong, e^(−ω) where it is right.
-
-    An update of exactly zero has no sign, and its error counts once.
-
-    **Arguments:**
-
-    - `updates`: g.
-    - `targets`: g*.
-    - `omega`: how much signs matter; with 0, this is the mean absolute error.
-
-    Reference: thesis eq. 5.11.
-    """
-    # The product of small numbers could underflow, that of their signs cannot.
-    agreement = jnp.sign(updates) * jnp.sign(targets)
-    errors = updates - targets
-    # JAX's derivative of |x| at 0 is 1; this one is 0, so that an exact optimizer stays so.
-    magnitudes = jnp.sign(errors) * errors
-    return jnp.mean(magnitudes * jnp.exp(-omega * agreement))
 
 
 def pretrain(
@@ -179,7 +147,7 @@ def pretrain(
     """
     meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std)
-    settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
+    settings = PretrainSettings(omega, loss, input_std, num_steps, batch_size, carry_state)
     runs = Restarts.of("pretrain", optimizer, restarts)
     keys, blocks = runs.keys(key), blocks_of(optimizer)
     rates = [rate_of("pretrain", block, learning_rate, runs.shape) for block in blocks]
@@ -193,7 +161,7 @@ def pretrain(
         bounds = jnp.int32(done), jnp.int32(end)
         parts, values = [], []
         for part, rate in zip(state.parts, rates, strict=True):
-            part, found = _train(part, rate, keys, *bounds, settings, meta_optimizer, runs)
+            part, found = train_part(part, rate, keys, *bounds, settings, meta_optimizer, runs)
             parts.append(part)
             values.append(np.asarray(found)[..., : end - done])
         losses.append(np.mean(values, axis=0))
@@ -218,7 +186,7 @@ def pretrain(
         return PretrainSolution(pretrained, found, report, result, state, reason)
 
     done = int(state.update)
-    ends = [min(i + _CHUNK, num_updates) for i in range(done, num_updates, _CHUNK)]
+    ends = [min(i + CHUNK, num_updates) for i in range(done, num_updates, CHUNK)]
     first = PretrainProgress(done, num_updates, losses[0], state)
     return run(step, state, ends, callbacks, first=first, finish=finish)
 
@@ -256,8 +224,8 @@ def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std
 def _first_state(starts, settings, runs):
     parts = []
     for start in starts:
-        carried = _init(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
-        parts.append(_Run(start.optimizer, start.meta_optimizer_state, carried))
+        carried = init_carried(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
+        parts.append(PartState(start.optimizer, start.meta_optimizer_state, carried))
     return PretrainState(tuple(parts), jnp.int32(0))
 
 
@@ -273,75 +241,6 @@ def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState
     return given
 
 
-class _Settings(NamedTuple):
-    omega: float
-    loss: LossName
-    input_std: float
-    num_steps: int
-    batch_size: int
-    carry_state: bool
-
-
-class _Run(eqx.Module):
-    # The pretraining of one block, between two chunks.
-    optimizer: AbstractOptimizer
-    meta_optimizer_state: PyTree
-    state: PyTree
-
-
 @functools.cache
 def _default_meta_optimizer():
     return optax.adam(1e-3, eps=1e-7)
-
-
-@eqx.filter_jit
-def _init(optimizer, batch_size, runs):
-    arrays, static = eqx.partition(optimizer, eqx.is_array)
-    params = jnp.zeros(batch_size, dtype_of(optimizer))
-    return runs.over(lambda arrays: eqx.combine(arrays, static).init(params))(arrays)
-
-
-@eqx.filter_jit
-def _train(
-    run: _Run,
-    rate: Float[Array, "*restarts"],
-    keys: RunKeys,
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-    settings: _Settings,
-    meta_optimizer: optax.GradientTransformation,
-    runs: Restarts,
-) -> tuple[_Run, Float[Array, "*restarts updates"]]:
-    # A loop of as many updates as asked for and an array for the most there are: one program for all chunks.
-    arrays, static = eqx.partition(run.optimizer, eqx.is_array)
-    dtype = dtype_of(run.optimizer)
-    shape = (settings.num_steps, settings.batch_size)
-
-    def train(arrays, meta_state, state, rate, key):
-        def one_update(update, carry):
-            arrays, meta_state, state, losses = carry
-            inputs = settings.input_std * jr.normal(jr.fold_in(key, update), shape, dtype)
-
-            def error(optimizer):
-                first = state if settings.carry_state else optimizer.init(jnp.zeros_like(inputs[0]))
-                updates, last = answer(optimizer, first, inputs)
-                targets = -rate * inputs
-                if settings.loss == "squared":
-                    return jnp.mean((updates - targets) ** 2), last
-                return sign_weighted_loss(updates, targets, settings.omega), last
-
-            optimizer = eqx.combine(arrays, static)
-            (loss, last), grads = eqx.filter_value_and_grad(error, has_aux=True)(optimizer)
-            meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
-            changes, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
-            arrays = eqx.filter(eqx.apply_updates(optimizer, changes), eqx.is_array)
-            state = last if settings.carry_state else None
-            return arrays, meta_state, state, losses.at[update - start].set(loss)
-
-        losses = jnp.zeros(_CHUNK, dtype)
-        return lax.fori_loop(start, stop, one_update, (arrays, meta_state, state, losses))
-
-    arrays, meta_state, state, losses = runs.over(train)(
-        arrays, run.meta_optimizer_state, run.state, rate, keys
-    )
-    return _Run(eqx.combine(arrays, static), meta_state, state), losses

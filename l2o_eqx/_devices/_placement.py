@@ -93,9 +93,7 @@ class Placement(eqx.Module):
         return over_devices(train_all, self.mesh, cut, cut)(own, self.restarts.keys(key))
 
 
-def place(
-    restarts: Restarts, num_objectives: int, worth_sharing_coordinates: Callable[[int], bool]
-) -> Placement:
+def place(runs: Restarts, num_objectives: int, worth_sharing_coordinates: Callable[[int], bool]) -> Placement:
     """What the devices share out of a training.
 
     Least is exchanged if that is restarts, more with objectives (a meta-gradient per update), most with
@@ -103,17 +101,17 @@ def place(
 
     **Arguments:**
 
-    - `restarts`: how many trainings there are.
+    - `runs`: how many trainings there are.
     - `num_objectives`: of each.
     - `worth_sharing_coordinates`: `number of devices -> whether` coordinates can be shared out over so many,
         and are enough for them.
     """
-    if restarts.count is not None:
-        mesh = mesh_for(restarts.count)
-        return Placement(restarts, mesh, None if mesh is None else "restarts")
+    if runs.count is not None:
+        mesh = mesh_for(runs.count)
+        return Placement(runs, mesh, None if mesh is None else "restarts")
     if (mesh := mesh_for(num_objectives)) is not None:
-        return Placement(restarts, mesh, "objectives")
+        return Placement(runs, mesh, "objectives")
     count = num_devices()
     if count == 1 or not worth_sharing_coordinates(count):
-        return Placement(restarts)
-    return Placement(restarts, mesh_for(count), "coordinates")
+        return Placement(runs)
+    return Placement(runs, mesh_for(count), "coordinates")

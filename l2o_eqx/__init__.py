@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = importlib.metadata.version("l2o-eqx")
 
 if TYPE_CHECKING:
+    from . import callbacks as callbacks
     from . import data as data
+    from . import files as files
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ._baselines import baselines_for as baselines_for
     from ._card import Card as Card
     from ._card import CardRow as CardRow
+    from ._compare import ComparisonProgress as ComparisonProgress
     from ._compare import compare as compare
     from ._comparison import Comparison as Comparison
     from ._comparison import Share as Share
@@ -37,8 +40,12 @@ if TYPE_CHECKING:
     from ._curriculum import Stage as Stage
     from ._curriculum import train_curriculum as train_curriculum
     from ._devices import use_cores as use_cores
+    from ._environment import environment as environment
+    from ._errors import ArgumentError as ArgumentError
+    from ._evaluate import EvaluationProgress as EvaluationProgress
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
+    from ._generalization import CardProgress as CardProgress
     from ._generalization import generalization_card as generalization_card
     from ._imitate import ImitationSolution as ImitationSolution
     from ._imitate import imitate as imitate
@@ -56,8 +63,9 @@ if TYPE_CHECKING:
     from ._meta_train import select_restart as select_restart
     from ._pretrain import PretrainProgress as PretrainProgress
     from ._pretrain import PretrainSolution as PretrainSolution
+    from ._pretrain import PretrainState as PretrainState
     from ._pretrain import pretrain as pretrain
-    from ._pretrain import sign_weighted_loss as sign_weighted_loss
+    from ._pretrain_step import sign_weighted_loss as sign_weighted_loss
     from ._pretraining_report import PretrainReport as PretrainReport
     from ._pretraining_report import pretraining_report as pretraining_report
     from ._serialise import FileFormatError as FileFormatError
@@ -71,11 +79,14 @@ if TYPE_CHECKING:
     from ._unroll import unroll as unroll
     from ._variations import Variation as Variation
     from ._variations import variations as variations
+    from .callbacks import StopTraining as StopTraining
     from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
     from .objectives import count_coordinates as count_coordinates
 
 _NAMESPACES = [
+    "callbacks",
     "data",
+    "files",
     "meta_optimizers",
     "objectives",
     "optimizers",
@@ -92,23 +103,27 @@ _NAMES = {
         "_as_optax": "as_optax",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
         "_card": "Card CardRow",
-        "_compare": "compare",
+        "_compare": "ComparisonProgress compare",
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
-        "_evaluate": "Trajectories evaluate",
-        "_generalization": "generalization_card",
+        "_environment": "environment",
+        "_errors": "ArgumentError",
+        "_evaluate": "EvaluationProgress Trajectories evaluate",
+        "_generalization": "CardProgress generalization_card",
         "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
         "select_restart",
-        "_pretrain": "PretrainProgress PretrainSolution pretrain sign_weighted_loss",
+        "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain",
+        "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_serialise": "FileFormatError load load_metadata save",
         "_snapshots": "Average Snapshot Validation",
         "_unroll": "Unroll unroll",
         "_variations": "Variation variations",
+        "callbacks": "StopTraining",
         "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",
     }.items()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._errors import ArgumentError
 from ._layout import add_axis, batched_init, batched_update, drop_axis, lay_out
 from ._misc import unit_rms
 from .optimizers import AbstractOptimizer
@@ -44,7 +45,12 @@ def as_optax(
     **Raises:** `ValueError` for an unknown output.
     """
     if output not in ("update", "rms"):
-        raise ValueError(f"`as_optax(output={output!r})`: the outputs are 'update' and 'rms'.")
+        raise ArgumentError(
+            f"`as_optax(output={output!r})`: the outputs are 'update' and 'rms'.",
+            argument="output",
+            given=output,
+            possible=("update", "rms"),
+        )
 
     def init(params: Any) -> Any:
         return batched_init(optimizer, add_axis(params), num_steps)

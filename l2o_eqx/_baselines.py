@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._errors import ArgumentError
 from .objectives import AbstractObjectiveFamily
 from .objectives._batch import params_shapes
 
@@ -68,15 +69,24 @@ class Baseline(eqx.Module):
 
     def __check_init__(self):
         if not self.grid or not self.schedules:
-            raise ValueError("`Baseline(grid=..., schedules=...)` needs at least one entry of each to try.")
+            raise ArgumentError(
+                "`Baseline(grid=..., schedules=...)` needs at least one entry of each to try.",
+                argument="schedules" if self.grid else "grid",
+                given=(),
+            )
         if any(choice.keys() != self.grid[0].keys() for choice in self.grid):
-            raise ValueError(
-                f"`Baseline(grid=...)`: all entries must have the same keywords. Got {self.grid}."
+            raise ArgumentError(
+                f"`Baseline(grid=...)`: all entries must have the same keywords. Got {self.grid}.",
+                argument="grid",
             )
         unknown = [name for name in self.schedules if name not in SCHEDULES]
         if unknown:
-            raise ValueError(
-                f"`Baseline(schedules=...)`: there is no schedule {unknown[0]!r}, but {', '.join(SCHEDULES)}."
+            raise ArgumentError(
+                f"`Baseline(schedules=...)`: there is no schedule {unknown[0]!r}, "
+                f"but {', '.join(SCHEDULES)}.",
+                argument="schedules",
+                given=unknown[0],
+                possible=SCHEDULES,
             )
 
     def with_settings(
@@ -94,8 +104,11 @@ class Baseline(eqx.Module):
         **Raises:** `ValueError` for a schedule that the baseline does not have.
         """
         if schedule not in self.schedules:
-            raise ValueError(
-                f"`Baseline.with_settings(schedule={schedule!r})`: it has {', '.join(self.schedules)}."
+            raise ArgumentError(
+                f"`Baseline.with_settings(schedule={schedule!r})`: it has {', '.join(self.schedules)}.",
+                argument="schedule",
+                given=schedule,
+                possible=self.schedules,
             )
         return build(self, num_steps, learning_rate, self.schedules.index(schedule), choice)
 

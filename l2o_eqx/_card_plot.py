@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plot_card(
     **Raises:** `ValueError` if there are no rows.
     """
     if not rows:
-        raise ValueError("`plot_card(rows)` needs at least one row. Got none.")
+        raise ArgumentError("`plot_card(rows)` needs at least one row. Got none.", argument="rows")
     figure, axes = new_figure(8.5, 1.4 + 0.3 * len(rows))
     _draw(axes, rows)
     if title:

@@ -1,5 +1,8 @@
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -9,16 +12,31 @@ from jaxtyping import PRNGKeyArray
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, MakeOptimizer
 from ._checks import check_sizes
 from ._comparison import Comparison
+from ._devices import Restarts
 from ._draws import Draws, draw
+from ._errors import ArgumentError
 from ._evaluate import Trajectories, evaluate
 from ._line_search import run_line_search
+from ._loop import attended
 from ._meta_train import count_meta_parameters
 from ._tune import Tuning, TuningMode, run_tuned, tune
+from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
 
-# (name of the optimizer at work, how many are done, how many there are) -> nothing.
-ComparisonCallback = Callable[[str, float, int], None]
+
+class ComparisonProgress(eqx.Module):
+    """What a callback of `compare` sees as the work goes on.
+
+    **Fields:**
+
+    - `name`: of the optimizer at work.
+    - `done`: how many optimizers are done, in fractions; `total`: of how many.
+    """
+
+    name: str
+    done: float
+    total: int
 
 
 def compare(
@@ -34,8 +52,8 @@ def compare(
     tuning: TuningMode = "auto",
     last: int = 1,
     restarts: int | None = None,
-    callback: ComparisonCallback = lambda name, index, total: None,
     key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
 ) -> Comparison:
     """Runs optimizers on the same draws from a family, after tuning those that can be tuned.
 
@@ -62,9 +80,9 @@ def compare(
     - `last`: a final loss is the mean of so many losses at the end of a run; more than one where the loss is
         that of a minibatch.
     - `restarts`: if given, every learned optimizer is a batch of that many.
-    - `callback`: `(name, index, total)`, called as the work goes on with the optimizer's name and how many
-        of the `total` are done, in fractions; at the end with `index == total`.
     - `key`: picks all draws.
+    - `callbacks`: called with a `ComparisonProgress` before each optimizer, as its tuning goes on, and at the
+        end. One that returns `StopTraining` ends the comparison with the optimizers that are done.
 
     **Returns:** a `Comparison`.
 
@@ -73,50 +91,112 @@ def compare(
     _check(num_steps, num_objectives, num_tuning_objectives, last)
     tried = tuple(map(float, learning_rates))
     if not tried:
-        raise ValueError("`compare(learning_rates=...)` needs at least one learning rate to try.")
+        raise ArgumentError(
+            "`compare(learning_rates=...)` needs at least one learning rate to try.",
+            argument="learning_rates",
+        )
     tkey, ekey = jr.split(key)
-    known: dict[str, Trajectories] = {}
-    tunings: dict[str, Tuning] = {}
-    draws: tuple[Draws, Draws] | None = None
-    for index, (name, optimizer) in enumerate(optimizers.items()):
-        callback(name, index, len(optimizers))
-        if isinstance(optimizer, AbstractOptimizer | optax.GradientTransformation):
-            known[name] = evaluate(
-                optimizer,
-                family,
-                num_steps=num_steps,
-                num_objectives=num_objectives,
-                restarts=restarts if _is_learned(optimizer) else None,
-                key=ekey,
-            )
-        else:
-            draws = draws or _draw(family, tkey, num_tuning_objectives, ekey, num_objectives)
-            if isinstance(optimizer, LineSearch):
-                known[name] = run_line_search(optimizer, draws[1], num_steps)
-            else:
-                tunings[name] = tune(
-                    _as_baseline(optimizer),
-                    draws[0],
-                    rates=tried,
-                    num_steps=num_steps,
-                    last=last,
-                    mode=tuning,
-                    progress=_progress(callback, name, index, len(optimizers)),
-                )
-                known[name] = Trajectories(run_tuned(tunings[name], draws[1], num_steps))
-        # Waits for the numbers, so that the name reported is that of the optimizer at work.
-        jax.block_until_ready(known[name].losses)
-    if optimizers:
-        callback(list(optimizers)[-1], len(optimizers), len(optimizers))
-    return Comparison(
-        known,
-        {name: one.learning_rate for name, one in tunings.items()},
-        {name: one.losses_by_rate for name, one in tunings.items()},
-        tried,
-        {name: one.settings for name, one in tunings.items()},
-        tuple(name for name, optimizer in optimizers.items() if _is_learned(optimizer)),
-        last,
+    runner = _Runner(
+        family,
+        num_steps,
+        (tkey, num_tuning_objectives),
+        (ekey, num_objectives),
+        Restarts(restarts),
+        {"rates": tried, "num_steps": num_steps, "last": last, "mode": tuning},
     )
+    total = len(optimizers)
+    with attended(callbacks, ComparisonProgress(next(iter(optimizers), ""), 0.0, total)) as attendance:
+
+        def report(name: str, done: float | int) -> None:
+            if attendance.stop(ComparisonProgress(name, float(done), total)) is not None:
+                raise _Stopped
+
+        result = "completed"
+        try:
+            for index, (name, optimizer) in enumerate(optimizers.items()):
+                report(name, index)
+                runner.run(name, optimizer, functools.partial(_report_tuning, report, name, index))
+            if optimizers:
+                report(list(optimizers)[-1], total)
+        except _Stopped:
+            result = "stopped" if len(runner.known) < total else "completed"
+        learned = tuple(name for name in runner.known if _is_learned(optimizers[name]))
+        attendance.solution = runner.comparison(tried, learned, last, result)
+        return attendance.solution
+
+
+class _Stopped(Exception):
+    """A callback ended the comparison."""
+
+
+class _Runner:
+    """Runs one optimizer after the other, and keeps what they did."""
+
+    def __init__(
+        self,
+        family: AbstractObjectiveFamily,
+        num_steps: int,
+        tuning_draws: tuple[PRNGKeyArray, int],
+        final_draws: tuple[PRNGKeyArray, int],
+        runs: Restarts,
+        tuning: dict[str, Any],
+    ):
+        self.family, self.num_steps, self.runs, self.tuning = family, num_steps, runs, tuning
+        self.tuning_draws, self.final_draws = tuning_draws, final_draws
+        self.known: dict[str, Trajectories] = {}
+        self.tunings: dict[str, Tuning] = {}
+
+    def run(
+        self,
+        name: str,
+        optimizer: AbstractOptimizer | optax.GradientTransformation | Baseline | LineSearch | MakeOptimizer,
+        progress: Callable[[float], None],
+    ) -> None:
+        """Tunes it, if it can be, and runs it; with `progress` of the tuning."""
+        if isinstance(optimizer, AbstractOptimizer | optax.GradientTransformation):
+            key, num_objectives = self.final_draws
+            found = evaluate(
+                optimizer,
+                self.family,
+                num_steps=self.num_steps,
+                num_objectives=num_objectives,
+                restarts=self.runs.count if _is_learned(optimizer) else None,
+                key=key,
+            )
+        elif isinstance(optimizer, LineSearch):
+            found = run_line_search(optimizer, self.draws[1], self.num_steps)
+        else:
+            tuned = tune(_as_baseline(optimizer), self.draws[0], progress=progress, **self.tuning)
+            found = Trajectories(run_tuned(tuned, self.draws[1], self.num_steps))
+            self.tunings[name] = tuned
+        # Waits for the numbers, so that the name reported is that of the optimizer at work.
+        jax.block_until_ready(found.losses)
+        self.known[name] = found
+
+    @functools.cached_property
+    def draws(self) -> tuple[Draws, Draws]:
+        """Those of the tuning and those of the comparison, if anything needs them."""
+        return _draw(self.family, *self.tuning_draws, *self.final_draws)
+
+    def comparison(
+        self,
+        tried: tuple[float, ...],
+        learned: tuple[str, ...],
+        last: int,
+        result: Literal["completed", "stopped"],
+    ) -> Comparison:
+        """What there is."""
+        tunings = self.tunings
+        return Comparison(
+            self.known,
+            {name: one.learning_rate for name, one in tunings.items()},
+            {name: one.losses_by_rate for name, one in tunings.items()},
+            tried,
+            {name: one.settings for name, one in tunings.items()},
+            learned,
+            last,
+            result,
+        )
 
 
 def _is_learned(optimizer: object) -> bool:
@@ -132,9 +212,9 @@ def _draw(
     return draws.take(jnp.arange(num_tuning)), draws.take(num_tuning + jnp.arange(num))
 
 
-def _progress(callback: ComparisonCallback, name: str, index: int, total: int) -> Callable[[float], None]:
+def _report_tuning(report: Callable[[str, float | int], None], name: str, index: int, share: float) -> None:
     # What is left of one optimizer after its tuning is to run it on the draws of the comparison.
-    return lambda share: callback(name, index + 0.9 * share, total)
+    report(name, index + 0.9 * share)
 
 
 def _as_baseline(optimizer: Baseline | MakeOptimizer) -> Baseline:
@@ -150,4 +230,8 @@ def _check(num_steps: int, num_objectives: int, num_tuning_objectives: int, last
         last=last,
     )
     if last > num_steps:
-        raise ValueError(f"`compare(last={last})`: there are only num_steps={num_steps} losses in a run.")
+        raise ArgumentError(
+            f"`compare(last={last})`: there are only num_steps={num_steps} losses in a run.",
+            argument="last",
+            given=last,
+        )

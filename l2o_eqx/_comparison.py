@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -37,6 +37,7 @@ class Comparison(eqx.Module):
     - `settings`: by name, all that tuning chose: `learning_rate`, momentum or betas, `schedule`.
     - `learned`: the names of those with meta-parameters.
     - `last`: how many losses at the end of a run are averaged.
+    - `result`: `"completed"`, or `"stopped"` if a callback ended it before all were run.
     """
 
     trajectories: dict[str, Trajectories]
@@ -46,6 +47,7 @@ class Comparison(eqx.Module):
     settings: dict[str, dict[str, Any]] = eqx.field(default_factory=dict)
     learned: tuple[str, ...] = ()
     last: int = 1
+    result: Literal["completed", "stopped"] = "completed"
 
     def final_losses(self, name: str) -> Float[np.ndarray, "restarts objectives"]:
         """The means of the last losses, infinite where they are not finite; one restart if there are none."""

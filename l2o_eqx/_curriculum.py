@@ -9,9 +9,13 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
+from ._errors import ArgumentError
+from ._loop import Attendance, attended
 from ._meta_step import MetaState, init_meta_state
-from ._meta_train import Callback, MetaSolution, Progress, meta_train
-from ._snapshots import Validation
+from ._meta_train import MetaSolution, Progress, meta_train
+from ._snapshots import Snapshot, Validation
+from .callbacks import StopTraining
+from .callbacks._base import Callback
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -47,8 +51,10 @@ class Curriculum(eqx.Module):
 
     def __check_init__(self):
         if not self.horizons or list(self.horizons) != sorted(set(self.horizons)):
-            raise ValueError(
-                f"`Curriculum(horizons=...)` needs horizons that increase. Got horizons={self.horizons}."
+            raise ArgumentError(
+                f"`Curriculum(horizons=...)` needs horizons that increase. Got horizons={self.horizons}.",
+                argument="horizons",
+                given=self.horizons,
             )
         sizes = ("every", "patience", "num_objectives", "last")
         check_sizes("Curriculum", **{name: getattr(self, name) for name in sizes})
@@ -73,25 +79,37 @@ class CurriculumSolution(eqx.Module):
     - `optimizer`: the best one of the last stage by its validation; with `restarts`, a batch of them.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
     - `stages`: one per horizon that was trained on, in order.
+    - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
     """
 
     optimizer: AbstractOptimizer
     result: Literal["completed", "stopped"]
     stages: tuple[Stage, ...]
+    reason: str | None = None
+
+    @property
+    def state(self) -> MetaState:
+        """Where the last stage ended."""
+        return self.stages[-1].solution.state
+
+    @property
+    def best(self) -> Snapshot | None:
+        """The best snapshot of the last stage."""
+        return self.state.best
 
 
 class _Watch:
-    # A callback that ends a stage where validations stagnate, or the training where a callback wants it.
-    def __init__(self, callbacks: Sequence[Callback], patience: int):
-        self.callbacks, self.patience = callbacks, patience
-        self.wanted = False
+    # A callback that ends a stage where validations stagnate, or where a callback ends the training.
+    def __init__(self, attendance: Attendance, patience: int):
+        self.attendance, self.patience = attendance, patience
+        self.wish: StopTraining | None = None
 
-    def __call__(self, progress: Progress) -> bool:
-        self.wanted = any([callback(progress) for callback in self.callbacks])
+    def __call__(self, progress: Progress) -> StopTraining | None:
+        self.wish = self.attendance.stop(progress)
         assert progress.state.best is not None
         # Of several restarts, the one that improved last.
         since = progress.super_epoch - int(np.max(np.asarray(progress.state.best.super_epoch)))
-        return self.wanted or since >= self.patience
+        return StopTraining("the validation stagnates") if since >= self.patience else self.wish
 
 
 def train_curriculum(
@@ -131,29 +149,33 @@ def train_curriculum(
     """
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     draws = jr.fold_in(key, _DRAWS)
-    state, stages, wanted = init_meta_state(optimizer, meta_optimizer, restarts=restarts), [], False
-    for i, horizon in enumerate(curriculum.horizons):
-        watch = _Watch(callbacks, curriculum.patience * curriculum.every)
-        solution = meta_train(
-            state.optimizer,
-            family,
-            strategy,
-            weighting=weighting,
-            meta_optimizer=meta_optimizer,
-            num_steps=horizon,
-            super_epochs=super_epochs,
-            num_objectives=num_objectives,
-            restarts=restarts,
-            validation=_validation(curriculum, i, validation_family or family, draws),
-            key=key,
-            callbacks=[watch],
-            state=state,
-        )
-        stages.append(Stage(horizon, solution))
-        state, wanted = _from_best(solution.state), watch.wanted
-        if wanted or int(state.super_epoch) >= super_epochs:
-            break
-    return CurriculumSolution(state.optimizer, "stopped" if wanted else "completed", tuple(stages))
+    state = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+    stages, wish = [], None
+    with attended(callbacks, Progress(0, super_epochs, {}, state)) as attendance:
+        for i, horizon in enumerate(curriculum.horizons):
+            watch = _Watch(attendance, curriculum.patience * curriculum.every)
+            solution = meta_train(
+                state.optimizer,
+                family,
+                strategy,
+                weighting=weighting,
+                meta_optimizer=meta_optimizer,
+                num_steps=horizon,
+                super_epochs=super_epochs,
+                num_objectives=num_objectives,
+                restarts=restarts,
+                validation=_validation(curriculum, i, validation_family or family, draws),
+                key=key,
+                callbacks=[watch],
+                state=state,
+            )
+            stages.append(Stage(horizon, solution))
+            state, wish = _from_best(solution.state), watch.wish
+            if wish is not None or int(state.super_epoch) >= super_epochs:
+                break
+        result, reason = ("completed", None) if wish is None else ("stopped", wish.reason)
+        attendance.solution = CurriculumSolution(state.optimizer, result, tuple(stages), reason)
+        return attendance.solution
 
 
 def _validation(curriculum: Curriculum, stage: int, family: Any, key: PRNGKeyArray) -> Validation:

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -8,11 +8,13 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._checks import check_restarts, check_sizes
-from ._devices import chunk_size, mesh_for, replicate, sharded_over_devices, share_out
+from ._checks import check_sizes
+from ._devices import Restarts, chunk_size, num_devices, sharded_over_devices
 from ._inner import init_params, run_steps
 from ._layout import batched_init
+from ._loop import run
 from ._types import Keys, Params
+from .callbacks._base import Callback
 from .objectives import AbstractObjective, AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer, as_optimizer
 
@@ -38,6 +40,13 @@ class Trajectories(eqx.Module):
         return self.losses[..., -1]
 
 
+class EvaluationProgress(eqx.Module):
+    """What a callback of `evaluate` sees: how many objectives are `done`, of how many (`total`)."""
+
+    done: int
+    total: int
+
+
 def evaluate(
     optimizer: AbstractOptimizer | optax.GradientTransformation,
     family: AbstractObjectiveFamily,
@@ -47,6 +56,7 @@ def evaluate(
     restarts: int | None = None,
     measure: Measure | None = None,
     key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
 ) -> Trajectories:
     """Runs an optimizer, learned or from optax, on objectives drawn from a family.
 
@@ -62,26 +72,53 @@ def evaluate(
     - `measure`: `(objective, params) -> tree of arrays`, called on the params after the last step, inside
         the compiled program: a loss on held-out data, say, or the share of dead units.
     - `key`: picks them.
+    - `callbacks`: called with an `EvaluationProgress` whenever some objectives are done. With callbacks it is
+        one call of a compiled program for as many objectives as are run together on all devices, without any
+        one for all. One that returns `StopTraining` ends it with the objectives that are done.
 
     **Returns:** `Trajectories`.
 
     **Raises:** `ValueError` for sizes below 1.
     """
-    check_sizes(
-        "evaluate",
-        num_steps=num_steps,
-        num_objectives=num_objectives,
-        restarts=1 if restarts is None else restarts,
-    )
+    check_sizes("evaluate", num_steps=num_steps, num_objectives=num_objectives)
     optimizer = as_optimizer(optimizer)
-    check_restarts("evaluate", optimizer, restarts)
+    runs = Restarts.of("evaluate", optimizer, restarts)
     # It may come from a training on other devices.
-    if restarts is not None and (mesh := mesh_for(restarts)) is not None:
-        optimizer = share_out(optimizer, mesh)
-    else:
-        optimizer = replicate(optimizer, mesh_for(num_objectives))
+    optimizer = runs.placed(optimizer, num_objectives)
     keys = jr.split(key, num_objectives)
-    return Trajectories(*_evaluate(optimizer, family, keys, num_steps, restarts, measure))
+
+    def run_on_some(keys):
+        return Trajectories(*_evaluate(optimizer, family, keys, num_steps, runs, measure))
+
+    if not callbacks:
+        return run_on_some(keys)
+    together = min(num_objectives, chunk_size(count_coordinates(family)) * num_devices())
+    return _in_parts(run_on_some, keys, together, len(runs.shape), callbacks)
+
+
+def _in_parts(
+    run_on_some: Callable[[Keys], Trajectories],
+    keys: Keys,
+    together: int,
+    axis: int,
+    callbacks: Sequence[Callback],
+) -> Trajectories:
+    # `axis` is that of the objectives.
+    total = len(keys)
+
+    def step(parts, done):
+        # The last part is filled up with objectives that are run again and left out of the result.
+        begin = len(parts) * together
+        part = run_on_some(keys[jnp.arange(begin, begin + together) % total])
+        own = jax.tree.map(lambda x: lax.slice_in_dim(x, 0, done - begin, axis=axis), part)
+        return [*parts, jax.block_until_ready(own)], EvaluationProgress(done, total)
+
+    def finish(parts, stop):
+        del stop
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=axis), *parts)
+
+    ends = [min(i + together, total) for i in range(0, total, together)]
+    return run(step, [], ends, callbacks, first=EvaluationProgress(0, total), finish=finish)
 
 
 def losses_on(
@@ -134,18 +171,10 @@ def run_on(
 
 
 @eqx.filter_jit
-def _evaluate(optimizer, family, keys, num_steps, restarts, measure):
-    if restarts is None:
-        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure)
-    arrays, static = eqx.partition(optimizer, eqx.is_array)
-    # The devices share out the restarts, or if that is not even, each restart's objectives.
-    by_restart = mesh_for(restarts) is not None
+def _evaluate(optimizer, family, keys, num_steps, runs, measure):
+    def run_one(optimizer, devices_are_free):
+        return run_on(
+            optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=devices_are_free
+        )
 
-    def run(arrays):
-        optimizer = eqx.combine(arrays, static)
-        return run_on(optimizer, family, keys, num_steps=num_steps, measure=measure, share_out=not by_restart)
-
-    def run_all(arrays):
-        return lax.map(run, arrays)
-
-    return (sharded_over_devices(run_all, restarts) if by_restart else run_all)(arrays)
+    return runs.one_by_one(run_one, optimizer)

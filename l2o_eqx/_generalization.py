@@ -1,5 +1,6 @@
 """Runs an optimizer on what it was not trained on, beside baselines that are tuned there."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,13 +12,18 @@ from jaxtyping import PRNGKeyArray
 
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, baselines_for
 from ._card import Card, CardRow
-from ._checks import check_restarts, check_sizes
-from ._compare import compare
+from ._checks import check_sizes
+from ._compare import ComparisonProgress, compare
 from ._comparison import Comparison
+from ._devices import Restarts
+from ._errors import ArgumentError
+from ._loop import Attendance, attended
 from ._meta_train import select_restart
 from ._tune import TuningMode
 from ._variations import Variation
 from ._variations import variations as usual_variations
+from .callbacks import StopTraining
+from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily, count_coordinates
 from .optimizers import AbstractOptimizer
 
@@ -27,8 +33,19 @@ _FEW_COORDINATES = 4096
 _FOR_NETWORKS = ("momentum", "Nesterov", "Adam")
 
 
-# (the card so far, the variation at work, the share of the work that is done) -> nothing.
-CardCallback = Callable[[Card, str, float], None]
+class CardProgress(eqx.Module):
+    """What a callback of `generalization_card` sees as the work goes on.
+
+    **Fields:**
+
+    - `card`: with the rows that are done.
+    - `name`: of the variation at work.
+    - `share`: of all work that is done.
+    """
+
+    card: Card
+    name: str
+    share: float
 
 
 def generalization_card(
@@ -44,8 +61,8 @@ def generalization_card(
     tuning: TuningMode = "auto",
     last: int = 1,
     restarts: int | None = None,
-    callback: CardCallback = lambda card, name, share: None,
     key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
 ) -> Card:
     """Runs a trained optimizer on what it was not trained on, beside baselines that are tuned there.
 
@@ -63,11 +80,10 @@ def generalization_card(
     - `num_objectives`, `num_tuning_objectives`, `learning_rates`, `tuning`, `last`: as in `compare`, for
         every variation.
     - `restarts`: if given, `optimizer` is a batch of that many.
-    - `callback`: `(card, name, share)`, called as the work goes on with the rows that are done, the variation
-        at work and the share of all work that is done. To keep what is done when you interrupt, keep `card`.
     - `key`: picks all draws, the same for all variations of equal shapes.
+    - `callbacks`: called with a `CardProgress` as the work goes on. One that returns `StopTraining` ends it.
 
-    **Returns:** a `Card`.
+    **Returns:** a `Card`; of the rows that are done, if a callback ended the work.
 
     **Raises:** `ValueError` for sizes below 1, no learning rates, or an optimizer that is no batch of
     `restarts`.
@@ -79,38 +95,45 @@ def generalization_card(
         num_tuning_objectives=num_tuning_objectives,
         last=last,
     )
-    check_restarts("generalization_card", optimizer, restarts)
+    Restarts.of("generalization_card", optimizer, restarts)
     if not learning_rates:
-        raise ValueError("`generalization_card(learning_rates=...)` needs at least one learning rate to try.")
+        raise ArgumentError(
+            "`generalization_card(learning_rates=...)` needs at least one learning rate to try.",
+            argument="learning_rates",
+        )
     tried = usual_variations(family) if variations is None else dict(variations)
     plans = [
         _Plan(name, one, num_steps, baselines, num_objectives, num_tuning_objectives)
         for name, one in tried.items()
     ]
     settings = {"learning_rates": learning_rates, "tuning": tuning, "last": last, "restarts": restarts}
+    one = optimizer if restarts is None else select_restart(optimizer, 0)
     rows: list[CardRow] = []
     done, total = 0.0, sum(plan.cost for plan in plans)
-    for plan in plans:
-        report = _reporting(callback, Card(tuple(rows), tuple(tried)), plan, done, total)
-        report(plan.name, 0.0, 1)
-        rows.append(plan.run(optimizer, callback=report, key=key, **settings))
-        done += plan.cost
-    card = Card(tuple(rows), tuple(tried))
-    if plans:
-        callback(card, plans[-1].name, 1.0)
-    return card
+    names = tuple(tried)
+    with attended(callbacks, CardProgress(Card((), names), next(iter(names), ""), 0.0)) as attendance:
+        for plan in plans:
+            report = functools.partial(_report, attendance, Card(tuple(rows), names), plan, done, total)
+            row = None
+            if report(ComparisonProgress(plan.name, 0.0, 1)) is None:
+                row = plan.run(optimizer, one, callback=report, key=key, **settings)
+            if row is None:
+                break
+            rows.append(row)
+            done += plan.cost
+        card = Card(tuple(rows), names)
+        if plans and card.complete:
+            attendance.stop(CardProgress(card, plans[-1].name, 1.0))
+        attendance.solution = card
+        return card
 
 
-def _reporting(
-    callback: CardCallback, card: Card, plan: "_Plan", done: float, total: float
-) -> Callable[[str, float | int, int], None]:
+def _report(
+    attendance: Attendance, card: Card, plan: "_Plan", done: float, total: float, progress: ComparisonProgress
+) -> StopTraining | None:
     """A callback for `compare` that counts on from what is done."""
-
-    def report(name: str, index: float | int, count: int) -> None:
-        del name
-        callback(card, plan.name, (done + index / count * plan.cost) / total)
-
-    return report
+    share = (done + progress.done / progress.total * plan.cost) / total
+    return attendance.stop(CardProgress(card, plan.name, share))
 
 
 class _Plan:
@@ -143,24 +166,25 @@ class _Plan:
     def run(
         self,
         optimizer: AbstractOptimizer,
+        one: AbstractOptimizer,
         *,
         learning_rates: Sequence[float],
         last: int,
-        restarts: int | None,
-        callback: Callable[[str, float | int, int], None],
+        callback: Callable[[ComparisonProgress], Any],
         **kwargs: Any,
-    ) -> CardRow:
-        stopped: list[Exception] = []
+    ) -> CardRow | None:
+        """The row of an optimizer, of which `one` is a single restart; `None` if a callback ends the work."""
+        raised: list[Exception] = []
 
-        def report(name: str, index: float | int, count: int) -> None:
+        def report(progress: ComparisonProgress) -> Any:
             try:
-                callback(name, index, count)
+                return callback(progress)
             except Exception as error:
-                stopped.append(error)
+                raised.append(error)
                 raise
 
         try:
-            _try_step(optimizer if restarts is None else select_restart(optimizer, 0), self)
+            _try_step(one, self)
             comparison = compare(
                 {_LEARNED: optimizer, **self.baselines},
                 self.variation.family,
@@ -169,16 +193,17 @@ class _Plan:
                 num_tuning_objectives=self.num_tuning_objectives,
                 learning_rates=_with_scaled(learning_rates, self.variation.rates),
                 last=min(last, self.num_steps),
-                restarts=restarts,
-                callback=report,
+                callbacks=[report],
                 **kwargs,
             )
         except Exception as error:
-            if stopped:
+            if raised:
                 raise
             # Whatever it is, out of memory too: the other rows took long and are not to be lost for it.
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             return CardRow(self.name, self.num_steps, self.num_coordinates, failure=reason)
+        if comparison.result == "stopped":
+            return None
         return CardRow(self.name, self.num_steps, self.num_coordinates, **_numbers(comparison))
 
 

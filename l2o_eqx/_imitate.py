@@ -10,10 +10,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._checks import check_restarts, check_sizes
+from ._checks import check_sizes
+from ._devices import Restarts
+from ._errors import ArgumentError
 from ._inner import init_params, losses_and_grads
 from ._meta_step import init_meta_state
-from ._pretraining_report import over_restarts
 from ._types import Params, Scalar
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily, sample_objectives
@@ -85,18 +86,18 @@ def imitate(
         window=window,
         super_epochs=super_epochs,
         num_objectives=num_objectives,
-        restarts=1 if restarts is None else restarts,
     )
     if window > num_steps:
-        raise ValueError(
-            f"`imitate(window={window})`: the window is longer than the super epoch of {num_steps} steps."
+        raise ArgumentError(
+            f"`imitate(window={window})`: the window is longer than the super epoch of {num_steps} steps.",
+            argument="window",
+            given=window,
         )
-    check_restarts("imitate", optimizer, restarts)
+    runs = Restarts.of("imitate", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
-    keys = key if restarts is None else jr.split(key, restarts)
-    settings = _Settings(num_steps, window, super_epochs, num_objectives, meta_optimizer, restarts)
+    settings = _Settings(num_steps, window, super_epochs, num_objectives, meta_optimizer, runs)
     trained, losses = _imitate(
-        start.optimizer, start.meta_optimizer_state, as_optimizer(baseline), family, keys, settings
+        start.optimizer, start.meta_optimizer_state, as_optimizer(baseline), family, runs.keys(key), settings
     )
     return ImitationSolution(trained, np.asarray(losses))
 
@@ -107,7 +108,7 @@ class _Settings(NamedTuple):
     super_epochs: int
     num_objectives: int
     meta_optimizer: optax.GradientTransformation
-    restarts: int | None
+    runs: Restarts
 
 
 def _default_meta_optimizer():
@@ -143,7 +144,7 @@ def _imitate(optimizer, meta_state, baseline, family, keys, settings: _Settings)
         (arrays, _), losses = lax.scan(super_epoch, (arrays, meta_state), epochs)
         return arrays, losses.reshape(-1)
 
-    arrays, losses = over_restarts(train, settings.restarts)(arrays, meta_state, keys)
+    arrays, losses = settings.runs.over(train)(arrays, meta_state, keys)
     return eqx.combine(arrays, static), losses
 
 

@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ._checks import check_restarts
-from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
+from ._devices import Placement, Restarts, place
+from ._errors import ArgumentError
 from ._layout import default_block_size, has_blocks
 from ._snapshots import Average, Snapshot
 from ._types import Keys
-from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
+from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
 from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy
 from .weightings import AbstractWeighting
@@ -52,9 +51,11 @@ def init_meta_state(
     """
     leaves = jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
     if not leaves:
-        raise ValueError(
+        raise ArgumentError(
             f"`meta_train({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
-            "floating-point arrays. Compare it with `compare`, or give a learned optimizer."
+            "floating-point arrays. Compare it with `compare`, or give a learned optimizer.",
+            argument="optimizer",
+            given=optimizer,
         )
     # A weakly typed number (`jnp.asarray(0.1)`) would harden in the first step and compile it again.
     optimizer = jax.tree.map(
@@ -64,7 +65,7 @@ def init_meta_state(
     super_epoch = jnp.zeros((), jnp.int32)
     if restarts is None:
         return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
-    check_restarts("meta_train", optimizer, restarts)
+    Restarts.of("meta_train", optimizer, restarts)
     meta_state = jax.vmap(meta_optimizer.init)(meta_params)
     return MetaState(optimizer, meta_state, super_epoch)
 
@@ -89,13 +90,12 @@ def meta_step(
     handed on as it is.
     """
     next_state, metrics, _ = compiled_step(
-        *placed(state, family, strategy, num_objectives, restarts),
+        *placed(state, family, strategy, num_objectives, Restarts(restarts)),
         strategy=strategy,
         weighting=weighting,
         meta_optimizer=meta_optimizer,
         num_steps=num_steps,
         num_objectives=num_objectives,
-        restarts=restarts,
         key=key,
     )
     return next_state.with_kept(state), metrics
@@ -106,65 +106,45 @@ def placed(
     family: AbstractObjectiveFamily,
     strategy: AbstractUpdateStrategy,
     num_objectives: int,
-    restarts: int | None,
-) -> tuple[MetaState, AbstractObjectiveFamily, Mesh | None, Spread | None]:
+    runs: Restarts,
+) -> tuple[MetaState, AbstractObjectiveFamily, Placement]:
     """The first arguments of `compiled_step`, on the devices that take part; what is there is not moved.
 
     Without what `meta_train` keeps, which the program has no use for.
     """
-    mesh, spread = _spread(state.optimizer, family, strategy, num_objectives, restarts)
-    put = replicate if restarts is None else share_out
+
+    def worth_sharing_coordinates(num_devices):
+        if not (has_blocks(state.optimizer) and strategy.coordinates_apart()):
+            return False
+        return num_objectives * count_coordinates(family) >= num_devices * default_block_size()
+
+    placement = place(runs, num_objectives, worth_sharing_coordinates)
     state = MetaState(
-        put(state.optimizer, mesh),
-        put(state.meta_optimizer_state, mesh),
-        replicate(state.super_epoch, mesh),
+        placement.put(state.optimizer),
+        placement.put(state.meta_optimizer_state),
+        placement.put_everywhere(state.super_epoch),
     )
-    return state, replicate(family, mesh), mesh, spread
-
-
-def _spread(
-    optimizer: AbstractOptimizer,
-    family: AbstractObjectiveFamily,
-    strategy: AbstractUpdateStrategy,
-    num_objectives: int,
-    restarts: int | None,
-) -> tuple[Mesh | None, Spread | None]:
-    # The devices to use, and what of a training without restarts they share out. Least is exchanged if that
-    # is restarts, more with objectives (a meta-gradient per update), most with coordinates (every update).
-    if restarts is not None:
-        return mesh_for(restarts), None
-    if (mesh := mesh_for(num_objectives)) is not None:
-        return mesh, "objectives"
-    count = num_devices()
-    if count == 1 or not (has_blocks(optimizer) and strategy.coordinates_apart()):
-        return None, None
-    wide = num_objectives * count_coordinates(family) >= count * default_block_size()
-    return (mesh_for(count), "coordinates") if wide else (None, None)
+    return state, placement.put_everywhere(family), placement
 
 
 @eqx.filter_jit
 def compiled_step(
     state,
     family,
-    mesh,
-    spread,
+    placement,
     *,
     strategy,
     weighting,
     meta_optimizer,
     num_steps,
     num_objectives,
-    restarts,
     key,
 ):
     """`meta_step` on arrays that are in their place, and which objectives failed."""
 
-    def mean(tree):
-        # What strategies of the package return is the same on all devices already; a user's may not be.
-        return lax.pmean(tree, DEVICES) if spread == "objectives" else tree
-
     def meta_update(optimizer, meta_state, grads):
-        grads = mean(grads)
+        # What strategies of the package return is the same on all devices already; a user's may not be.
+        grads = placement.mean(grads)
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
         return eqx.apply_updates(optimizer, updates), meta_state
@@ -172,10 +152,11 @@ def compiled_step(
     def draw(key):
         return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
 
-    def train(arrays, meta_state, keys):
+    def train(own, keys):
+        arrays, meta_state = own
         okeys, ikeys, lkeys = keys
         num_own = okeys.shape[0]
-        objectives = sample_objectives(family, okeys, spread=spread)
+        objectives = sample_objectives(family, okeys, placement=placement)
         result = strategy.super_epoch(
             eqx.combine(arrays, static),
             meta_state,
@@ -194,44 +175,26 @@ def compiled_step(
             "final_loss": _mean_of(result.losses[-1], ~failed),
             **{name: jnp.mean(values) for name, values in result.metrics.items()},
         }
-        failed = lax.all_gather(failed, DEVICES, tiled=True) if spread == "objectives" else failed
+        failed = placement.collect(failed)
         metrics = {
-            **mean(metrics),
+            **placement.mean(metrics),
             "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
             "failed_objectives": jnp.sum(failed),
         }
         return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics, failed
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
-    meta_state = state.meta_optimizer_state
     key = jr.fold_in(key, state.super_epoch)
-    all_alike, shared_out = PartitionSpec(), PartitionSpec(DEVICES)
-    if restarts is None:
-        in_specs = (all_alike, all_alike, shared_out if spread == "objectives" else all_alike)
-        run = over_devices(train, mesh, in_specs, all_alike)
-        arrays, meta_state, metrics, failed = run(arrays, meta_state, draw(key))
-    else:
-        coordinates = num_objectives * count_coordinates(family)
-
-        def train_all(*batches):
-            side_by_side = restarts_side_by_side(len(batches[2]), coordinates)
-            # A batch of one would turn every product into a batched one, which takes twice the time.
-            batch_size = side_by_side if side_by_side > 1 else None
-            return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)
-
-        run = over_devices(train_all, mesh, shared_out, shared_out)
-        arrays, meta_state, metrics, failed = run(arrays, meta_state, jr.split(key, restarts))
+    own = (arrays, state.meta_optimizer_state)
+    arrays, meta_state, metrics, failed = placement.run(
+        train, own, key, draw, lambda: num_objectives * count_coordinates(family)
+    )
     optimizer = eqx.combine(arrays, static)
     return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics, failed
 
 
-def objective_keys(
-    key: PRNGKeyArray, super_epoch: int, num_objectives: int, restarts: int | None, restart: int = 0
-) -> Keys:
-    """The keys that the family was asked for objectives with in a super epoch, numbered from 0."""
-    key = jr.fold_in(key, super_epoch)
-    if restarts is not None:
-        key = jr.split(key, restarts)[restart]
+def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:
+    """The keys that a family is asked for objectives with, out of the key of a super epoch and restart."""
     return jr.split(jr.split(key, 3)[0], num_objectives)
 
 

@@ -11,9 +11,14 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
-from ._devices import gather
+from ._devices import Restarts
+from ._errors import ArgumentError
+from ._loop import run
 from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
+from ._misc import shapes_of
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from .callbacks import StopTraining
+from .callbacks._base import Callback
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -39,6 +44,8 @@ class Progress(eqx.Module):
         `validation_loss`, the score, NaN where there was none.
     - `state`: to save, or to resume from.
     - `failed`: these objectives, with their keys.
+
+    Before the first super epoch there are no metrics yet.
     """
 
     super_epoch: int
@@ -60,10 +67,6 @@ class FailedObjective(eqx.Module):
     key: PRNGKeyArray
 
 
-# A callback that returns a true value ends the training after this super epoch.
-Callback = Callable[[Progress], Any]
-
-
 class MetaSolution(eqx.Module):
     """The result of `meta_train`.
 
@@ -76,6 +79,7 @@ class MetaSolution(eqx.Module):
     - `failed`: the objectives that were not finite, with their keys.
     - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
     - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
+    - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
     """
 
     optimizer: AbstractOptimizer
@@ -83,6 +87,7 @@ class MetaSolution(eqx.Module):
     metrics: dict[str, np.ndarray]
     state: MetaState
     failed: tuple[FailedObjective, ...] = ()
+    reason: str | None = None
 
     @property
     def best(self) -> Snapshot | None:
@@ -145,7 +150,8 @@ def meta_train(
     - `average`: share of the super epochs, the last ones, whose optimizers are averaged, e.g. 0.25; with a
         validation the mean is one more candidate at the end.
     - `key`: the same key gives the same result.
-    - `callbacks`: called with a `Progress` after each super epoch.
+    - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
+        `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
     - `state`: of an earlier solution with the same settings, to go on where it ended.
 
     **Returns:** a `MetaSolution`.
@@ -167,18 +173,21 @@ def meta_train(
         restarts=1 if restarts is None else restarts,
     )
     if average is not None and not 0 < average <= 1:
-        raise ValueError(
+        raise ArgumentError(
             "`meta_train(average=...)` is a share of the super epochs, above 0 and at most 1. "
-            f"Got average={average}."
+            f"Got average={average}.",
+            argument="average",
+            given=average,
         )
     for length in lengths:
         strategy.num_updates(length)
-    state = _first_state(optimizer, meta_optimizer, restarts, state)
-    keeper = Keeper(
-        validation_of(validation, max(lengths), super_epochs, key), average, super_epochs, restarts
-    )
+    runs = Restarts(restarts)
+    state = _fitting(init_meta_state(optimizer, meta_optimizer, restarts=restarts), state)
+    valid = validation_of(validation, max(lengths), super_epochs, key)
+    score = None if valid is None else functools.partial(valid.score, restarts=restarts)
+    keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
     # Once, and not again for every super epoch.
-    core, family, mesh, spread = placed(state, family, strategy, num_objectives, restarts)
+    core, family, placement = placed(state, family, strategy, num_objectives, runs)
     drawn = super_epoch_lengths(lengths, super_epochs, key)
 
     def step(state):
@@ -187,68 +196,88 @@ def meta_train(
     one_step = functools.partial(
         compiled_step,
         family=family,
-        mesh=mesh,
-        spread=spread,
+        placement=placement,
         strategy=strategy,
         weighting=Constant() if weighting is None else weighting,
         meta_optimizer=meta_optimizer,
         num_objectives=num_objectives,
-        restarts=restarts,
         key=key,
     )
-    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, restarts=restarts)
-    solution = _run(step, find_failed, keeper, keeper.start(core.with_kept(state)), callbacks)
-    state = gather(solution.state, mesh)
-    return MetaSolution(state.optimizer, solution.result, solution.metrics, state, solution.failed)
+    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs)
+    course = _Course(step, find_failed, keeper, placement.fetch)
+    return course.run(keeper.start(core.with_kept(state)), callbacks)
 
 
-def _first_state(optimizer, meta_optimizer, restarts, given):
-    start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
     if given is None:
         return start
-    if _shapes(dataclasses.replace(given, best=None, average=None)) != _shapes(start):
-        raise ValueError(
+    if shapes_of(dataclasses.replace(given, best=None, average=None)) != shapes_of(start):
+        raise ArgumentError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer and restarts as those given."
+            "meta-optimizer and restarts as those given.",
+            argument="state",
         )
     return given
 
 
-def _run(
-    step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any]],
-    find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
-    keeper: Keeper,
-    state: MetaState,
-    callbacks: Sequence[Callback],
-) -> MetaSolution:
-    # The host's loop, up to the last super epoch or to a callback's wish.
-    rows, all_failed, result = [], [], "completed"
-    while (done := int(state.super_epoch)) < keeper.super_epochs:
-        core, metrics, mask = step(dataclasses.replace(state, best=None, average=None))
-        state, kept = keeper.after(core.with_kept(state))
-        done += 1
-        if done == keeper.super_epochs:
-            state, at_the_end = keeper.finish(state)
+class _Course:
+    """The way of one training from its first to its last super epoch.
+
+    **Arguments:**
+
+    - `step`: one super epoch: `state -> (state, metrics, which objectives failed)`.
+    - `find_failed`: who they were.
+    - `keeper`: keeps snapshots.
+    - `fetch`: brings the last state back from the devices.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any]],
+        find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
+        keeper: Keeper,
+        fetch: Callable[[MetaState], MetaState],
+    ):
+        self.one_step, self.find_failed, self.keeper, self.fetch = step, find_failed, keeper, fetch
+        self.rows: list[dict[str, Any]] = []
+        self.failed: list[FailedObjective] = []
+
+    def run(self, state: MetaState, callbacks: Sequence[Callback]) -> MetaSolution:
+        """Goes on from a state."""
+        done, total = int(state.super_epoch), self.keeper.super_epochs
+        first = Progress(done, total, {}, state)
+        return run(self.step, state, range(done + 1, total + 1), callbacks, first=first, finish=self.finish)
+
+    def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
+        """One super epoch; `done` with it."""
+        total = self.keeper.super_epochs
+        core, metrics, mask = self.one_step(dataclasses.replace(state, best=None, average=None))
+        state, kept = self.keeper.after(core.with_kept(state))
+        if done == total:
+            state, at_the_end = self.keeper.finish(state)
             kept = kept | at_the_end
-        rows.append(jax.tree.map(_to_host, metrics | kept))
-        failed = find_failed(np.asarray(mask), done)
-        all_failed += failed
-        progress = Progress(done, keeper.super_epochs, rows[-1], state, failed)
-        if any([callback(progress) for callback in callbacks]):
-            result = "stopped"
-            break
-    if result == "stopped" and done < keeper.super_epochs:
-        state, at_the_end = keeper.finish(state)
-        rows[-1] = rows[-1] | jax.tree.map(_to_host, at_the_end)
-    metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-    return MetaSolution(state.optimizer, result, metrics, state, tuple(all_failed))
+        self.rows.append(jax.tree.map(_to_host, metrics | kept))
+        failed = self.find_failed(np.asarray(mask), done)
+        self.failed += failed
+        return state, Progress(done, total, self.rows[-1], state, failed)
+
+    def finish(self, state: MetaState, stop: StopTraining | None) -> MetaSolution:
+        """What became of it."""
+        if stop is not None and int(state.super_epoch) < self.keeper.super_epochs:
+            state, at_the_end = self.keeper.finish(state)
+            self.rows[-1] |= jax.tree.map(_to_host, at_the_end)
+        state, rows = self.fetch(state), self.rows
+        metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
+        return MetaSolution(state.optimizer, result, metrics, state, tuple(self.failed), reason)
 
 
-def _failed(mask, super_epoch, *, key, num_objectives, restarts) -> tuple[FailedObjective, ...]:
+def _failed(mask, super_epoch, *, key, num_objectives, runs) -> tuple[FailedObjective, ...]:
     found = []
     for *restart, objective in np.argwhere(mask).tolist():
-        keys = objective_keys(key, super_epoch - 1, num_objectives, restarts, *restart)
-        found.append(FailedObjective(super_epoch, restart[0] if restart else None, keys[objective]))
+        number = restart[0] if restart else None
+        own = runs.key_of(jr.fold_in(key, super_epoch - 1), number)
+        found.append(FailedObjective(super_epoch, number, objective_keys(own, num_objectives)[objective]))
     return tuple(found)
 
 
@@ -263,11 +292,6 @@ def super_epoch_lengths(lengths: Sequence[int], super_epochs: int, key: PRNGKeyA
         return jr.randint(jr.fold_in(key, super_epoch), (), 0, len(lengths))
 
     return [lengths[i] for i in jax.vmap(draw)(np.arange(super_epochs)).tolist()]
-
-
-def _shapes(state):
-    leaves, treedef = jax.tree.flatten(eqx.filter(state, eqx.is_array))
-    return treedef, [(x.shape, x.dtype) for x in leaves]
 
 
 def _to_host(x):

@@ -1,5 +1,8 @@
 """Trees of arrays as rows of coordinates, and back: one order of coordinates for the whole package."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +53,12 @@ def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     square = sum(jnp.sum(jnp.square(x / scale)) for x in leaves)
     positive = square > 0
     return jnp.where(positive, scale * jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def shapes_of(tree: PyTree) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The structure of a tree, with the shapes and dtypes of its arrays."""
+    leaves, treedef = jax.tree.flatten(eqx.filter(tree, eqx.is_array))
+    return treedef, [(x.shape, x.dtype) for x in leaves]
 
 
 def root_mean_square(x: Float[Array, "*shape"]) -> Float[Array, ""]:

@@ -1,40 +1,35 @@
 import csv
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import optax
-from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ._checks import check_restarts, check_sizes
+from ._checks import check_sizes
+from ._devices import Restarts
+from ._errors import ArgumentError
+from ._loop import run
 from ._meta_step import init_meta_state
+from ._misc import shapes_of
+from ._pretrain_step import CHUNK, LossName, PartState, PretrainSettings, init_carried, train_part
 from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,
     PretrainReport,
-    RunKeys,
-    answer,
     blocks_of,
     check_positive,
     dtype_of,
     measure,
-    over_restarts,
     rate_of,
 )
-from ._types import Scalar
+from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
-
-LossName = Literal["sign-weighted", "squared"]
-
-# Updates in one call of the compiled program, and so between callbacks.
-_CHUNK = 100
 
 
 class PretrainProgress(eqx.Module):
@@ -43,16 +38,21 @@ class PretrainProgress(eqx.Module):
     **Fields:**
 
     - `update`: number of updates done; `num_updates`: of how many.
-    - `losses`: those since the callback before, as in `PretrainSolution`.
+    - `losses`: those since the callback before, as in `PretrainSolution`; none before the first update.
+    - `state`: to save, or to resume from.
     """
 
     update: int
     num_updates: int
     losses: Float[np.ndarray, "*restarts updates"]
+    state: "PretrainState"
 
 
-# A callback that returns a true value ends the pretraining.
-Callback = Callable[[PretrainProgress], Any]
+class PretrainState(eqx.Module):
+    """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
+
+    parts: "tuple[PartState, ...]"
+    update: Int[Array, ""]
 
 
 class PretrainSolution(eqx.Module):
@@ -64,12 +64,16 @@ class PretrainSolution(eqx.Module):
     - `losses`: before every update; the mean over the blocks of a `PerLayer`.
     - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
+    - `state`: pass it to `pretrain` to go on.
+    - `reason`: that of the `StopTraining` which ended the pretraining early, if it gave one.
     """
 
     optimizer: AbstractOptimizer
     losses: Float[np.ndarray, "*restarts updates"]
     report: PretrainReport
     result: Literal["completed", "stopped"]
+    state: PretrainState
+    reason: str | None = None
 
     def write_losses(self, path: str | Path) -> None:
         """Writes the losses as a CSV file, one row per restart and update.
@@ -83,29 +87,6 @@ class PretrainSolution(eqx.Module):
             writer.writerow(["restart", "update", "loss"])
             for restart, losses in enumerate(np.atleast_2d(self.losses)):
                 writer.writerows([restart, i + 1, loss] for i, loss in enumerate(losses.tolist()))
-
-
-def sign_weighted_loss(
-    updates: Float[Array, "*shape"], targets: Float[Array, "*shape"], omega: float = 2.0
-) -> Scalar:
-    """mean |g − g*|·exp(−ω·sgn(g·g*)): errors count e^ω where the sign is wrong, e^(−ω) where it is right.
-
-    An update of exactly zero has no sign, and its error counts once.
-
-    **Arguments:**
-
-    - `updates`: g.
-    - `targets`: g*.
-    - `omega`: how much signs matter; with 0, this is the mean absolute error.
-
-    Reference: thesis eq. 5.11.
-    """
-    # The product of small numbers could underflow, that of their signs cannot.
-    agreement = jnp.sign(updates) * jnp.sign(targets)
-    errors = updates - targets
-    # JAX's derivative of |x| at 0 is 1; this one is 0, so that an exact optimizer stays so.
-    magnitudes = jnp.sign(errors) * errors
-    return jnp.mean(magnitudes * jnp.exp(-omega * agreement))
 
 
 def pretrain(
@@ -123,6 +104,7 @@ def pretrain(
     restarts: int | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
+    state: PretrainState | None = None,
 ) -> PretrainSolution:
     """Trains an optimizer to start as gradient descent: to answer random inputs ∇ with −α·∇.
 
@@ -151,144 +133,114 @@ def pretrain(
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`. Restart
         i comes out as if pretrained alone with `jr.split(key, restarts)[i]`.
     - `key`: the same key gives the same result.
-    - `callbacks`: called with a `PretrainProgress` after every 100 updates and after the last.
+    - `callbacks`: called with a `PretrainProgress` after every 100 updates and after the last: functions, or
+        parts of `l2o_eqx.callbacks`. One that returns `StopTraining` ends the pretraining there.
+    - `state`: of an earlier solution with the same settings, to go on where it ended.
 
     **Returns:** a `PretrainSolution`.
 
     **Raises:** `ValueError` for sizes below 1, less than a batch of samples, an unknown loss, an `omega`
     below 0, an `input_std` or a learning rate that is not positive, an optimizer without a learning rate or
-    without meta-parameters.
+    without meta-parameters, or a `state` that does not fit.
 
     Reference: thesis sec. 5.4.4, eq. 5.11.
     """
     meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
-    one_or_more = 1 if restarts is None else restarts
-    check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size, restarts=one_or_more)
+    _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std)
+    settings = PretrainSettings(omega, loss, input_std, num_steps, batch_size, carry_state)
+    runs = Restarts.of("pretrain", optimizer, restarts)
+    keys, blocks = runs.keys(key), blocks_of(optimizer)
+    rates = [rate_of("pretrain", block, learning_rate, runs.shape) for block in blocks]
+    states = [init_meta_state(block, meta_optimizer, restarts=restarts) for block in blocks]
+    state = _fitting(_first_state(states, settings, runs), state)
+    num_updates = num_samples // batch_size
+    losses = [np.zeros((*runs.shape, 0), dtype_of(optimizer))]
+
+    def step(state, end):
+        done = int(state.update)
+        bounds = jnp.int32(done), jnp.int32(end)
+        parts, values = [], []
+        for part, rate in zip(state.parts, rates, strict=True):
+            part, found = train_part(part, rate, keys, *bounds, settings, meta_optimizer, runs)
+            parts.append(part)
+            values.append(np.asarray(found)[..., : end - done])
+        losses.append(np.mean(values, axis=0))
+        state = PretrainState(tuple(parts), bounds[1])
+        return state, PretrainProgress(end, num_updates, losses[-1], state)
+
+    def finish(state, stop):
+        trained = [part.optimizer for part in state.parts]
+        report = measure(
+            trained,
+            rates,
+            keys,
+            jnp.int32(num_updates),  # the draws before were trained on
+            input_std=input_std,
+            num_steps=NUM_STEPS,
+            num_samples=NUM_SAMPLES,
+            runs=runs,
+        )
+        result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
+        pretrained = eqx.tree_at(blocks_of, optimizer, trained)
+        found = np.concatenate(losses, axis=-1)
+        return PretrainSolution(pretrained, found, report, result, state, reason)
+
+    done = int(state.update)
+    ends = [min(i + CHUNK, num_updates) for i in range(done, num_updates, CHUNK)]
+    first = PretrainProgress(done, num_updates, losses[0], state)
+    return run(step, state, ends, callbacks, first=first, finish=finish)
+
+
+def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std):
+    check_sizes("pretrain", num_steps=num_steps, batch_size=batch_size)
     if num_samples < batch_size:
-        raise ValueError(
+        raise ArgumentError(
             "`pretrain(num_samples=...)` must be at least `batch_size`, for one update. "
-            f"Got num_samples={num_samples}, batch_size={batch_size}."
+            f"Got num_samples={num_samples}, batch_size={batch_size}.",
+            argument="num_samples",
+            given=num_samples,
         )
     if loss not in get_args(LossName):
-        raise ValueError(f"`pretrain(loss=...)` must be one of {get_args(LossName)}. Got loss={loss!r}.")
+        raise ArgumentError(
+            f"`pretrain(loss=...)` must be one of {get_args(LossName)}. Got loss={loss!r}.",
+            argument="loss",
+            given=loss,
+            possible=get_args(LossName),
+        )
     if not omega >= 0:
-        raise ValueError(f"`pretrain(omega=...)` must be at least 0. Got omega={omega}.")
+        raise ArgumentError(
+            f"`pretrain(omega=...)` must be at least 0. Got omega={omega}.", argument="omega", given=omega
+        )
     if not jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array)):
-        raise ValueError(
+        raise ArgumentError(
             f"`pretrain({type(optimizer).__name__})`: there is nothing to train, the optimizer has no "
-            "floating-point arrays. Give a learned optimizer."
+            "floating-point arrays. Give a learned optimizer.",
+            argument="optimizer",
+            given=optimizer,
         )
     check_positive("pretrain", input_std=input_std)
-    check_restarts("pretrain", optimizer, restarts)
-    settings = _Settings(omega, loss, input_std, num_steps, batch_size, carry_state)
-
-    keys = key if restarts is None else jr.split(key, restarts)
-    blocks = blocks_of(optimizer)
-    rates = [rate_of("pretrain", block, learning_rate, restarts) for block in blocks]
-    runs = []
-    for block in blocks:
-        start = init_meta_state(block, meta_optimizer, restarts=restarts)
-        state = _init(start.optimizer, batch_size, restarts) if carry_state else None
-        runs.append(_Run(start.optimizer, start.meta_optimizer_state, state))
-
-    num_updates = num_samples // batch_size
-    rows, result = [], "completed"
-    for done in range(0, num_updates, _CHUNK):
-        end = min(done + _CHUNK, num_updates)
-        bounds = jnp.int32(done), jnp.int32(end)
-        losses = []
-        for i, rate in enumerate(rates):
-            runs[i], values = _train(runs[i], rate, keys, *bounds, settings, meta_optimizer, restarts)
-            losses.append(values)
-        rows.append(np.mean([np.asarray(values)[..., : end - done] for values in losses], axis=0))
-        progress = PretrainProgress(end, num_updates, rows[-1])
-        if any([callback(progress) for callback in callbacks]):
-            result = "stopped"
-            break
-    trained = [run.optimizer for run in runs]
-    report = measure(
-        trained,
-        rates,
-        keys,
-        jnp.int32(num_updates),  # the draws before were trained on
-        input_std=input_std,
-        num_steps=NUM_STEPS,
-        num_samples=NUM_SAMPLES,
-        restarts=restarts,
-    )
-    optimizer = eqx.tree_at(blocks_of, optimizer, trained)
-    return PretrainSolution(optimizer, np.concatenate(rows, axis=-1), report, result)
 
 
-class _Settings(NamedTuple):
-    omega: float
-    loss: LossName
-    input_std: float
-    num_steps: int
-    batch_size: int
-    carry_state: bool
+def _first_state(starts, settings, runs):
+    parts = []
+    for start in starts:
+        carried = init_carried(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
+        parts.append(PartState(start.optimizer, start.meta_optimizer_state, carried))
+    return PretrainState(tuple(parts), jnp.int32(0))
 
 
-class _Run(eqx.Module):
-    # The pretraining of one block, between two chunks.
-    optimizer: AbstractOptimizer
-    meta_optimizer_state: PyTree
-    state: PyTree
+def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState:
+    if given is None:
+        return start
+    if shapes_of(given) != shapes_of(start):
+        raise ArgumentError(
+            "`pretrain(state=...)` does not fit: it must come from a pretraining of the same optimizer, "
+            "meta-optimizer and restarts as those given.",
+            argument="state",
+        )
+    return given
 
 
 @functools.cache
 def _default_meta_optimizer():
     return optax.adam(1e-3, eps=1e-7)
-
-
-@eqx.filter_jit
-def _init(optimizer, batch_size, restarts):
-    arrays, static = eqx.partition(optimizer, eqx.is_array)
-    params = jnp.zeros(batch_size, dtype_of(optimizer))
-    return over_restarts(lambda arrays: eqx.combine(arrays, static).init(params), restarts)(arrays)
-
-
-@eqx.filter_jit
-def _train(
-    run: _Run,
-    rate: Float[Array, "*restarts"],
-    keys: RunKeys,
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-    settings: _Settings,
-    meta_optimizer: optax.GradientTransformation,
-    restarts: int | None,
-) -> tuple[_Run, Float[Array, "*restarts updates"]]:
-    # A loop of as many updates as asked for and an array for the most there are: one program for all chunks.
-    arrays, static = eqx.partition(run.optimizer, eqx.is_array)
-    dtype = dtype_of(run.optimizer)
-    shape = (settings.num_steps, settings.batch_size)
-
-    def train(arrays, meta_state, state, rate, key):
-        def one_update(update, carry):
-            arrays, meta_state, state, losses = carry
-            inputs = settings.input_std * jr.normal(jr.fold_in(key, update), shape, dtype)
-
-            def error(optimizer):
-                first = state if settings.carry_state else optimizer.init(jnp.zeros_like(inputs[0]))
-                updates, last = answer(optimizer, first, inputs)
-                targets = -rate * inputs
-                if settings.loss == "squared":
-                    return jnp.mean((updates - targets) ** 2), last
-                return sign_weighted_loss(updates, targets, settings.omega), last
-
-            optimizer = eqx.combine(arrays, static)
-            (loss, last), grads = eqx.filter_value_and_grad(error, has_aux=True)(optimizer)
-            meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
-            changes, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
-            arrays = eqx.filter(eqx.apply_updates(optimizer, changes), eqx.is_array)
-            state = last if settings.carry_state else None
-            return arrays, meta_state, state, losses.at[update - start].set(loss)
-
-        losses = jnp.zeros(_CHUNK, dtype)
-        return lax.fori_loop(start, stop, one_update, (arrays, meta_state, state, losses))
-
-    arrays, meta_state, state, losses = over_restarts(train, restarts)(
-        arrays, run.meta_optimizer_state, run.state, rate, keys
-    )
-    return _Run(eqx.combine(arrays, static), meta_state, state), losses

@@ -1,18 +1,18 @@
 """What a pretrained optimizer is compared with, and what pretraining it and judging it share."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ._checks import check_restarts, check_sizes
-from ._devices import sharded_over_devices
+from ._checks import check_sizes
+from ._devices import Restarts
+from ._devices._restarts import RunKeys
+from ._errors import ArgumentError
 from ._misc import tree_dtype
 from ._types import State
 from .optimizers import AbstractOptimizer, PerLayer
@@ -20,9 +20,6 @@ from .optimizers import AbstractOptimizer, PerLayer
 # As many as the default window of `meta_train` has.
 NUM_STEPS = 16
 NUM_SAMPLES = 4096
-
-# One key, or one per restart; keys of the old kind are rows of two numbers.
-RunKeys = Key[Array, "*restarts"] | UInt32[Array, "*restarts 2"]
 
 
 class PretrainReport(eqx.Module):
@@ -67,22 +64,20 @@ def pretraining_report(
     **Raises:** `ValueError` for sizes below 1, an `input_std` or a learning rate that is not positive, or an
     optimizer without a learning rate.
     """
-    one_or_more = 1 if restarts is None else restarts
-    check_sizes("pretraining_report", num_steps=num_steps, num_samples=num_samples, restarts=one_or_more)
+    check_sizes("pretraining_report", num_steps=num_steps, num_samples=num_samples)
     check_positive("pretraining_report", input_std=input_std)
-    check_restarts("pretraining_report", optimizer, restarts)
-    keys = key if restarts is None else jr.split(key, restarts)
+    runs = Restarts.of("pretraining_report", optimizer, restarts)
     blocks = blocks_of(optimizer)
-    rates = [rate_of("pretraining_report", block, learning_rate, restarts) for block in blocks]
+    rates = [rate_of("pretraining_report", block, learning_rate, runs.shape) for block in blocks]
     return measure(
         blocks,
         rates,
-        keys,
+        runs.keys(key),
         jnp.int32(0),
         input_std=input_std,
         num_steps=num_steps,
         num_samples=num_samples,
-        restarts=restarts,
+        runs=runs,
     )
 
 
@@ -96,7 +91,7 @@ def measure(
     input_std: float,
     num_steps: int,
     num_samples: int,
-    restarts: int | None,
+    runs: Restarts,
 ) -> PretrainReport:
     """The report on all blocks together; `draw` numbers the inputs that a key gives."""
     arrays, static = eqx.partition(blocks, eqx.is_array)
@@ -113,7 +108,7 @@ def measure(
             errors.append(jnp.where(error == 0, 0, error / jnp.abs(targets)))
         return PretrainReport(jnp.mean(jnp.stack(right)), jnp.median(jnp.stack(errors)))
 
-    return over_restarts(report, restarts)(arrays, rates, keys)
+    return runs.over(report)(arrays, rates, keys)
 
 
 def answer(
@@ -138,17 +133,17 @@ def blocks_of(optimizer: AbstractOptimizer) -> list[AbstractOptimizer]:
 
 
 def rate_of(
-    verb: str, block: AbstractOptimizer, given: float | None, restarts: int | None
+    verb: str, block: AbstractOptimizer, given: float | None, shape: tuple[int, ...]
 ) -> Float[Array, "*restarts"]:
-    """α of a block's targets: the learning rate given, or its own."""
+    """α of a block's targets: the learning rate given, or its own; of the shape of the restarts."""
     rate: Any = getattr(block, "learning_rate", None) if given is None else given
-    if not eqx.is_array_like(rate) or np.shape(rate) not in ((), (restarts,)):
-        raise ValueError(
+    if not eqx.is_array_like(rate) or np.shape(rate) not in ((), shape):
+        raise ArgumentError(
             f"`{verb}(learning_rate=...)` must be given, the α of the target −α·∇: "
-            f"{type(block).__name__} has no `learning_rate` of its own that is a number."
+            f"{type(block).__name__} has no `learning_rate` of its own that is a number.",
+            argument="learning_rate",
         )
     check_positive(verb, learning_rate=rate)
-    shape = () if restarts is None else (restarts,)
     return jnp.asarray(np.broadcast_to(np.asarray(rate, dtype_of(block)), shape))
 
 
@@ -156,14 +151,11 @@ def check_positive(verb: str, **values: Any) -> None:
     """Raises a `ValueError` that names the first value which is not above 0."""
     for name, value in values.items():
         if not np.all(np.asarray(value) > 0):
-            raise ValueError(f"`{verb}({name}=...)` must be above 0. Got {name}={value}.")
+            raise ArgumentError(
+                f"`{verb}({name}=...)` must be above 0. Got {name}={value}.", argument=name, given=value
+            )
 
 
 def dtype_of(optimizer: AbstractOptimizer) -> np.dtype:
     """That of the meta-parameters, in which inputs are drawn."""
     return tree_dtype(eqx.filter(optimizer, eqx.is_inexact_array))
-
-
-def over_restarts(function: Callable[..., Any], restarts: int | None) -> Callable[..., Any]:
-    """`function` for a batch of all its arguments, if there are restarts."""
-    return function if restarts is None else sharded_over_devices(jax.vmap(function), restarts)

@@ -9,7 +9,6 @@ import itertools
 import json
 import operator
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
+
+from .files import replacing
 
 StrPath = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
@@ -75,16 +76,8 @@ def save(path: StrPath, tree: PyTree, *, metadata: Metadata | None = None, struc
     header["sha256"] = _digest(header, arrays)
     # One metadata key: safetensors writes several in random order.
     content = to_safetensors(arrays, metadata={"l2o_eqx": dumps(header)})
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 

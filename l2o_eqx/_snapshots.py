@@ -1,7 +1,9 @@
 """What a meta-training keeps beside the optimizer at work: its best snapshot, and a mean of the last ones."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._checks import check_sizes
+from ._errors import ArgumentError
 from ._evaluate import evaluate
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
@@ -55,9 +58,11 @@ class Validation(eqx.Module):
         sizes = ("num_steps", "num_objectives", "every", "last")
         check_sizes("Validation", **{name: getattr(self, name) for name in sizes})
         if self.last > self.num_steps:
-            raise ValueError(
+            raise ArgumentError(
                 "`Validation(last=...)` cannot be more than the steps there are. "
-                f"Got last={self.last}, num_steps={self.num_steps}."
+                f"Got last={self.last}, num_steps={self.num_steps}.",
+                argument="last",
+                given=self.last,
             )
 
     def score(
@@ -99,6 +104,19 @@ class Snapshot(eqx.Module):
     score: Float[Array, "*restarts"]
     averaged: Bool[Array, "*restarts"]
 
+    def facts(self) -> dict[str, Any]:
+        """`super_epoch`, `averaged` and the score as `validation_loss`, as JSON has them.
+
+        With restarts they are lists; null stands for what is not finite.
+        """
+        scores = np.asarray(self.score)
+        plain = [x if math.isfinite(x) else None for x in scores.ravel().tolist()]
+        return {
+            "super_epoch": np.asarray(self.super_epoch).tolist(),
+            "averaged": np.asarray(self.averaged).tolist(),
+            "validation_loss": plain if scores.ndim else plain[0],
+        }
+
 
 class Average(eqx.Module):
     """The mean of an optimizer's meta-parameters over `count` super epochs."""
@@ -112,20 +130,19 @@ class Keeper(eqx.Module):
 
     **Arguments:**
 
-    - `validation`: if there is to be a best snapshot.
+    - `score`: that of a `Validation`, if there is to be a best snapshot; `every` so many super epochs.
     - `average`: share of the super epochs whose optimizers are averaged, or `None`.
     - `super_epochs`: how many there are going to be.
-    - `restarts`: as in `meta_train`.
     """
 
-    validation: Validation | None
+    score: Callable[[AbstractOptimizer], Float[np.ndarray, "*restarts"]] | None
+    every: int
     average: float | None
     super_epochs: int
-    restarts: int | None
 
     def start(self, state: "MetaState") -> "MetaState":
         """The untrained optimizer is the first candidate; nothing changes if there is a snapshot already."""
-        if self.validation is None or state.best is not None:
+        if self.score is None or state.best is not None:
             return state
         return self._validated(state, state.optimizer)[0]
 
@@ -133,27 +150,27 @@ class Keeper(eqx.Module):
         """Called after each super epoch; with the metrics to add to its own."""
         if self.average is not None:
             state = self._averaged(state)
-        if self.validation is None:
+        if self.score is None:
             return state, {}
-        if int(state.super_epoch) % self.validation.every:
-            shape = () if self.restarts is None else (self.restarts,)
-            return state, {"validation_loss": np.full(shape, np.nan)}
+        if int(state.super_epoch) % self.every:
+            assert state.best is not None
+            return state, {"validation_loss": np.full(state.best.score.shape, np.nan)}
         return self._validated(state, state.optimizer)
 
     def finish(self, state: "MetaState") -> tuple["MetaState", dict[str, Float[np.ndarray, "*restarts"]]]:
         """Called once after the last super epoch there is; with the metrics to put over its own."""
         metrics = {}
-        if self.validation is None:
+        if self.score is None:
             return state, metrics
-        if int(state.super_epoch) % self.validation.every:
+        if int(state.super_epoch) % self.every:
             state, metrics = self._validated(state, state.optimizer)
         if self.average is not None and state.average is not None:
             state, _ = self._validated(state, state.average.optimizer, averaged=True)
         return state, metrics
 
     def _validated(self, state, optimizer, averaged=False):
-        assert self.validation is not None
-        score = self.validation.score(optimizer, restarts=self.restarts)
+        assert self.score is not None
+        score = self.score(optimizer)
         shape = score.shape
         found = Snapshot(
             optimizer,

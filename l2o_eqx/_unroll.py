@@ -2,6 +2,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._errors import ArgumentError
 from ._inner import as_batch, run_steps
 from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state, uncut
 from ._types import Params, State, StepNumber
@@ -47,7 +48,9 @@ def unroll(
     **Raises:** `ValueError` for fewer than one step.
     """
     if num_steps < 1:
-        raise ValueError(f"`unroll(num_steps=...)` needs at least one step. Got {num_steps}.")
+        raise ArgumentError(
+            f"`unroll(num_steps=...)` needs at least one step. Got {num_steps}.", argument="num_steps"
+        )
     return _unroll(optimizer, objective, params, state, num_steps, jnp.asarray(start), key)
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._errors import ArgumentError
+from ._misc import tree_norm
 from .optimizers import AbstractOptimizer
 
 Normalization = Literal["tensor", "block", "global", "clip", "none"]
@@ -63,9 +65,12 @@ def default_meta_optimizer(
         **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
     }
     if normalization not in before:
-        raise ValueError(
+        raise ArgumentError(
             f"`default_meta_optimizer(normalization={normalization!r})`: the normalizations are "
-            f"{', '.join(map(repr, before))}."
+            f"{', '.join(map(repr, before))}.",
+            argument="normalization",
+            given=normalization,
+            possible=before,
         )
     rate = _schedule(learning_rate, warmup_updates, total_updates, final_share)
     chain = optax.chain(before[normalization](), optax.adam(rate, b1, b2, eps))
@@ -78,14 +83,18 @@ def _schedule(
     peak: float, warmup_updates: int, total_updates: int | None, final_share: float
 ) -> float | optax.Schedule:
     if warmup_updates < 0 or (total_updates is not None and total_updates <= warmup_updates):
-        raise ValueError(
+        raise ArgumentError(
             "`default_meta_optimizer(warmup_updates=...)` must be at least 0 and less than `total_updates`. "
-            f"Got warmup_updates={warmup_updates}, total_updates={total_updates}."
+            f"Got warmup_updates={warmup_updates}, total_updates={total_updates}.",
+            argument="warmup_updates",
+            given=warmup_updates,
         )
     if not 0 <= final_share <= 1:
-        raise ValueError(
+        raise ArgumentError(
             "`default_meta_optimizer(final_share=...)` is a share of the learning rate, from 0 to 1. "
-            f"Got final_share={final_share}."
+            f"Got final_share={final_share}.",
+            argument="final_share",
+            given=final_share,
         )
     if total_updates is None:
         after = optax.constant_schedule(peak) if warmup_updates else peak
@@ -111,8 +120,10 @@ def drop_spikes(largest_norm: float) -> optax.GradientTransformation:
     **Raises:** `ValueError` unless it is positive.
     """
     if not largest_norm > 0:
-        raise ValueError(
-            f"`drop_spikes(largest_norm=...)` must be positive. Got largest_norm={largest_norm}."
+        raise ArgumentError(
+            f"`drop_spikes(largest_norm=...)` must be positive. Got largest_norm={largest_norm}.",
+            argument="largest_norm",
+            given=largest_norm,
         )
 
     def init(params):
@@ -147,7 +158,12 @@ def unit_norm(
     Reference: thesis sec. 5.3.2.
     """
     if per not in ("tensor", "block", "global"):
-        raise ValueError(f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'block' or 'global'.")
+        raise ArgumentError(
+            f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'block' or 'global'.",
+            argument="per",
+            given=per,
+            possible=("tensor", "block", "global"),
+        )
 
     def init(params):
         del params
@@ -167,14 +183,6 @@ def unit_norm(
 
 
 def _scaled(tree, eps):
-    norm = _norm(jax.tree.leaves(tree), eps)
+    norm = jnp.maximum(tree_norm(tree), eps)
+    norm = jnp.where(norm > 0, norm, 1.0)
     return jax.tree.map(lambda u: u / norm.astype(u.dtype), tree)
-
-
-def _norm(arrays, eps):
-    # Scaled by the largest entry first: the square of a vanishing meta-gradient would round to zero.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in arrays]))
-    scale = jnp.where(largest > 0, largest, 1.0)
-    norm = scale * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale)) for x in arrays))
-    norm = jnp.maximum(norm, eps)
-    return jnp.where(norm > 0, norm, 1.0)

@@ -1,7 +1,6 @@
 """Figures of comparisons and of trainings. Matplotlib is imported when the first one is drawn."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._card_plot import plot_card as plot_card
+from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plot_curves(
     **Raises:** `ValueError` if there are no curves.
     """
     if not curves:
-        raise ValueError("`plot_curves(curves)` needs at least one curve. Got none.")
+        raise ArgumentError("`plot_curves(curves)` needs at least one curve. Got none.", argument="curves")
     figure, axes = new_figure(7.5, 4.8)
     arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
     best_first = sorted(arrays, key=lambda name: _final(arrays[name]))
@@ -75,7 +75,7 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
 
     **Arguments:**
 
-    - `metrics`: of `MetaSolution.metrics`, or from `read_metrics`: one row per super epoch, and a
+    - `metrics`: of `MetaSolution.metrics`, or from `callbacks.read_metrics`: one row per super epoch, and a
         column per restart if there are several; these are drawn thin, their median bold.
     - `path`: where to write the figure, if anywhere.
 
@@ -142,23 +142,6 @@ def read_curves(path: str | Path) -> dict[str, np.ndarray]:
             values = [float(row[column]) for column in ("q25", "median", "q75")]
             rows.setdefault(row["optimizer"], []).append(values)
     return {name: np.array(values).T for name, values in rows.items()}
-
-
-def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the `metrics.jsonl` of a run; a last line that was cut off is left out.
-
-    **Arguments:**
-
-    - `path`: the file.
-
-    **Returns:** the metrics by name, as `plot_training` takes them.
-    """
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.endswith("\n")]
-    names = [name for name in rows[0] if name != "restarts"] if rows else []
-    # Null stands for what is not finite.
-    values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
-    return {name: np.array(column, float) for name, column in values.items()}
 
 
 def read_pretraining(path: str | Path) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+import l2o_eqx
 from l2o_eqx import objectives, optimizers, outputs, preprocessors, strategies, weightings
 from l2o_eqx.optimizers import AbstractOptimizer
 
@@ -224,3 +225,13 @@ def assert_trees_close(actual, expected, *, rtol=1e-5, atol=1e-7):
         assert a.shape == e.shape and a.dtype == e.dtype, (a.shape, a.dtype, e.shape, e.dtype)
         scale = max(1e-30, float(np.max(np.abs(e), initial=0.0)))
         np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=rtol, atol=atol * scale)
+
+
+def stop_at(count, reason=None):
+    """A callback that ends the work once so many super epochs, or updates, are done."""
+
+    def callback(progress):
+        done = getattr(progress, "super_epoch", None) or getattr(progress, "update", None)
+        return l2o_eqx.StopTraining(reason) if done == count else None
+
+    return callback

@@ -100,7 +100,7 @@ def test_what_an_optimizer_cannot_take_is_reported(getkey):
         num_steps=4,
         variations=tried,
         baselines=BASELINES,
-        callback=lambda card, name, share: seen.append((len(card.rows), name, share)),
+        callbacks=[lambda p: seen.append((len(p.card.rows), p.name, p.share))],
         key=getkey(),
         **TINY,
     )
@@ -114,8 +114,8 @@ def test_what_an_optimizer_cannot_take_is_reported(getkey):
 
 
 def test_what_a_callback_raises_is_no_failure_of_a_variation(getkey):
-    def stop(card, name, share):
-        if share > 0:
+    def stop(progress):
+        if progress.share > 0:
             raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
@@ -124,10 +124,24 @@ def test_what_a_callback_raises_is_no_failure_of_a_variation(getkey):
             Quadratic(3),
             num_steps=4,
             baselines=BASELINES,
-            callback=stop,
+            callbacks=[stop],
             key=getkey(),
             **TINY,
         )
+
+
+def test_a_card_can_be_stopped(getkey):
+    card = l2o.generalization_card(
+        ForOneSize(jnp.full(3, 0.01)),
+        Quadratic(3),
+        num_steps=4,
+        variations={"one": Variation(Quadratic(3)), "two": Variation(Quadratic(3))},
+        baselines=BASELINES,
+        callbacks=[lambda p: l2o.StopTraining if p.share > 0.6 else None],
+        key=getkey(),
+        **TINY,
+    )
+    assert [row.name for row in card.rows] == ["one"] and not card.complete
 
 
 def test_what_ends_above_where_it_began_is_counted(getkey):
@@ -245,13 +259,12 @@ def test_ctrl_c_keeps_the_rows_that_are_done(few, saved, monkeypatch):
 
     real = l2o.generalization_card
 
-    def interrupted(*args, callback, **kwargs):
-        def stop(card, name, share):
-            callback(card, name, share)
-            if card.rows:
+    def interrupted(*args, callbacks, **kwargs):
+        def stop(progress):
+            if progress.card.rows:
                 raise KeyboardInterrupt
 
-        return real(*args, callback=stop, **kwargs)
+        return real(*args, callbacks=[*callbacks, stop], **kwargs)
 
     monkeypatch.setattr("l2o_cli._card.run_interruptibly", lambda work: work())
     monkeypatch.setattr("l2o_eqx.generalization_card", interrupted, raising=False)

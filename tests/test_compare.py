@@ -323,7 +323,7 @@ def test_rates_that_must_be_python_numbers(getkey):
         num_objectives=3,
         num_tuning_objectives=2,
         learning_rates=(0.01, 0.5),
-        callback=lambda *report: reports.append(report),
+        callbacks=[lambda p: reports.append((p.name, p.done, p.total))],
         key=getkey(),
     )
     assert comparison.learning_rates == {"Adam": 0.5}

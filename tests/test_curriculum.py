@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import ScaledGradient
+from helpers import ScaledGradient, stop_at
 from test_snapshots import MARCH, family, rates
 
 import l2o_eqx
@@ -65,7 +65,7 @@ def test_limits_and_wishes_end_it():
     bowls = family()
     short = train(rates(0.0), bowls, super_epochs=1)
     assert short.result == "completed" and len(short.stages) == 1
-    stopped = train(rates(0.0), bowls, callbacks=[lambda p: p.super_epoch == 1])
+    stopped = train(rates(0.0), bowls, callbacks=[stop_at(1)])
     assert stopped.result == "stopped" and len(stopped.stages) == 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import l2o_eqx
-from l2o_eqx._devices import restarts_side_by_side
+from l2o_eqx._devices._mesh import restarts_side_by_side
 
 # One line of numbers for every way in which work is shared out.
 SPREAD = """
@@ -19,6 +19,7 @@ count = int(sys.argv[1])
 if count > 1:
     assert l2o_eqx.use_cores(count) == count
 import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
+from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import placed
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
@@ -47,7 +48,7 @@ batch = eqx.filter_vmap(make)(keys)
 mixed = PerLayer({"w": make(keys[0]), "b": Hierarchical(2, 2, 2, key=keys[1])}, by_name)
 per_layer = PerLayer({"w": make(keys[0]), "b": make(keys[1])}, by_name)
 for optimizer, family, strategy, settings, spread in [
-    (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, None),
+    (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, "restarts"),
     (make(keys[0]), Quadratic(3), EveryWindow(3), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryStep(3, "recorded"), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryWindow(3, "second"), {"num_objectives": 4}, "objectives"),
@@ -64,8 +65,10 @@ for optimizer, family, strategy, settings, spread in [
         optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings
     )
     restarts = settings.get("restarts")
-    mesh, found = placed(solution.state, family, strategy, settings.get("num_objectives", 1), restarts)[2:]
-    assert (mesh is None) == (count == 1) and found == (spread if count > 1 else None), (mesh, found)
+    runs, num_objectives = Restarts(restarts), settings.get("num_objectives", 1)
+    placement = placed(solution.state, family, strategy, num_objectives, runs)[2]
+    assert (placement.mesh is None) == (count == 1), placement
+    assert placement.shared == (spread if count > 1 else None), placement
     run = l2o_eqx.evaluate(
         solution.optimizer, family, num_steps=5, num_objectives=6, restarts=restarts, key=jr.key(2)
     )

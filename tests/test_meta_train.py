@@ -10,6 +10,7 @@ import pytest
 from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
 
 import l2o_eqx
+from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx._meta_train import super_epoch_lengths
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
@@ -322,7 +323,7 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
 
     def callback(progress):
         seen.append((progress.super_epoch, progress.super_epochs, set(progress.metrics)))
-        return progress.super_epoch == 2
+        return l2o_eqx.StopTraining("enough") if progress.super_epoch == 2 else None
 
     solution = l2o_eqx.meta_train(
         CoordinatewiseLSTM((2,), key=getkey()),
@@ -342,7 +343,8 @@ def test_callbacks_see_every_super_epoch_and_can_stop(getkey):
         "skipped_updates",
         "failed_objectives",
     }
-    assert solution.result == "stopped" and int(solution.state.super_epoch) == 2
+    assert solution.result == "stopped" and solution.reason == "enough"
+    assert int(solution.state.super_epoch) == 2
 
 
 def test_nonfinite_meta_gradients_are_left_out(getkey):
@@ -428,13 +430,12 @@ def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
         optimizer = make(jr.split(getkey(), restarts))
         state = l2o_eqx.init_meta_state(optimizer, meta_optimizer, restarts=restarts)
         lowered = step.lower(
-            *placed(state, Quadratic(64), strategy, 40, restarts),
+            *placed(state, Quadratic(64), strategy, 40, Restarts(restarts)),
             strategy=strategy,
             weighting=Constant(),
             meta_optimizer=meta_optimizer,
             num_steps=6,
             num_objectives=40,
-            restarts=restarts,
             key=getkey(),
         )
         own = sum(x.nbytes for x in meta_leaves(optimizer))

@@ -2,7 +2,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from l2o_eqx import plots
+from l2o_eqx import callbacks, plots
 
 STEPS = 50
 
@@ -67,11 +67,11 @@ def test_metrics_read_back_with_restarts_and_without_a_broken_last_line(tmp_path
     path = tmp_path / "metrics.jsonl"
     row = '{"super_epoch": 1, "final_loss": 2.0, "restarts": {"final_loss": [1.0, null, 3.0]}}\n'
     path.write_text(row + row + '{"super_epoch": 3, "fin')
-    metrics = plots.read_metrics(path)
+    metrics = callbacks.read_metrics(path)
     np.testing.assert_array_equal(metrics["super_epoch"], [1, 1])
     np.testing.assert_array_equal(metrics["final_loss"], [[1.0, np.nan, 3.0]] * 2)
     path.write_text("")
-    assert plots.read_metrics(path) == {}
+    assert callbacks.read_metrics(path) == {}
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 3), (1,)])

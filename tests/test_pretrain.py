@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import LEARNED, assert_trees_close
+from helpers import LEARNED, assert_trees_close, stop_at
 
 import l2o_eqx as l2o
 from l2o_eqx.optimizers import AbstractOptimizer, CoordinatewiseLSTM, FromOptax, PerLayer
@@ -199,9 +199,16 @@ def test_same_key_same_bits_and_callbacks_see_all(getkey):
     other = l2o.pretrain(optimizer, key=getkey(), **kwargs)
     assert not eqx.tree_equal(whole.optimizer, other.optimizer)
 
-    stopped = l2o.pretrain(optimizer, key=key, callbacks=[lambda progress: progress.update == 100], **kwargs)
+    stopped = l2o.pretrain(optimizer, key=key, callbacks=[stop_at(100)], **kwargs)
     assert stopped.result == "stopped"
     np.testing.assert_array_equal(stopped.losses, whole.losses[:100])
+    resumed = l2o.pretrain(optimizer, key=key, state=stopped.state, **kwargs)
+    assert eqx.tree_equal(resumed.optimizer, whole.optimizer)
+    np.testing.assert_array_equal(resumed.losses, whole.losses[100:])
+    with pytest.raises(ValueError, match="state"):
+        l2o.pretrain(
+            CoordinatewiseLSTM((2,), LogSign(), 0.01, key=getkey()), key=key, state=stopped.state, **kwargs
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import ScaledGradient, assert_trees_close
+from helpers import ScaledGradient, assert_trees_close, stop_at
 
 import l2o_eqx
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
@@ -210,7 +210,7 @@ def test_resumed_training_keeps_what_the_whole_one_keeps(done):
     validation = l2o_eqx.Validation(bowls, 8, 4, every=1, key=jr.key(1))
     settings: Any = {"validation": validation, "average": 0.3}
     whole = march(rates(0.0), bowls, **settings)
-    half = march(rates(0.0), bowls, callbacks=[lambda p: p.super_epoch == done], **settings)
+    half = march(rates(0.0), bowls, callbacks=[stop_at(done)], **settings)
     assert half.result == "stopped" and half.best is not None
     resumed = march(rates(0.0), bowls, state=half.state, **settings)
     assert eqx.tree_equal(whole.state, resumed.state)
@@ -219,7 +219,12 @@ def test_resumed_training_keeps_what_the_whole_one_keeps(done):
 def test_stopped_training_validates_its_last_optimizer():
     bowls = family()
     validation = l2o_eqx.Validation(bowls, 8, 4, every=100, key=jr.key(1))
-    solution = march(rates(0.0), bowls, validation=validation, callbacks=[lambda p: p.super_epoch == 2])
+    solution = march(
+        rates(0.0),
+        bowls,
+        validation=validation,
+        callbacks=[stop_at(2)],
+    )
     assert solution.best is not None and int(solution.best.super_epoch) == 2
     np.testing.assert_array_equal(solution.metrics["validation_loss"], [np.nan, solution.best.score])
 

@@ -7,6 +7,7 @@ import jax
 import jax.random as jr
 
 import l2o_eqx as l2o
+from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx.weightings import Constant
 
@@ -20,7 +21,7 @@ def make(case: Case) -> tuple[Callable[[], Any], int]:
     """
     meta_optimizer = l2o.default_meta_optimizer()
     state = l2o.init_meta_state(case.optimizer(jr.key(0)), meta_optimizer, restarts=case.restarts)
-    arguments = placed(state, case.family(), case.strategy, case.num_objectives, case.restarts)
+    arguments = placed(state, case.family(), case.strategy, case.num_objectives, Restarts(case.restarts))
     state, *rest = arguments
     settings: dict[str, Any] = {
         "strategy": case.strategy,
@@ -28,13 +29,12 @@ def make(case: Case) -> tuple[Callable[[], Any], int]:
         "meta_optimizer": meta_optimizer,
         "num_steps": case.num_steps,
         "num_objectives": case.num_objectives,
-        "restarts": case.restarts,
         "key": jr.key(1),
     }
     step: Any = compiled_step
     program = step.lower(state, *rest, **settings).compile()
     memory = program.compiled.memory_analysis()
-    num_devices = 1 if arguments[2] is None else arguments[2].size
+    num_devices = 1 if (mesh := arguments[2].mesh) is None else mesh.size
 
     def run() -> Any:
         nonlocal state

@@ -1,6 +1,5 @@
 """Runs what is asked for and collects the numbers."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -102,16 +101,9 @@ def measure(case: Case, repeats: int, tell: Callable[[str], None] = lambda text:
 
 
 def _machine() -> dict[str, Any]:
-    devices = jax.devices()
-    return {
-        "platform": platform.platform(),
-        "device": devices[0].device_kind,
-        "num_devices": len(devices),
-        "cores": available_cores(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "l2o_eqx": l2o.__version__,
-    }
+    found = l2o.environment()
+    versions = found.pop("versions")
+    return {**found, "device": found["device_kind"], "jax": versions["jax"], "l2o_eqx": versions["l2o-eqx"]}
 
 
 def _first_updates(tell: Callable[[str], None]) -> dict[str, Any]:

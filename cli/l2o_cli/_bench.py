@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from l2o_eqx.files import dumps, write_text
+
 from ._errors import UsageError, suggestion
-from ._folder import check_free, make_folder, write_text
+from ._folder import check_free, make_folder
 from ._options import OUTPUT, AsJson, Cores, Quiet
 from ._start import start
 
@@ -42,7 +44,7 @@ def bench(
     from l2o_bench._run import parts, run
 
     from ._interrupt import interrupted, run_interruptibly
-    from ._output import Output, dumps
+    from ._output import Output
 
     output = Output(quiet, as_json)
     possible = parts()

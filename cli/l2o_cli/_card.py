@@ -11,11 +11,11 @@ from rich.table import Table
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import dumps, replacing, write_text
 
 from ._build import Parts
-from ._folder import replacing, write_text
 from ._interrupt import run_interruptibly
-from ._output import Output, dumps, show_number
+from ._output import Output, show_number
 
 CARD_FILE = "card.json"
 
@@ -39,11 +39,12 @@ def run_card(
     latest, given_up = l2o.Card((), ()), False
     with output.progress("card", 1.0, "", percent=True) as update:
 
-        def show(card: l2o.Card, name: str, share: float) -> None:
+        def show(progress: l2o.CardProgress) -> None:
             nonlocal latest
             if not given_up:
-                latest = card
-                update(share, "done" if card.complete else f"{name} ({len(card.rows)} of {len(card.names)})")
+                latest = card = progress.card
+                at_work = f"{progress.name} ({len(card.rows)} of {len(card.names)})"
+                update(progress.share, "done" if card.complete else at_work)
 
         def work() -> l2o.Card:
             return l2o.generalization_card(
@@ -56,8 +57,8 @@ def run_card(
                 tuning=settings.tuning,
                 last=min(settings.last, num_steps),
                 restarts=restarts,
-                callback=show,
                 key=key,
+                callbacks=[show],
             )
 
         try:

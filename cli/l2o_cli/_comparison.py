@@ -9,10 +9,10 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import dumps, replacing, write_text
 
 from ._build import Parts
-from ._folder import replacing, write_text
-from ._output import Output, dumps
+from ._output import Output
 
 LEARNED = "learned"
 UNTRAINED = "untrained"
@@ -39,8 +39,8 @@ def run_comparison(
     num_steps = settings.num_steps or parts.config.meta.num_steps
     with output.progress("comparing", len(optimizers), "") as update:
 
-        def show(name: str, index: float, total: int) -> None:
-            update(index, "done" if index == total else name)
+        def show(progress: l2o.ComparisonProgress) -> None:
+            update(progress.done, "done" if progress.done == progress.total else progress.name)
 
         return l2o.compare(
             optimizers,
@@ -52,8 +52,8 @@ def run_comparison(
             tuning=settings.tuning,
             last=min(settings.last, num_steps),
             restarts=restarts,
-            callback=show,
             key=key,
+            callbacks=[show],
         )
 
 

@@ -28,11 +28,17 @@ def label(path: Path) -> str:
 
 @contextlib.contextmanager
 def blaming(*path: str) -> Iterator[None]:
-    """Turns the library's `ValueError` into one about a setting."""
+    """Turns the library's `ValueError` into one about a setting.
+
+    **Arguments:**
+
+    - `path`: the setting to blame, unless the error itself says which one of the same table it is.
+    """
     try:
         yield
     except ValueError as error:
-        raise UsageError(f"{label(path)}: {error}") from None
+        own = (*path[:-1], getattr(error, "argument", None) or path[-1])
+        raise UsageError(f"{label(own if own in leaves() else path)}: {error}") from None
 
 
 def suggestion(given: str, possible: Iterable[str]) -> str:

@@ -1,22 +1,18 @@
-"""A run's folder: made once, never overwritten, and no reader sees half of a file."""
+"""A run's folder: made once, never overwritten; and the record of the run in it."""
 
 import contextlib
 import datetime
-import importlib.metadata
 import itertools
 import os
-import platform
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ._errors import UsageError
-from ._output import dumps
+from l2o_eqx.files import dumps, write_text
 
-PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy")
+from ._errors import UsageError
 
 
 def make_folder(out: Path | None, parent: Path, name: str) -> Path:
@@ -56,23 +52,6 @@ def check_free(out: Path | None) -> None:
 def exists(out: Path | None) -> UsageError:
     """What to say about a folder that is there already."""
     return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix to write to, which then takes the place of `path`."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 class Record:
@@ -115,22 +94,6 @@ class Record:
 
     def _write(self) -> None:
         write_text(self.path, dumps(self.facts, indent=2) + "\n")
-
-
-def environment(describe_device: Callable[[], str]) -> dict[str, Any]:
-    """The versions and the machine that a result may depend on.
-
-    **Arguments:**
-
-    - `describe_device`: says what JAX computes on.
-    """
-    return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": describe_device(),
-        "command": ["l2o", *sys.argv[1:]],
-    }
 
 
 def now() -> str:

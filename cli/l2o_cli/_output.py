@@ -1,6 +1,5 @@
 """What the user sees: lines, progress and tables, or one JSON object for scripts."""
 
-import json
 import math
 import re
 import time
@@ -13,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+
+from l2o_eqx.files import dumps
 
 # (number done, what to say about it)
 Update = Callable[[float, str], None]
@@ -115,21 +116,6 @@ class Output:
         self.console.print(table)
         for note in [*_remarks(rows, highlighted), *notes]:
             self.say(note)
-
-
-def dumps(content: Any, indent: int | None = None) -> str:
-    """Strict JSON: numbers that are not finite become null, arrays become lists."""
-    return json.dumps(_plain(content), indent=indent, allow_nan=False)
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if hasattr(x, "tolist"):
-        x = x.tolist()
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]], highlighted: str) -> Iterator[str]:

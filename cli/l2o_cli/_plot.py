@@ -43,15 +43,14 @@ def plot(
 
 
 def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
-    from l2o_eqx import plots
-
-    from ._folder import replacing
+    from l2o_eqx import callbacks, plots
+    from l2o_eqx.files import replacing
 
     name = FIGURES[source.name]
     path = folder / f"{name}.{file_format}"
     readers: dict[str, Any] = {
         "curves": plots.read_curves,
-        "training": plots.read_metrics,
+        "training": callbacks.read_metrics,
         "pretraining": plots.read_pretraining,
         "card": _read_rows,
     }

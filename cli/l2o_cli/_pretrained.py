@@ -10,9 +10,9 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.files import replacing
 
 from ._build import Parts
-from ._folder import replacing
 from ._output import Output
 
 FILE = "pretraining.csv"

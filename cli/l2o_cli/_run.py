@@ -1,19 +1,20 @@
 """A run of `l2o train` or `l2o pretrain`: what it starts from, pretraining, and the optimizers it keeps."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.random as jr
 
 import l2o_eqx as l2o
+from l2o_eqx.files import write_text
 
 from ._build import Parts, build
 from ._config import RunConfig
-from ._folder import Record, environment, make_folder, write_text
+from ._folder import Record, make_folder
 from ._interrupt import run_interruptibly
 from ._output import Output
 from ._pretrained import Pretrained, run_pretraining, show_pretraining, write_pretraining
@@ -84,7 +85,8 @@ def begin(
     write_text(folder / "config.toml", to_toml(config))
     record = Record(
         folder / "run.json",
-        **environment(describe_device),
+        **l2o.environment(),
+        command=["l2o", *sys.argv[1:]],
         seed=config.seed,
         data=parts.data,
         num_meta_parameters=meta_parameters,
@@ -150,9 +152,5 @@ def optimizer_files(config: RunConfig, *, last: bool = False) -> list[str]:
 
 
 def describe_device() -> str:
-    """What JAX computes on, e.g. `cpu`."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    if len(devices) == 1:
-        return kind
-    return f"{len(devices)} {kind} cores" if kind == "cpu" else f"{len(devices)} x {kind}"
+    """What JAX computes on, e.g. `2 cpu cores`."""
+    return l2o.environment()["device"]

@@ -1,6 +1,5 @@
 """Which optimizer a training is left with: the last one, or what `--validate-every` or `--average` keep."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,11 @@ def taken_from(state: l2o.MetaState) -> tuple[Any, dict[str, Any] | None]:
     - `state`: where the training stands.
     """
     if state.best is not None:
-        best = state.best
-        return best.optimizer, {
-            "by": "validation",
-            "super_epoch": np.asarray(best.super_epoch).tolist(),
-            "averaged": np.asarray(best.averaged).tolist(),
-            "validation_loss": _as_json(np.asarray(best.score)),
-        }
+        return state.best.optimizer, {"by": "validation", **state.best.facts()}
     if state.average is not None:
         count = int(state.average.count)
         return state.average.optimizer, {"by": "average", "super_epochs_averaged": count}
     return state.optimizer, None
-
-
-def _as_json(scores: np.ndarray) -> Any:
-    # Null stands for what is not finite, as in all files of a run.
-    plain = [x if math.isfinite(x) else None for x in scores.ravel().tolist()]
-    return plain if scores.ndim else plain[0]
 
 
 def describe_taken(taken: dict[str, Any], super_epochs: int) -> str:

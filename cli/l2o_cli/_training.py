@@ -1,6 +1,7 @@
 """What `l2o train` does once its settings are resolved."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ import numpy as np
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
+from l2o_eqx.callbacks import MetricsWriter, median_over_restarts, read_metrics
+from l2o_eqx.files import replacing
 from l2o_eqx.strategies import EveryWindow
 
 from ._build import Parts
@@ -23,9 +26,9 @@ from ._comparison import (
     write_comparison,
 )
 from ._config import RunConfig
-from ._folder import check_free, replacing
+from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
-from ._metrics import FILE, median_over_restarts, open_log
+from ._metrics import FILE, Events
 from ._output import Output
 from ._run import Run, begin, describe_device, optimizer_files, pretrain_first, save_optimizers
 from ._taken import describe_taken, taken_from
@@ -34,13 +37,33 @@ from ._taken import describe_taken, taken_from
 @dataclasses.dataclass
 class _Training:
     run: Run
+    solution: l2o.MetaSolution | None = None
+    # Where it stood if it was left behind in compiled code, without a solution.
     latest: l2o.Progress | None = None
+    failed_so_far: list[l2o.FailedObjective] = dataclasses.field(default_factory=list)
     wants_to_stop: bool = False
-    skipped: int = 0
-    failed: list[l2o.FailedObjective] = dataclasses.field(default_factory=list)
     # What is kept and compared, and why if it is not the last one.
     optimizer: Any = None
     taken: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> l2o.MetaState | None:
+        known = self.solution or self.latest
+        return None if known is None else known.state
+
+    @property
+    def done(self) -> int:
+        return 0 if self.state is None else int(self.state.super_epoch)
+
+    @property
+    def failed(self) -> Sequence[l2o.FailedObjective]:
+        return self.failed_so_far if self.solution is None else self.solution.failed
+
+    @property
+    def skipped(self) -> int:
+        if self.solution is not None:
+            return int(np.max(self.solution.metrics["skipped_updates"][-1]))
+        return 0 if self.latest is None else int(np.max(self.latest.metrics["skipped_updates"]))
 
 
 def train(given: RunConfig, out: Path | None, output: Output) -> None:
@@ -106,24 +129,20 @@ def _untrained(parts: Parts) -> str:
     return f". The last {rest} {what} nothing (--remainder)" if rest else ""
 
 
-def _meta_train(training: _Training) -> l2o.MetaSolution:
+def _meta_train(training: _Training) -> None:
     parts, meta = training.run.parts, training.run.parts.config.meta
-    output = training.run.output
-    with (
-        open_log(training.run.folder) as log,
-        output.progress("training", meta.super_epochs, "compiling") as update,
-    ):
+    folder, output = training.run.folder, training.run.output
+    with output.progress("training", meta.super_epochs, "compiling") as update:
 
-        def show(progress: l2o.Progress) -> bool:
+        def show(progress: l2o.Progress) -> l2o.StopTraining | None:
             training.latest = progress
-            training.failed += progress.failed
+            training.failed_so_far += progress.failed
             metrics = median_over_restarts(progress.metrics)
-            training.skipped = int(np.max(progress.metrics["skipped_updates"]))
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
             update(progress.super_epoch, status)
-            return training.wants_to_stop
+            return l2o.StopTraining("Ctrl-C") if training.wants_to_stop else None
 
-        solution = l2o.meta_train(
+        training.solution = l2o.meta_train(
             training.run.optimizer,
             parts.family,
             parts.strategy,
@@ -136,12 +155,8 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
             validation=parts.validation,
             average=meta.average,
             key=training.run.key,
-            callbacks=[log, show],
+            callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
         )
-    if training.latest is not None:
-        # With what is kept at the end, be it an early one.
-        training.latest = dataclasses.replace(training.latest, state=solution.state)
-    return solution
 
 
 def _ask(training: _Training) -> None:
@@ -152,13 +167,13 @@ def _ask(training: _Training) -> None:
 
 def _stop(training: _Training) -> None:
     saved = _finish(training, "stopped")
-    if training.latest is None:
+    if training.state is None:
         training.run.output.say(
             "Stopped before the first super epoch was over: the optimizer is untrained and was not "
             f"saved. The settings are in {training.run.folder}."
         )
     else:
-        epochs = f"{training.latest.super_epoch} of {training.run.parts.config.meta.super_epochs}"
+        epochs = f"{training.done} of {training.run.parts.config.meta.super_epochs}"
         training.run.output.say(
             f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is "
             f"in {training.run.folder / saved[0]}; `l2o evaluate {training.run.folder}` compares it."
@@ -168,7 +183,7 @@ def _stop(training: _Training) -> None:
 
 
 def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
-    done = 0 if training.latest is None else training.latest.super_epoch
+    done = training.done
     files = optimizer_files(training.run.parts.config) if done else []
     skipped = training.skipped
     if training.taken is not None:
@@ -195,19 +210,19 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
 
 
 def _save(training: _Training) -> None:
-    latest = training.latest
-    if latest is None:
+    state = training.state
+    if state is None:
         return
-    run, done = training.run, latest.super_epoch
-    training.optimizer, training.taken = taken_from(latest.state)
+    run, done = training.run, training.done
+    training.optimizer, training.taken = taken_from(state)
     if training.taken is None:
         save_optimizers(run, training.optimizer, super_epochs_done=done)
     else:
         save_optimizers(run, training.optimizer, super_epochs_done=done, taken=training.taken)
-        save_optimizers(run, latest.state.optimizer, last=True, super_epochs_done=done)
+        save_optimizers(run, state.optimizer, last=True, super_epochs_done=done)
         run.output.say(describe_taken(training.taken, done))
     with replacing(run.folder / "training.png") as path:
-        plots.plot_training(plots.read_metrics(run.folder / FILE), path)
+        plots.plot_training(read_metrics(run.folder / FILE), path)
 
 
 def _compare(training: _Training) -> l2o.Comparison:

@@ -2,9 +2,7 @@
 
 from ._base import AbstractObjective as AbstractObjective
 from ._base import AbstractObjectiveFamily as AbstractObjectiveFamily
-from ._batch import DEVICES as DEVICES
 from ._batch import ObjectiveBatch as ObjectiveBatch
-from ._batch import Spread as Spread
 from ._batch import count_coordinates as count_coordinates
 from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives

@@ -1,51 +1,42 @@
-from typing import Literal
-
 import equinox as eqx
 import jax
 import jax.random as jr
-from jax import lax
 from jaxtyping import PyTree
 
+from .._devices import Placement
 from .._types import Keys
 from ._base import AbstractObjective, AbstractObjectiveFamily
-
-# What the devices of a mesh share out: objectives to each, or the coordinates of all of them.
-Spread = Literal["objectives", "coordinates"]
-
-DEVICES = "devices"
-"""Name of the mesh's axis."""
 
 
 class ObjectiveBatch(eqx.Module):
     """Many objectives of one family side by side; what they share is held once.
 
     Made by `sample_objectives`. Inside a function batched over `own`, call `select(own)` to get one
-    objective. With `spread` the batch is used inside `shard_map` over the axis `DEVICES`: its
-    `"objectives"` are those of one device, or it is the same on all and each device updates its own
-    `"coordinates"`.
+    objective. `placement` says what of the batch is on this device, if several share it: these objectives, or
+    some coordinates of all of them.
     """
 
     own: PyTree
     shared: PyTree
-    spread: Spread | None = eqx.field(static=True, default=None)
+    placement: Placement | None = None
 
     @property
     def coordinate_axis(self) -> str | None:
-        """The mesh axis that the coordinates are spread over, if they are."""
-        return DEVICES if self.spread == "coordinates" else None
+        """The name of what the coordinates are shared out over, if they are."""
+        return None if self.placement is None else self.placement.coordinate_axis
 
     def mean_over_devices(self, tree: PyTree) -> PyTree:
         """Means over the objectives of this device as means over those of all."""
-        return lax.pmean(tree, DEVICES) if self.spread == "objectives" else tree
+        return tree if self.placement is None else self.placement.mean(tree)
 
     def select(self, own: PyTree) -> AbstractObjective:
         return eqx.combine(own, self.shared)
 
 
 def sample_objectives(
-    family: AbstractObjectiveFamily, keys: Keys, *, spread: Spread | None = None
+    family: AbstractObjectiveFamily, keys: Keys, *, placement: Placement | None = None
 ) -> ObjectiveBatch:
-    """Draws one objective per key; `spread` as in `ObjectiveBatch`.
+    """Draws one objective per key; `placement` as in `ObjectiveBatch`.
 
     Arrays that `family.sample` hands on untouched (a data set) are recognized and kept once, without an
     axis for the objectives; everything else gets that axis in front.
@@ -60,7 +51,7 @@ def sample_objectives(
         return own
 
     own = jax.vmap(sample)(keys)
-    return ObjectiveBatch(own, shared, spread)
+    return ObjectiveBatch(own, shared, placement)
 
 
 def params_shapes(family: AbstractObjectiveFamily) -> PyTree[jax.ShapeDtypeStruct]:

@@ -10,6 +10,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from .._errors import check
 from .._types import Scalar
 
 
@@ -84,11 +85,13 @@ class ConvNet(eqx.Module):
         *,
         key: PRNGKeyArray,
     ):
-        if min(image_size, *conv_channels, *dense_sizes) < 1 or not dense_sizes:
-            raise ValueError(
-                "`ConvNet(...)` needs sizes of at least one, and a dense layer for the classes. Got "
-                f"image_size={image_size}, conv_channels={conv_channels}, dense_sizes={dense_sizes}."
-            )
+        check(
+            "`ConvNet(...)` needs sizes of at least one, and a dense layer for the classes. Got "
+            f"image_size={image_size}, conv_channels={conv_channels}, dense_sizes={dense_sizes}.",
+            image_size=(image_size, image_size >= 1),
+            conv_channels=(conv_channels, min(conv_channels, default=1) >= 1),
+            dense_sizes=(dense_sizes, min(dense_sizes, default=0) >= 1),
+        )
         channels, size = (1, *conv_channels), image_size
         for _ in conv_channels:
             size = _halved(size)

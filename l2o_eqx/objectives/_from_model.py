@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._errors import ArgumentError
 from .._types import Params, Scalar, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
 from ._minibatch import minibatch_indices, take_batch
@@ -50,14 +51,17 @@ class FromModel(AbstractObjectiveFamily):
     def __check_init__(self):
         sizes = sorted({x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(self.data)})
         if len(sizes) != 1:
-            raise ValueError(
+            raise ArgumentError(
                 "`FromModel(data=...)`: all arrays must have the same number of examples on their leading "
-                f"axis. Got the sizes {sizes}."
+                f"axis. Got the sizes {sizes}.",
+                argument="data",
             )
         if not 1 <= self.batch_size <= sizes[0]:
-            raise ValueError(
+            raise ArgumentError(
                 f"`FromModel(batch_size=...)` must lie between 1 and the {sizes[0]} examples of `data`. "
-                f"Got batch_size={self.batch_size}."
+                f"Got batch_size={self.batch_size}.",
+                argument="batch_size",
+                given=self.batch_size,
             )
 
     @property

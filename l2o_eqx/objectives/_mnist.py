@@ -5,6 +5,7 @@ import equinox as eqx
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
+from .._errors import ArgumentError, check
 from ..data import Digits, load_mnist
 from ._classifiers import ACTIVATIONS, HELD_OUT_ACTIVATIONS, MLP, OUTPUTS, ConvNet
 from ._from_model import FromModel
@@ -117,14 +118,26 @@ def MNIST(
     activation = tuple(ACTIVATIONS) if activation == "mixed" else activation
     names = (activation,) if isinstance(activation, str) else activation
     if not names or not ACTIVATIONS.keys() >= {*names}:
-        raise ValueError(f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.")
-    if output not in OUTPUTS:
-        raise ValueError(f"`MNIST(output={output!r})`: the outputs are {', '.join(OUTPUTS)}.")
-    if min(1, *hidden_sizes, *conv_channels, num_examples) < 1:
-        raise ValueError(
-            "`MNIST(...)` needs layers and a data set of at least one. Got "
-            f"hidden_sizes={hidden_sizes}, conv_channels={conv_channels}, num_examples={num_examples}."
+        raise ArgumentError(
+            f"`MNIST(activation={activation!r})`: the activations are {', '.join(ACTIVATIONS)}.",
+            argument="activation",
+            given=activation,
+            possible=ACTIVATIONS,
         )
+    if output not in OUTPUTS:
+        raise ArgumentError(
+            f"`MNIST(output={output!r})`: the outputs are {', '.join(OUTPUTS)}.",
+            argument="output",
+            given=output,
+            possible=OUTPUTS,
+        )
+    check(
+        "`MNIST(...)` needs layers and a data set of at least one. Got "
+        f"hidden_sizes={hidden_sizes}, conv_channels={conv_channels}, num_examples={num_examples}.",
+        hidden_sizes=(hidden_sizes, min(hidden_sizes, default=1) >= 1),
+        conv_channels=(conv_channels, min(conv_channels, default=1) >= 1),
+        num_examples=(num_examples, num_examples >= 1),
+    )
     if digits is None:
         digits = load_mnist(data, data_dir)
     examples = (digits.train_images[:num_examples], digits.train_labels[:num_examples])

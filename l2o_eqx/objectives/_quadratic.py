@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._types import Scalar, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
 from ._resized import resized
@@ -52,11 +53,17 @@ class Quadratic(AbstractObjectiveFamily):
 
     def __check_init__(self):
         if self.dim < 1:
-            raise ValueError(f"`Quadratic(dim=...)` needs at least one coordinate. Got dim={self.dim}.")
+            raise ArgumentError(
+                f"`Quadratic(dim=...)` needs at least one coordinate. Got dim={self.dim}.",
+                argument="dim",
+                given=self.dim,
+            )
         if self.theta_std < 0:
-            raise ValueError(
+            raise ArgumentError(
                 "`Quadratic(theta_std=...)` is a standard deviation and cannot be negative. "
-                f"Got theta_std={self.theta_std}."
+                f"Got theta_std={self.theta_std}.",
+                argument="theta_std",
+                given=self.theta_std,
             )
 
     def sample(self, key: PRNGKeyArray) -> QuadraticObjective:

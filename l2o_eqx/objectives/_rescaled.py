@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._errors import check
 from ._base import AbstractObjectiveFamily
 from ._scaled import ScaledObjective
 
@@ -29,11 +30,12 @@ class Rescaled(AbstractObjectiveFamily):
     params: float = eqx.field(static=True, default=1.0, converter=float)
 
     def __check_init__(self):
-        if not all(0 < factor < math.inf for factor in (self.loss, self.params)):
-            raise ValueError(
-                "`Rescaled(loss=..., params=...)` are factors and must be above 0. Got "
-                f"loss={self.loss}, params={self.params}."
-            )
+        check(
+            "`Rescaled(loss=..., params=...)` are factors and must be above 0. Got "
+            f"loss={self.loss}, params={self.params}.",
+            loss=(self.loss, 0 < self.loss < math.inf),
+            params=(self.params, 0 < self.params < math.inf),
+        )
 
     def sample(self, key: PRNGKeyArray) -> ScaledObjective:
         objective = self.family.sample(key)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._types import Params, Scalar, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
@@ -71,9 +72,11 @@ class Scaled(AbstractObjectiveFamily):
         ranges = {"low=..., high=": (self.low, self.high), "pointwise=": self.pointwise or (1.0, 1.0)}
         for name, (low, high) in ranges.items():
             if not 0 < low <= high < math.inf:
-                raise ValueError(
+                raise ArgumentError(
                     f"`Scaled({name}...)` is a range of factors and must begin above 0 and not end below "
-                    f"that. Got {low} to {high}."
+                    f"that. Got {low} to {high}.",
+                    argument="pointwise" if name == "pointwise=" else "high" if 0 < low < math.inf else "low",
+                    given=(low, high),
                 )
 
     def sample(self, key: PRNGKeyArray) -> ScaledObjective:

@@ -12,6 +12,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._errors import ArgumentError, check
 from .._misc import root_mean_square, tree_norm
 from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
@@ -118,15 +119,25 @@ class AdamMLP(AbstractOptimizer):
         decay: Decay = "none",
         key: PRNGKeyArray,
     ):
-        if not hidden_sizes or min(*hidden_sizes, num_steps) < 1:
-            raise ValueError(
-                "`AdamMLP(...)` needs at least one hidden layer of at least one unit, and a step. Got "
-                f"hidden_sizes={hidden_sizes}, num_steps={num_steps}."
-            )
+        check(
+            "`AdamMLP(...)` needs at least one hidden layer of at least one unit, and a step. Got "
+            f"hidden_sizes={hidden_sizes}, num_steps={num_steps}.",
+            hidden_sizes=(hidden_sizes, min(hidden_sizes, default=0) >= 1),
+            num_steps=(num_steps, num_steps >= 1),
+        )
         if decay not in ("none", "cosine"):
-            raise ValueError(f"`AdamMLP(decay={decay!r})`: the rate decays as 'none' or 'cosine'.")
+            raise ArgumentError(
+                f"`AdamMLP(decay={decay!r})`: the rate decays as 'none' or 'cosine'.",
+                argument="decay",
+                given=decay,
+                possible=("none", "cosine"),
+            )
         if not learning_rate > 0:
-            raise ValueError(f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.")
+            raise ArgumentError(
+                f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.",
+                argument="learning_rate",
+                given=learning_rate,
+            )
         num_outputs = 1 + _NUM_DIRECTIONS + matrices
         sizes = (_NUM_TENSOR_FEATURES + _NUM_ENTRY_FEATURES, *hidden_sizes, num_outputs)
         keys = jr.split(key, len(sizes) - 1)
@@ -148,7 +159,7 @@ class AdamMLP(AbstractOptimizer):
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         if params is None:
-            raise ValueError("`AdamMLP` looks at the params: hand them to `update`.")
+            raise ArgumentError("`AdamMLP` looks at the params: hand them to `update`.", argument="params")
         leaves, treedef = jax.tree.flatten(grads)
         # Of a step only gradients and moments are kept for the reverse pass.
         update_leaf = jax.checkpoint(functools.partial(_update_leaf, state.step, state.horizon))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._misc import unravel_like
 from .._types import Params, State
 from ..outputs import AbstractOutput
@@ -57,14 +58,18 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         key: PRNGKeyArray,
     ):
         if not hidden_sizes or min(hidden_sizes) < 1:
-            raise ValueError(
+            raise ArgumentError(
                 "`CoordinatewiseLSTM(hidden_sizes=...)` needs at least one layer of at least one unit. "
-                f"Got hidden_sizes={hidden_sizes}."
+                f"Got hidden_sizes={hidden_sizes}.",
+                argument="hidden_sizes",
+                given=hidden_sizes,
             )
         if linear_readout and output is not None:
-            raise ValueError(
+            raise ArgumentError(
                 "`CoordinatewiseLSTM(linear_readout=True)` is instead of an `output`, "
-                "which has a read-out anyway."
+                "which has a read-out anyway.",
+                argument="linear_readout",
+                given=linear_readout,
             )
         ckey, rkey = jr.split(key)
         self.preprocessor = preprocessor_for(preprocessor, output, Identity())

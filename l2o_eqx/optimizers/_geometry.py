@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from .._errors import ArgumentError
 from .._misc import tree_dtype
 from .._types import Params
 from ._per_layer import by_layer
@@ -85,17 +86,31 @@ def check_settings(
     - `below_one`, `positive`: settings by name that must lie between 0 and 1, or above 0.
     """
     if per not in ("tensor", "layer", "tree"):
-        raise ValueError(f"`{where}(per={per!r})`: a network runs per 'tensor', per 'layer' or per 'tree'.")
+        raise ArgumentError(
+            f"`{where}(per={per!r})`: a network runs per 'tensor', per 'layer' or per 'tree'.",
+            argument="per",
+            given=per,
+            possible=("tensor", "layer", "tree"),
+        )
     if first_step not in ("absolute", "relative"):
-        raise ValueError(
-            f"`{where}(first_step={first_step!r})`: the first step can be 'absolute' or 'relative'."
+        raise ArgumentError(
+            f"`{where}(first_step={first_step!r})`: the first step can be 'absolute' or 'relative'.",
+            argument="first_step",
+            given=first_step,
+            possible=("absolute", "relative"),
         )
     for name, value in below_one.items():
         if not 0 < value < 1:
-            raise ValueError(f"`{where}({name}=...)` must lie between 0 and 1. Got {name}={value}.")
+            raise ArgumentError(
+                f"`{where}({name}=...)` must lie between 0 and 1. Got {name}={value}.",
+                argument=name,
+                given=value,
+            )
     for name, value in positive.items():
         if not value > 0:
-            raise ValueError(f"`{where}({name}=...)` must be positive. Got {name}={value}.")
+            raise ArgumentError(
+                f"`{where}({name}=...)` must be positive. Got {name}={value}.", argument=name, given=value
+            )
 
 
 def wide_dtype(tree: Params) -> np.dtype:

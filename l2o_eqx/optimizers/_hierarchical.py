@@ -5,6 +5,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, State
 from ..outputs import AbstractOutput
@@ -57,12 +58,14 @@ class Hierarchical(AbstractOptimizer):
         output: AbstractOutput | None = None,
         key: PRNGKeyArray,
     ):
-        if min(coordinate_size, tensor_size, global_size) < 1:
-            raise ValueError(
-                "`Hierarchical(...)` needs at least one unit per level. Got "
-                f"coordinate_size={coordinate_size}, tensor_size={tensor_size}, "
-                f"global_size={global_size}."
-            )
+        check(
+            "`Hierarchical(...)` needs at least one unit per level. Got "
+            f"coordinate_size={coordinate_size}, tensor_size={tensor_size}, "
+            f"global_size={global_size}.",
+            coordinate_size=(coordinate_size, coordinate_size >= 1),
+            tensor_size=(tensor_size, tensor_size >= 1),
+            global_size=(global_size, global_size >= 1),
+        )
         ckey, tkey, gkey = jr.split(key, 3)
         self.preprocessor = preprocessor_for(preprocessor, output, TwoFeature())
         num_inputs = num_features(self.preprocessor, output) + tensor_size

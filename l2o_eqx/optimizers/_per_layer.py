@@ -7,6 +7,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._errors import ArgumentError
 from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
 
@@ -70,7 +71,9 @@ class PerLayer(AbstractOptimizer):
 
     def __init__(self, optimizers: Mapping[str, AbstractOptimizer], label: Label = by_layer):
         if not optimizers:
-            raise ValueError("`PerLayer(optimizers=...)` needs at least one optimizer. Got none.")
+            raise ArgumentError(
+                "`PerLayer(optimizers=...)` needs at least one optimizer. Got none.", argument="optimizers"
+            )
         self.optimizers = dict(optimizers)
         self.label = label
 
@@ -136,9 +139,12 @@ class PerLayer(AbstractOptimizer):
         used = sorted(set(jax.tree.leaves(labels)))
         missing = [name for name in used if name not in self.optimizers]
         if missing:
-            raise ValueError(
+            raise ArgumentError(
                 f"`PerLayer`: the params have the groups {used}, but there is no optimizer for {missing}. "
-                f"There are optimizers for {sorted(self.optimizers)}."
+                f"There are optimizers for {sorted(self.optimizers)}.",
+                argument="params",
+                given=used,
+                possible=sorted(self.optimizers),
             )
 
         def group(name):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .._errors import ArgumentError
 from .._misc import unit_rms
 from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
@@ -43,8 +44,10 @@ class UnitRMS(AbstractOptimizer):
 
     def __check_init__(self):
         if not self.weight_decay >= 0:
-            raise ValueError(
-                f"`UnitRMS(weight_decay=...)` cannot be negative. Got weight_decay={self.weight_decay}."
+            raise ArgumentError(
+                f"`UnitRMS(weight_decay=...)` cannot be negative. Got weight_decay={self.weight_decay}.",
+                argument="weight_decay",
+                given=self.weight_decay,
             )
 
     def blocks(self) -> dict[str, PyTree]:
@@ -58,7 +61,10 @@ class UnitRMS(AbstractOptimizer):
 
     def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
         if params is None and self.weight_decay:
-            raise ValueError("`UnitRMS(weight_decay=...)` needs the params: hand them to `update`.")
+            raise ArgumentError(
+                "`UnitRMS(weight_decay=...)` needs the params: hand them to `update`.",
+                argument="params",
+            )
         updates, inner = self.inner.update(grads, state.inner, params)
         rate = self.learning_rate(state.step) if callable(self.learning_rate) else self.learning_rate
         updates = jax.tree.map(lambda u: (rate * u).astype(u.dtype), unit_rms(updates))

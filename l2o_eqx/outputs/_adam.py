@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError, check
 from .._misc import ravel_wide, unravel_like
 from .._types import Params, Scalar
 from ._base import AbstractOutput, log_factor
@@ -66,14 +67,19 @@ class AdamOutput(AbstractOutput):
         *,
         start: float = 0.9,
     ):
-        if not (rate > 0 and eps > 0 and all(0 <= b < 1 for b in (*decays, b2))):
-            raise ValueError(
-                "`AdamOutput(rate, decays, b2, eps)`: the rate and `eps` must be positive, the decay rates "
-                f"in [0, 1). Got rate={rate}, decays={decays}, b2={b2}, eps={eps}."
-            )
+        check(
+            "`AdamOutput(rate, decays, b2, eps)`: the rate and `eps` must be positive, the decay rates "
+            f"in [0, 1). Got rate={rate}, decays={decays}, b2={b2}, eps={eps}.",
+            rate=(rate, rate > 0),
+            decays=(decays, all(0 <= b < 1 for b in decays)),
+            b2=(b2, 0 <= b2 < 1),
+            eps=(eps, eps > 0),
+        )
         if start not in decays:
-            raise ValueError(
-                f"`AdamOutput(start=...)` must be one of the decays. Got start={start}, decays={decays}."
+            raise ArgumentError(
+                f"`AdamOutput(start=...)` must be one of the decays. Got start={start}, decays={decays}.",
+                argument="start",
+                given=start,
             )
         dtype = jnp.result_type(float)
         self.log_rate = jnp.asarray(math.log(rate), dtype)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, Scalar
 from ._base import AbstractOutput, log_factor
@@ -44,12 +45,14 @@ class CurvatureOutput(AbstractOutput):
     log_first_step: Scalar
 
     def __init__(self, rate: float = 0.3, momentum: float = 0.9, first_step: float = 0.01):
-        if not (rate > 0 and first_step > 0 and 0 < momentum < 1):
-            raise ValueError(
-                "`CurvatureOutput(rate, momentum, first_step)`: the rate and the first step must be "
-                f"positive, the momentum between 0 and 1. Got rate={rate}, momentum={momentum}, "
-                f"first_step={first_step}."
-            )
+        check(
+            "`CurvatureOutput(rate, momentum, first_step)`: the rate and the first step must be "
+            f"positive, the momentum between 0 and 1. Got rate={rate}, momentum={momentum}, "
+            f"first_step={first_step}.",
+            rate=(rate, rate > 0),
+            momentum=(momentum, 0 < momentum < 1),
+            first_step=(first_step, first_step > 0),
+        )
         dtype = jnp.result_type(float)
         self.log_rate = jnp.asarray(math.log(rate), dtype)
         self.logit_momentum = jnp.asarray(math.log(momentum / (1 - momentum)), dtype)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, Scalar
 from ._base import AbstractOutput, log_factor
@@ -43,11 +44,12 @@ class MomentumOutput(AbstractOutput):
     logit_momentum: Scalar
 
     def __init__(self, rate: float = 0.0178, momentum: float = 0.9):
-        if not (rate > 0 and 0 < momentum < 1):
-            raise ValueError(
-                "`MomentumOutput(rate, momentum)`: the rate must be positive, the momentum between 0 and 1. "
-                f"Got rate={rate}, momentum={momentum}."
-            )
+        check(
+            "`MomentumOutput(rate, momentum)`: the rate must be positive, the momentum between 0 and 1. "
+            f"Got rate={rate}, momentum={momentum}.",
+            rate=(rate, rate > 0),
+            momentum=(momentum, 0 < momentum < 1),
+        )
         dtype = jnp.result_type(float)
         self.log_rate = jnp.asarray(math.log(rate), dtype)
         self.logit_momentum = jnp.asarray(math.log(momentum / (1 - momentum)), dtype)

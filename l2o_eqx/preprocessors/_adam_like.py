@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import check
 from .._misc import ravel_wide, unravel_like
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
@@ -32,11 +33,13 @@ class AdamLike(AbstractPreprocessor):
     eps: float = eqx.field(static=True, default=1e-8)
 
     def __check_init__(self):
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
-            raise ValueError(
-                "`AdamLike(b1, b2, eps)`: the decay rates must lie in [0, 1) and `eps` above 0. "
-                f"Got b1={self.b1}, b2={self.b2}, eps={self.eps}."
-            )
+        check(
+            "`AdamLike(b1, b2, eps)`: the decay rates must lie in [0, 1) and `eps` above 0. "
+            f"Got b1={self.b1}, b2={self.b2}, eps={self.eps}.",
+            b1=(self.b1, 0 <= self.b1 < 1),
+            b2=(self.b2, 0 <= self.b2 < 1),
+            eps=(self.eps, self.eps > 0),
+        )
 
     @property
     def num_features(self) -> int:

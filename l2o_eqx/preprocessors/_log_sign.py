@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -84,4 +85,8 @@ class TwoFeature(AbstractPreprocessor):
 
 def _check_p(name: str, p: float) -> None:
     if not 0 < p < 88:
-        raise ValueError(f"`{name}(p=...)` must lie between 0 and 88, so that e^p is finite. Got p={p}.")
+        raise ArgumentError(
+            f"`{name}(p=...)` must lie between 0 and 88, so that e^p is finite. Got p={p}.",
+            argument="p",
+            given=p,
+        )

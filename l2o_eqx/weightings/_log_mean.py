@@ -3,6 +3,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
 from .._types import Scalar, StepNumber
 from ._base import AbstractWeighting
 
@@ -38,8 +39,10 @@ class LogMean(AbstractWeighting):
     def __check_init__(self):
         for name in ("eps", "power"):
             if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"`LogMean({name}=...)` cannot be negative. Got {name}={getattr(self, name)}."
+                raise ArgumentError(
+                    f"`LogMean({name}=...)` cannot be negative. Got {name}={getattr(self, name)}.",
+                    argument=name,
+                    given=getattr(self, name),
                 )
 
     def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:

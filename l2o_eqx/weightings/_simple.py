@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
 from .._types import Scalar, StepNumber
 from ._base import AbstractWeighting
 
@@ -40,7 +41,11 @@ class Linear(AbstractWeighting):
     def __check_init__(self):
         _check_counting("Linear", self.counting)
         if self.beta < 0:
-            raise ValueError(f"`Linear(beta=...)` cannot be negative. Got beta={self.beta}.")
+            raise ArgumentError(
+                f"`Linear(beta=...)` cannot be negative. Got beta={self.beta}.",
+                argument="beta",
+                given=self.beta,
+            )
 
     def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         del num_steps
@@ -68,7 +73,11 @@ class Exponential(AbstractWeighting):
     def __check_init__(self):
         _check_counting("Exponential", self.counting)
         if not self.gamma > 0:
-            raise ValueError(f"`Exponential(gamma=...)` must be positive. Got gamma={self.gamma}.")
+            raise ArgumentError(
+                f"`Exponential(gamma=...)` must be positive. Got gamma={self.gamma}.",
+                argument="gamma",
+                given=self.gamma,
+            )
 
     def __call__(self, losses: Float[Array, " window"], start: StepNumber, num_steps: StepNumber) -> Scalar:
         del num_steps
@@ -110,6 +119,9 @@ def _step_numbers(losses, start, counting, first):
 
 def _check_counting(name, counting):
     if counting not in ("window", "super_epoch"):
-        raise ValueError(
-            f"`{name}(counting={counting!r})`: steps are counted in the 'window' or the 'super_epoch'."
+        raise ArgumentError(
+            f"`{name}(counting={counting!r})`: steps are counted in the 'window' or the 'super_epoch'.",
+            argument="counting",
+            given=counting,
+            possible=("window", "super_epoch"),
         )

@@ -12,10 +12,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ._threads import available_cores, has_spare_threads, pool_size
-from .objectives import DEVICES
+from .._errors import ArgumentError
+from .._threads import available_cores, has_spare_threads, pool_size
 
 T = TypeVar("T")
+DEVICES = "devices"
+"""Name of the mesh's axis."""
 _BATCH = PartitionSpec(DEVICES)
 
 # Coordinates that one batch may hold together: enough for wide operations, few enough for the optimizer's
@@ -43,7 +45,9 @@ def use_cores(count: int | None = None) -> int:
     """
     count = available_cores() if count is None else count
     if count < 1:
-        raise ValueError(f"`use_cores(count={count})`: there must be at least one.")
+        raise ArgumentError(
+            f"`use_cores(count={count})`: there must be at least one.", argument="count", given=count
+        )
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
@@ -66,15 +70,15 @@ def chunk_size(num_coordinates: int) -> int:
     return max(1, wanted // max(1, num_coordinates))
 
 
-def restarts_side_by_side(restarts: int, num_coordinates: int) -> int:
-    """How many restarts to train in one batch, of `restarts` on a device with so many coordinates each.
+def restarts_side_by_side(count: int, num_coordinates: int) -> int:
+    """How many restarts to train in one batch, of `count` on a device with so many coordinates each.
 
     As evenly as possible: what is left over would be a program of its own to compile.
     """
     on_cpu = jax.default_backend() == "cpu"
     wanted = _RESTART_COORDINATES if on_cpu else _CHUNK_COORDINATES_ACCELERATOR
     largest = max(1, wanted // max(1, num_coordinates))
-    return -(-restarts // -(-restarts // largest))
+    return -(-count // -(-count // largest))
 
 
 def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..., Any]:

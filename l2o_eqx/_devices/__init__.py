@@ -1,0 +1,14 @@
+"""Everything about devices and about restarts: what is shared out over a mesh, and how.
+
+Whoever is outside of this folder asks for work to be done over restarts, objectives or draws, and knows no
+mesh. Nothing in here knows an optimizer or an objective.
+"""
+
+from ._mesh import chunk_size as chunk_size
+from ._mesh import num_devices as num_devices
+from ._mesh import replicate as replicate
+from ._mesh import sharded_over_devices as sharded_over_devices
+from ._mesh import use_cores as use_cores
+from ._placement import Placement as Placement
+from ._placement import place as place
+from ._restarts import Restarts as Restarts

@@ -1,0 +1,180 @@
+"""What a training does between its steps: callbacks, when they are called, and the files that they write."""
+
+import json
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import ScaledGradient, stop_at
+
+import l2o_eqx
+from l2o_eqx import StopTraining, callbacks
+from l2o_eqx.objectives import Quadratic
+from l2o_eqx.strategies import EveryWindow
+
+VALIDATION = l2o_eqx.Validation(Quadratic(2), 6, 2, every=1, key=jr.key(9))
+
+
+def train(*called, scale=0.1, restarts=None, **settings):
+    scales = jnp.float32(scale) if restarts is None else jnp.linspace(0.1, 0.2, restarts)
+    asked: dict[str, Any] = {"num_steps": 6, "super_epochs": 3, "key": jr.key(0), **settings}
+    optimizer = ScaledGradient(scales, jnp.zeros_like(scales))
+    asked |= {"restarts": restarts, "callbacks": called}
+    return l2o_eqx.meta_train(optimizer, Quadratic(2), EveryWindow(3), **asked)
+
+
+class Recorder(callbacks.AbstractCallback):
+    """Writes down what it is told."""
+
+    told: list[Any] = eqx.field(default_factory=list)
+
+    def on_start(self, progress):
+        self.told.append(("start", progress.super_epoch, dict(progress.metrics)))
+
+    def on_step(self, progress):
+        self.told.append(("step", progress.super_epoch))
+        return None
+
+    def on_end(self, solution):
+        self.told.append(("end", solution))
+
+
+@pytest.mark.parametrize("answer", [True, 1, "stop", [0], object(), jnp.ones(1)], ids=str)
+def test_only_stop_training_stops(answer):
+    solution = train(lambda progress: answer)
+    assert solution.result == "completed" and solution.reason is None
+    assert int(solution.state.super_epoch) == 3
+
+
+@pytest.mark.parametrize("answer, reason", [(StopTraining, None), (StopTraining("late"), "late")])
+def test_a_wish_to_stop_is_granted_after_all_were_asked(answer, reason):
+    recorder = Recorder()
+    solution = train(lambda progress: answer, lambda progress: StopTraining("later"), recorder)
+    assert solution.result == "stopped" and solution.reason == reason
+    assert [what for what, *_ in recorder.told] == ["start", "step", "end"]
+    assert recorder.told[0] == ("start", 0, {}) and recorder.told[-1][1] is solution
+
+
+def test_callbacks_end_when_a_training_fails():
+    recorder = Recorder()
+
+    def fail(progress):
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        train(recorder, fail)
+    assert recorder.told[-1] == ("end", None)
+
+
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_metrics_are_written_and_read(restarts, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    solution = train(callbacks.MetricsWriter(path), restarts=restarts)
+    found = callbacks.read_metrics(path)
+    assert found.keys() == {"super_epoch", "seconds", *solution.metrics}
+    for name, values in solution.metrics.items():
+        np.testing.assert_array_equal(found[name], values)
+    row = json.loads(path.read_text().splitlines()[-1])
+    median = np.median(solution.metrics["final_loss"][-1])
+    assert row["final_loss"] == median and ("restarts" in row) == (restarts is not None)
+    assert row["seconds"] > 0
+
+
+def test_a_resumed_training_goes_on_in_its_files(tmp_path):
+    metrics, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "state.safetensors"
+    whole = train(super_epochs=4)
+    train(callbacks.MetricsWriter(metrics), callbacks.Checkpoint(checkpoint, every=2), super_epochs=3)
+    with pytest.raises(RuntimeError):  # a third super epoch is in one file, not in the other
+        train(callbacks.MetricsWriter(metrics), callbacks.Checkpoint(checkpoint, every=2), fail_at(3))
+    state = l2o_eqx.load(checkpoint, classes=[ScaledGradient])
+    assert int(state.super_epoch) == 2
+    resumed = train(callbacks.MetricsWriter(metrics), state=state, super_epochs=4)
+    assert eqx.tree_equal(resumed.optimizer, whole.optimizer)
+    found = callbacks.read_metrics(metrics)
+    np.testing.assert_array_equal(found["super_epoch"], [1, 2, 3, 4])
+    np.testing.assert_array_equal(found["final_loss"], whole.metrics["final_loss"])
+    assert np.all(np.diff(found["seconds"]) >= 0)
+
+
+def fail_at(count):
+    def fail(progress):
+        if progress.super_epoch == count:
+            raise RuntimeError("the machine is gone")
+
+    return fail
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_the_last_state_is_kept_however_training_ends(stop, tmp_path):
+    path = tmp_path / "state.safetensors"
+    solution = train(callbacks.Checkpoint(path, every=100), *([] if stop is None else [stop_at(stop)]))
+    state = l2o_eqx.load(path, classes=[ScaledGradient])
+    assert eqx.tree_equal(state, solution.state) and int(state.super_epoch) == (stop or 3)
+
+
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_the_best_snapshot_is_on_the_disk_at_all_times(restarts, tmp_path):
+    path, seen = tmp_path / "best.safetensors", []
+
+    def look(progress):
+        kept = l2o_eqx.load(path, classes=[ScaledGradient])
+        seen.append(eqx.tree_equal(kept, jax.tree.map(jnp.asarray, progress.state.best.optimizer)))
+
+    solution = train(callbacks.BestSnapshot(path), look, restarts=restarts, validation=VALIDATION)
+    assert seen == [True] * 3 and solution.best is not None
+    assert l2o_eqx.load_metadata(path) == solution.best.facts()
+    assert np.max(np.array(solution.best.facts()["super_epoch"])) > 0
+
+
+def test_a_best_snapshot_needs_a_validation(tmp_path):
+    with pytest.raises(l2o_eqx.ArgumentError, match="validation") as caught:
+        train(callbacks.BestSnapshot(tmp_path / "best.safetensors"))
+    assert caught.value.argument == "validation"
+    with pytest.raises(l2o_eqx.ArgumentError, match="every"):
+        callbacks.Checkpoint(tmp_path / "state.safetensors", every=0)
+
+
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_an_evaluation_in_parts_gives_the_same(restarts, monkeypatch):
+    monkeypatch.setattr("l2o_eqx._evaluate.chunk_size", lambda num_coordinates: 3)
+    rates = jnp.array([0.1, 0.2])[:restarts] if restarts else jnp.float32(0.1)
+    optimizer, seen = ScaledGradient(rates, jnp.zeros_like(rates)), []
+    settings: dict[str, Any] = {"num_steps": 4, "num_objectives": 7, "restarts": restarts, "key": jr.key(3)}
+    settings["measure"] = lambda objective, params: params
+    whole = l2o_eqx.evaluate(optimizer, Quadratic(2), **settings)
+    called = [lambda p: seen.append((p.done, p.total))]
+    parts = l2o_eqx.evaluate(optimizer, Quadratic(2), callbacks=called, **settings)
+    assert seen[-1] == (7, 7) and seen == sorted(seen) and (jax.device_count() > 1 or len(seen) == 3)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), parts, whole)
+    some = l2o_eqx.evaluate(optimizer, Quadratic(2), callbacks=[lambda p: StopTraining], **settings)
+    assert some.losses.shape[-2] == seen[0][0]
+    np.testing.assert_array_equal(some.losses, parts.losses[..., : seen[0][0], :])
+
+
+def test_a_comparison_can_be_stopped_between_and_in_optimizers():
+    def compare(done):
+        return l2o_eqx.compare(
+            {
+                "first": ScaledGradient(jnp.float32(0.1), jnp.float32(0.0)),
+                "tuned": optax.sgd,
+                "last": optax.sgd(0.1),
+            },
+            Quadratic(2),
+            num_steps=3,
+            num_objectives=2,
+            num_tuning_objectives=2,
+            learning_rates=(0.1, 0.2),
+            key=jr.key(0),
+            callbacks=[lambda p: StopTraining if p.done >= done else None],
+        )
+
+    names = [tuple(compare(done).trajectories) for done in (0, 1, 1.1, 2, 3)]
+    assert names == [(), ("first",), ("first",), ("first", "tuned"), ("first", "tuned", "last")]
+    stopped = compare(1.1)
+    assert stopped.result == "stopped" and not stopped.learning_rates and stopped.learned == ("first",)
+    assert compare(3).result == "completed"

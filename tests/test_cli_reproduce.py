@@ -9,8 +9,8 @@ import jax
 import pytest
 from l2o_cli import _reproduction
 from l2o_cli._app import app
-from l2o_cli._fields import leaves
 from l2o_cli._output import Output
+from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli, sha256, start  # noqa: F401
 from test_recipes import TINY, calls  # noqa: F401
 from typer.testing import CliRunner
@@ -242,7 +242,7 @@ def test_progress_in_percent(capsys):
 
 
 def test_the_differences_name_options_that_there_are():
-    known = {leaf.option for leaf in leaves().values()} | {"--as"}
+    known = {option.name for option in options().values()} | {"--as"}
     for difference in DIFFERENCES:
         for option in re.findall(r"--[a-z-]+", difference.other):
             assert option in known or option.replace("--no-", "--") in known, option

@@ -1,9 +1,11 @@
 """What settings are if they are not given, by preset and objective: the lowest layer of a configuration.
 
 A line counts if the kinds chosen have that field, so that a preset also fits optimizers, strategies and
-weightings other than its own.
+weightings other than its own; kinds in brackets are the only ones that a line is for. Wrappers hand lines on
+to what they wrap.
 """
 
+import re
 from typing import Any
 
 DEFAULT_OBJECTIVE = "quadratic"
@@ -13,9 +15,22 @@ FORMER_PRESET = "thesis"
 
 Preset = dict[str, Any]
 
+_NETWORKS = "coordinatewise-lstm|hierarchical"
+_RATE = f"optimizer[{_NETWORKS}].learning_rate"
+# What a kind with a part per layer is made of, if not said otherwise.
+_ALWAYS: Preset = {"optimizer.make_optimizer.kind": "coordinatewise-lstm"}
+
+
+def kinds_of_line(name: str) -> tuple[tuple[str, ...], str]:
+    """The kinds that a line of a preset is for, all if there are none, and its path."""
+    found = re.fullmatch(r"(\w+)\[([^]]+)\](.*)", name)
+    return (tuple(found[2].split("|")), found[1] + found[3]) if found else ((), name)
+
+
 _THESIS: Preset = {
+    **_ALWAYS,
     "optimizer.kind": "coordinatewise-lstm",
-    "optimizer.output.kind": "sum",
+    "optimizer.output.kind": "none",
     "strategy.kind": "every-window",
     "strategy.window": 16,
     "weighting.kind": "constant",
@@ -23,6 +38,7 @@ _THESIS: Preset = {
 
 # An Adam with warm-up and cosine decay, and the true gradient.
 _BEST: Preset = {
+    **_ALWAYS,
     "strategy.order": "second",
     "weighting.kind": "log-mean",
     "meta.learning_rate": 3e-3,
@@ -32,7 +48,7 @@ _BEST: Preset = {
 }
 
 _QUADRATIC: Preset = {
-    "optimizer.learning_rate": 0.001,
+    _RATE: 0.001,
     "optimizer.preprocessor.kind": "identity",
     "meta.num_steps": 320,
     "evaluation.num_objectives": 64,
@@ -41,7 +57,7 @@ _QUADRATIC: Preset = {
 }
 
 _MNIST: Preset = {
-    "optimizer.learning_rate": 0.01,
+    _RATE: 0.01,
     "optimizer.preprocessor.kind": "log-sign",
     "evaluation.num_objectives": 32,
     "evaluation.num_tuning_objectives": 4,
@@ -51,10 +67,11 @@ _MNIST: Preset = {
 # Andrychowicz et al. 2016, sec. 3 and appendix A, and the code that DeepMind released: two layers of 20 units
 # with a linear read-out, windows of 20 steps, 100 steps in all, the loss after the last update counted.
 _ANDRYCHOWICZ: Preset = {
+    **_ALWAYS,
     "optimizer.kind": "coordinatewise-lstm",
-    "optimizer.learning_rate": 0.01,
+    _RATE: 0.01,
     "optimizer.linear_readout": True,
-    "optimizer.output.kind": "sum",
+    "optimizer.output.kind": "none",
     "optimizer.preprocessor.kind": "two-feature",
     "strategy.kind": "every-window",
     "strategy.window": 20,
@@ -82,16 +99,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
         },
         "mnist": {
             "optimizer.kind": "adam-mlp",
-            "optimizer.start_rate": 0.012,
-            "optimizer.matrices": True,
-            "optimizer.decay": "cosine",
+            "optimizer[adam-mlp].learning_rate": 0.012,
+            "optimizer[adam-mlp].matrices": True,
+            "optimizer[adam-mlp].decay": "cosine",
             "optimizer.output.kind": "adam",
             "strategy.kind": "every-window",
             "strategy.window": 25,
             "strategy.include_final_loss": True,
             "strategy.objective_clip": 0.3,
-            "weighting.eps": 1e-6,
-            "weighting.power": 2.0,
+            "weighting[log-mean].eps": 1e-6,
+            "weighting[log-mean].power": 2.0,
             "meta.normalization": "clip",
             "meta.clip_norm": 0.3,
             "meta.num_steps": 100,
@@ -121,8 +138,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "quadratic": {
             **_QUADRATIC,
             **_ANDRYCHOWICZ,
-            "objective.dim": 10,
-            "objective.theta_std": 0.01,
+            "objective[quadratic].dim": 10,
+            "objective[quadratic].theta_std": 0.01,
             "optimizer.preprocessor.kind": "identity",
             "meta.super_epochs": 100,
             "meta.num_objectives": 128,
@@ -130,7 +147,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "mnist": {
             **_MNIST,
             **_ANDRYCHOWICZ,
-            "objective.hidden_sizes": (20,),
+            "objective[mnist].hidden_sizes": (20,),
             "meta.super_epochs": 100,
             "meta.num_objectives": 1,
         },

@@ -1,22 +1,28 @@
-"""`l2o train`."""
+"""`l2o train`. What starts JAX is imported once the settings are resolved."""
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._needs import refuse_ignored
-from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import read_assignments, read_toml, resolve
+import l2o_eqx as l2o
+
+from ._folder import check_free, replacing
+from ._interrupt import interrupted, run_interruptibly
+from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
+from ._output import Output
+from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
+
+if TYPE_CHECKING:
+    from ._build import Parts
+    from ._run import Run
 
 
 @with_settings()
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of settings, such as a run's config.toml.", metavar="FILE"),
-    ] = None,
+    config: Config = None,
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
@@ -45,7 +51,237 @@ def train(
     refuse_ignored(checked, given)
 
     start(cores=cores, cache=cache)
-    from ._output import Output
-    from ._training import train as run
-
     run(checked, out, Output(quiet, as_json))
+
+
+@dataclasses.dataclass
+class _Training:
+    run: "Run"
+    latest: l2o.Progress | None = None
+    wants_to_stop: bool = False
+    skipped: int = 0
+    failed: list[l2o.FailedObjective] = dataclasses.field(default_factory=list)
+    # What is kept and compared, and why if it is not the last one.
+    optimizer: Any = None
+    taken: dict[str, Any] | None = None
+
+
+def run(given: Table, out: Path | None, output: Output) -> None:
+    """Trains, compares and keeps everything in a folder.
+
+    **Arguments:**
+
+    - `given`: a checked configuration.
+    - `out`: the folder, which must not exist; `None` for one in `runs`.
+    - `output`: what the user sees.
+
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    """
+    check_free(out)
+    from ._run import begin, pretrain_first
+
+    name = f"{given.objective.kind}-{given.optimizer.kind}"
+    training = _Training(begin(given, out, output, name=name, describe=_intention))
+    with training.run.record.failing():
+        try:
+            if given.pretraining.enabled:
+                pretrain_first(training.run)
+            run_interruptibly(lambda: _meta_train(training), on_first=lambda: _ask(training))
+            result = "stopped" if training.wants_to_stop else "completed"
+        except KeyboardInterrupt:
+            result = "stopped"
+        say = output.say
+        run_interruptibly(lambda: _save(training), on_first=lambda: say("Saving the optimizer."))
+        if result == "stopped":
+            _stop(training)
+        try:
+            comparison = run_interruptibly(lambda: _compare(training))
+        except KeyboardInterrupt:
+            files = _finish(training, "completed", comparison="interrupted")
+            output.say(f"Interrupted. The trained optimizer is in {training.run.folder}.")
+            output.result({"folder": str(training.run.folder), "result": "stopped", "files": files})
+            interrupted()
+        _finish(training, "completed", comparison="completed")
+        _report(training, comparison)
+
+
+def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
+    from ._run import describe_device
+
+    config, meta = parts.config, parts.config.meta
+    restarts = f" x {meta.restarts} restarts" if meta.restarts > 1 else ""
+    data = f"; {parts.data['description']}" if parts.data else ""
+    return (
+        f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
+        f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs "
+        f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
+        f"on {describe_device()}{_untrained(parts)}"
+    )
+
+
+def _untrained(parts: "Parts") -> str:
+    num_steps = parts.config.meta.num_steps
+    # Of strategies whose windows may leave a rest.
+    num_trained_steps = getattr(parts.strategy, "num_trained_steps", lambda num_steps: num_steps)
+    rest = num_steps - num_trained_steps(num_steps)
+    what = (
+        "step of each super epoch fills no window and trains"
+        if rest == 1
+        else ("steps of each super epoch fill no window and train")
+    )
+    return f". The last {rest} {what} nothing (--remainder)" if rest else ""
+
+
+def _meta_train(training: _Training) -> l2o.MetaSolution:
+    import numpy as np
+
+    from ._metrics import median_over_restarts, open_log
+
+    parts, meta = training.run.parts, training.run.parts.config.meta
+    output = training.run.output
+    with (
+        open_log(training.run.folder) as log,
+        output.progress("training", meta.super_epochs, "compiling") as update,
+    ):
+
+        def show(progress: l2o.Progress) -> bool:
+            training.latest = progress
+            training.failed += progress.failed
+            metrics = median_over_restarts(progress.metrics)
+            training.skipped = int(np.max(progress.metrics["skipped_updates"]))
+            status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
+            update(progress.super_epoch, status)
+            return training.wants_to_stop
+
+        solution = l2o.meta_train(
+            training.run.optimizer,
+            parts.family,
+            parts.strategy,
+            weighting=parts.weighting,
+            meta_optimizer=parts.meta_optimizer,
+            num_steps=meta.num_steps,
+            super_epochs=meta.super_epochs,
+            num_objectives=meta.num_objectives,
+            restarts=training.run.restarts,
+            validation=parts.validation,
+            average=meta.average,
+            key=training.run.key,
+            callbacks=[log, show],
+        )
+    if training.latest is not None:
+        # With what is kept at the end, be it an early one.
+        training.latest = dataclasses.replace(training.latest, state=solution.state)
+    return solution
+
+
+def _ask(training: _Training) -> None:
+    training.wants_to_stop = True
+    which = "the first" if training.latest is None else "this"
+    training.run.output.say(f"Stopping when {which} super epoch is over. Ctrl-C again stops at once.")
+
+
+def _stop(training: _Training) -> None:
+    saved = _finish(training, "stopped")
+    if training.latest is None:
+        training.run.output.say(
+            "Stopped before the first super epoch was over: the optimizer is untrained and was not "
+            f"saved. The settings are in {training.run.folder}."
+        )
+    else:
+        epochs = f"{training.latest.super_epoch} of {training.run.parts.config.meta.super_epochs}"
+        training.run.output.say(
+            f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is "
+            f"in {training.run.folder / saved[0]}; `l2o evaluate {training.run.folder}` compares it."
+        )
+    training.run.output.result({"folder": str(training.run.folder), "result": "stopped", "files": saved})
+    interrupted()
+
+
+def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
+    import jax.random as jr
+
+    from ._run import optimizer_files
+
+    done = 0 if training.latest is None else training.latest.super_epoch
+    files = optimizer_files(training.run.parts.config) if done else []
+    skipped = training.skipped
+    if training.taken is not None:
+        facts["taken"] = training.taken
+    training.run.record.finish(
+        result,
+        super_epochs_done=done,
+        skipped_updates=skipped,
+        failed_objectives=[
+            {"super_epoch": f.super_epoch, "restart": f.restart, "key": jr.key_data(f.key).tolist()}
+            for f in training.failed
+        ],
+        optimizers=files,
+        **facts,
+    )
+    if skipped:
+        training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
+    if training.failed:
+        training.run.output.say(
+            f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "
+            "their keys."
+        )
+    return files
+
+
+def _save(training: _Training) -> None:
+    from l2o_eqx import plots
+
+    from ._metrics import FILE
+    from ._run import save_optimizers
+    from ._taken import describe_taken, taken_from
+
+    latest = training.latest
+    if latest is None:
+        return
+    run, done = training.run, latest.super_epoch
+    training.optimizer, training.taken = taken_from(latest.state)
+    if training.taken is None:
+        save_optimizers(run, training.optimizer, super_epochs_done=done)
+    else:
+        save_optimizers(run, training.optimizer, super_epochs_done=done, taken=training.taken)
+        save_optimizers(run, latest.state.optimizer, last=True, super_epochs_done=done)
+        run.output.say(describe_taken(training.taken, done))
+    with replacing(run.folder / "training.png") as path:
+        plots.plot_training(plots.read_metrics(run.folder / FILE), path)
+
+
+def _compare(training: _Training) -> l2o.Comparison:
+    from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparison, title_of, write_comparison
+
+    run = training.run
+    optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
+    comparison = run_comparison(
+        {**optimizers, **l2o.baselines_for(run.parts.family)},
+        run.parts,
+        run.output,
+        restarts=run.restarts,
+        key=run.comparison_key,
+    )
+    facts = facts_of(training.run.parts, training.run.parts.config.seed)
+    write_comparison(training.run.folder, comparison, title=title_of(facts), facts=facts)
+    return comparison
+
+
+def _report(training: _Training, comparison: l2o.Comparison) -> None:
+    from ._comparison import facts_of, numbers, show_comparison, title_of
+    from ._run import optimizer_files
+
+    folder, output = training.run.folder, training.run.output
+    files = optimizer_files(training.run.parts.config)
+    show_comparison(comparison, output, title_of(facts_of(training.run.parts, 0)))
+    first = folder / files[0]
+    output.say(
+        f"Everything is in {folder}. Compare on other draws, longer, or on something else: "
+        f"`l2o evaluate {folder}`. In Python: `l2o_eqx.load({str(first)!r})`."
+    )
+    result = {"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)}
+    if training.taken is not None:
+        result["taken"] = training.taken
+    if training.run.pretraining:
+        result["pretraining"] = training.run.pretraining
+    output.result(result)

@@ -17,7 +17,6 @@ COMMANDS = {
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "reproduce": "Run the thesis's figures over many restarts; say which of its claims hold.",
-    "bench": "Measure speed and memory next to what one would write otherwise.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 
@@ -47,7 +46,11 @@ def _order_of_part(name: str) -> int:
 
 class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*COMMANDS, *(name for name in entry_points("commands") if name not in COMMANDS)]
+        # An installation may lack what a checkout has.
+        others = {
+            name: point.value for name, point in entry_points("commands").items() if name not in COMMANDS
+        }
+        return [*COMMANDS, *(name for name, value in others.items() if find_module(value.partition(":")[0]))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):

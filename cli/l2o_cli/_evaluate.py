@@ -150,7 +150,7 @@ def run(
 
 def _compare(
     optimizers: dict[str, Any], parts: "Parts", output: Output, restarts: int | None
-) -> l2o.Comparison:
+) -> "l2o.Comparison":
     import jax.random as jr
 
     from ._comparison import run_comparison

@@ -87,8 +87,12 @@ def live_signature(target: Any) -> Signature:
     for name, p in parameters.items():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
-        known = p.annotation is not p.empty
-        kind = type_of(p.annotation, _GROUP_OF) if known else _type_of_value(p.default)
+        kind = type_of(p.annotation, _GROUP_OF)
+        if kind == UNKNOWN and inspect.isclass(target):
+            # Equinox hides the annotations of fields that are converted.
+            fields = [vars(c).get("__annotations__", {}).get(name) for c in target.__mro__]
+            kind = type_of(next(filter(None, fields), None), _GROUP_OF)
+        kind = _type_of_value(p.default) if kind == UNKNOWN else kind
         default = p.default if _is_plain(p.default) else Reference(_written(p.default))
         found[name] = Parameter(name, _of_context(name, kind), default, _help(docs.get(name)))
     return Signature(found, (inspect.getdoc(target) or "").partition("\n")[0])

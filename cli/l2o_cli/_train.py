@@ -57,10 +57,10 @@ def train(
 @dataclasses.dataclass
 class _Training:
     run: "Run"
-    latest: l2o.Progress | None = None
+    latest: "l2o.Progress | None" = None
     wants_to_stop: bool = False
     skipped: int = 0
-    failed: list[l2o.FailedObjective] = dataclasses.field(default_factory=list)
+    failed: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
     # What is kept and compared, and why if it is not the last one.
     optimizer: Any = None
     taken: dict[str, Any] | None = None
@@ -132,7 +132,7 @@ def _untrained(parts: "Parts") -> str:
     return f". The last {rest} {what} nothing (--remainder)" if rest else ""
 
 
-def _meta_train(training: _Training) -> l2o.MetaSolution:
+def _meta_train(training: _Training) -> "l2o.MetaSolution":
     import numpy as np
 
     from ._metrics import median_over_restarts, open_log
@@ -144,7 +144,7 @@ def _meta_train(training: _Training) -> l2o.MetaSolution:
         output.progress("training", meta.super_epochs, "compiling") as update,
     ):
 
-        def show(progress: l2o.Progress) -> bool:
+        def show(progress: "l2o.Progress") -> bool:
             training.latest = progress
             training.failed += progress.failed
             metrics = median_over_restarts(progress.metrics)
@@ -250,7 +250,7 @@ def _save(training: _Training) -> None:
         plots.plot_training(plots.read_metrics(run.folder / FILE), path)
 
 
-def _compare(training: _Training) -> l2o.Comparison:
+def _compare(training: _Training) -> "l2o.Comparison":
     from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparison, title_of, write_comparison
 
     run = training.run
@@ -267,7 +267,7 @@ def _compare(training: _Training) -> l2o.Comparison:
     return comparison
 
 
-def _report(training: _Training, comparison: l2o.Comparison) -> None:
+def _report(training: _Training, comparison: "l2o.Comparison") -> None:
     from ._comparison import facts_of, numbers, show_comparison, title_of
     from ._run import optimizer_files
 

@@ -60,7 +60,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, *rest = args
-        if name in self.list_commands(ctx):
+        if name in COMMANDS or name in self.list_commands(ctx):
             command, rest = _load(name, rest)
             return name, command, rest
         if not name.startswith("-") and not ctx.resilient_parsing:

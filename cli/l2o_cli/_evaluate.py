@@ -14,12 +14,12 @@ from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._output import Output
 from ._resolve import Layer, Table, merge, read_assignments, resolve
 from ._start import start
 
 if TYPE_CHECKING:
     from ._build import Parts
+    from ._output import Output
 
 # Far from the small numbers that splitting the seed's key amounts to.
 _CARD = 2000
@@ -80,6 +80,8 @@ def evaluate(
     layers = [*read_assignments(assignments or []), settings]
 
     start(cores=cores, cache=cache)
+    from ._output import Output
+
     output = Output(quiet, as_json)
     run(source, layers, out, output, with_baselines=baselines, with_card=card, modules=modules or ())
 
@@ -88,7 +90,7 @@ def run(
     source: Path,
     layers: Sequence[Layer],
     out: Path | None,
-    output: Output,
+    output: "Output",
     *,
     with_baselines: bool,
     with_card: bool = False,
@@ -149,7 +151,7 @@ def run(
 
 
 def _compare(
-    optimizers: dict[str, Any], parts: "Parts", output: Output, restarts: int | None
+    optimizers: dict[str, Any], parts: "Parts", output: "Output", restarts: int | None
 ) -> "l2o.Comparison":
     import jax.random as jr
 

@@ -14,7 +14,6 @@ from typing import Any
 import typer
 
 from ._errors import UsageError
-from ._output import dumps
 
 PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy")
 
@@ -114,6 +113,8 @@ class Record:
             raise
 
     def _write(self) -> None:
+        from ._output import dumps
+
         write_text(self.path, dumps(self.facts, indent=2) + "\n")
 
 

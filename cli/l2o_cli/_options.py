@@ -105,8 +105,9 @@ class WithSettings:
         chosen = {"_".join(path): option for path, option in options().items() if self.keep(path)}
         paths = {name: option.path for name, option in chosen.items()}
         made = [
-            _parameter(name, option, self._help(option), self._names(option), option.path in visible)
+            _parameter(name, option, self._help(option) if shown else "", self._names(option), shown)
             for name, option in chosen.items()
+            for shown in (option.path in visible,)
         ]
         taken = {option.name for option in chosen.values()}
         for name, path in old_options().items():
@@ -189,10 +190,9 @@ def _parameter(
     # Values stay text, for one place to check them.
     is_flag = option.type.name == "bool"
     annotation: Any = bool | None if is_flag else str | None
-    choices = option.choices
 
     def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+        return [choice for choice in option.choices if choice.startswith(incomplete)]
 
     info = typer.Option(
         *([f"{n}/--no-{n[2:]}" for n in names] if is_flag else names),
@@ -201,7 +201,7 @@ def _parameter(
         rich_help_panel=PARTS.get(option.path[0]),
         show_default=False,
         hidden=not visible,
-        autocompletion=complete if choices else None,
+        autocompletion=complete if option.group or option.type.choices else None,
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info]

@@ -8,12 +8,12 @@ import typer
 from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
-from ._output import Output
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
 
 if TYPE_CHECKING:
     from ._build import Parts
+    from ._output import Output
     from ._run import Run
 
 
@@ -57,10 +57,12 @@ def pretrain(
     refuse_ignored(checked, given)
 
     start(cores=cores, cache=cache)
+    from ._output import Output
+
     run(checked, out, Output(quiet, as_json))
 
 
-def run(given: Table, out: Path | None, output: Output) -> None:
+def run(given: Table, out: Path | None, output: "Output") -> None:
     """Pretrains and keeps everything in a folder.
 
     **Arguments:**

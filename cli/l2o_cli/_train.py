@@ -11,12 +11,12 @@ import l2o_eqx as l2o
 from ._folder import check_free, replacing
 from ._interrupt import interrupted, run_interruptibly
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
-from ._output import Output
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
 
 if TYPE_CHECKING:
     from ._build import Parts
+    from ._output import Output
     from ._run import Run
 
 
@@ -51,6 +51,8 @@ def train(
     refuse_ignored(checked, given)
 
     start(cores=cores, cache=cache)
+    from ._output import Output
+
     run(checked, out, Output(quiet, as_json))
 
 
@@ -66,7 +68,7 @@ class _Training:
     taken: dict[str, Any] | None = None
 
 
-def run(given: Table, out: Path | None, output: Output) -> None:
+def run(given: Table, out: Path | None, output: "Output") -> None:
     """Trains, compares and keeps everything in a folder.
 
     **Arguments:**

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from l2o_cli._errors import UsageError
+from l2o_cli._estimator import with_estimator
 from l2o_cli._kinds import entry_points, kind_name, load, own_kinds, signature
 from l2o_cli._options import COMMON, PARTS
 from l2o_cli._settings import label, options
-from l2o_cli._signatures import GROUPS, live_signature, read_arguments
+from l2o_cli._signatures import GROUPS, Parameter, live_signature, read_arguments
 from l2o_cli._types import Type, type_of
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
 
@@ -189,3 +191,56 @@ def test_messages_name_an_option_also_inside_wrappers():
 
 def test_bench_comes_by_an_entry_point():
     assert entry_points("commands")["bench"].value == "l2o_bench.command:bench"
+
+
+# Estimators in short.
+
+FIRST = ["grads", "params", "value"]
+ESTIMATOR = {"estimator": Parameter("estimator", Type("part", group="estimators"))}
+
+
+@pytest.mark.parametrize(
+    ("given", "preset", "estimator"),
+    [
+        ({}, {}, {"kind": "auto", "constants": FIRST}),
+        ({"order": "second"}, {}, {"kind": "auto", "constants": []}),
+        ({}, {"strategy.order": "second"}, {"kind": "auto", "constants": []}),
+        ({"order": "first"}, {"strategy.order": "second"}, {"kind": "auto", "constants": FIRST}),
+        ({"detach_state": True}, {}, {"kind": "auto", "constants": [*FIRST, "state"]}),
+        ({"activations": "keep"}, {}, {"kind": "backprop", "constants": FIRST}),
+        ({"activations": "recompute"}, {}, {"kind": "replay", "detach_state": False}),
+        (
+            {"activations": "recompute", "order": "second"},
+            {},
+            {"kind": "backprop", "constants": [], "recompute": True},
+        ),
+        ({"gradient": "recorded", "detach_state": "true"}, {}, {"kind": "recorded", "detach_state": True}),
+        (
+            {"gradient": "recorded"},
+            {"strategy.objective_clip": 0.3},
+            {
+                "kind": "clipped-per-objective",
+                "inner": {"kind": "recorded", "detach_state": False},
+                "max_norm": 0.3,
+            },
+        ),
+        ({"estimator": {"kind": "es"}}, {"strategy.order": "second"}, {"kind": "es"}),
+    ],
+)
+def test_an_estimator_can_be_said_in_short(given, preset, estimator):
+    """As strategies had it, in options, files and presets."""
+    assert with_estimator({"window": 3, **given}, preset, ESTIMATOR) == {"window": 3, "estimator": estimator}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"gradient": "recorded", "order": "second"}, "order='first'"),
+        ({"gradient": "recorded", "activations": "keep"}, "activations='recompute'"),
+        ({"estimator": {"kind": "es"}, "order": "first"}, "'es'"),
+        ({"order": "third"}, "'--order'.*'third'; possible: first, second"),
+    ],
+)
+def test_estimators_that_contradict_themselves(given, named):
+    with pytest.raises(UsageError, match=named):
+        with_estimator(given, {}, ESTIMATOR)

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from ._errors import UsageError
+from ._estimator import with_estimator
 from ._kinds import NONE, ROLES, kind_name, signature
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, label, show, unknown_setting
@@ -239,6 +240,8 @@ def _complete(node: _Node, given: Layer, parameter: Parameter | None = None) -> 
         return Table(kind=NONE)
     known = node.signature(kind).parameters
     given = {**of_default, **{name: value for name, value in given.items() if name != "kind"}}
+    if "estimator" in known:
+        given = with_estimator(given, node.lines, known)
     for stray in [name for name in given if name not in known or known[name].type.name in _OWN]:
         home = _home(node, known, given, stray)
         if home is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._errors import suggestion
+from ._estimator import IN_SHORT
 from ._kinds import NONE, ROLES, kinds, known_kinds, signature
 from ._presets import DEFAULT_PRESET, PRESETS, kinds_of_line
 from ._signatures import GROUPS, REQUIRED, Parameter, Reference
@@ -108,6 +109,9 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
         for name, setting in settings(table).items():
             p = setting.parameter
             found[table, name] = Option((table, name), setting.option, p.type, p.help, p.default, {})
+    for name, p in in_short().items():
+        option = "--" + name.replace("_", "-")
+        found["strategy", name] = Option(("strategy", name), option, p.type, p.help, p.default, {})
     taken = {option.name for option in found.values()} | set(_NAMES.values())
     for role, group in ROLES.items():
         for path, owners, parameter in _walk((role,), group, {}, Type("part", group=group), ()):
@@ -123,6 +127,13 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
             mine = {table: [*names] for table, names in owners.items()}
             found[path] = Option(path, name, parameter.type, parameter.help, default, mine, group_of)
     return found
+
+
+def in_short() -> dict[str, Parameter]:
+    """What of a strategy can be said in short: its estimator, if the library's strategies have one."""
+    strategies = [signature("strategies", kind).parameters for kind in known_kinds("strategies")]
+    has_estimator = any(p.type.group == "estimators" for known in strategies for p in known.values())
+    return IN_SHORT if has_estimator else {}
 
 
 def _walk(

@@ -1,4 +1,4 @@
-"""Five settings that say in short how the meta-gradient is got, as strategies had them: an estimator in words."""
+"""Five settings that say in short how the meta-gradient is got, as strategies had them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -137,6 +137,25 @@ def test_a_module_of_ones_own(beside):
         assert stderr.startswith("l2o: option '--objective' (objective.kind): ") and stderr.count("\n") == 1
 
 
+def test_a_plug_in_takes_no_name_from_the_library(beside):
+    """Such a setting has a longer option; what it shares with the library is explained in its words."""
+    (beside / "more.py").write_text(
+        "import mine\n"
+        "def make(window: int = 2, dim: int = 1) -> mine.Bowls:\n"
+        '    """Bowls.\n\n    **Arguments:**\n\n    - `dim`: how many.\n    """\n'
+        "    return mine.Bowls(dim, float(window))\n"
+    )
+    text = run(["train", "--objective", "more:make", "--help"], cwd=beside).stdout
+    assert "--objective-window INT" in text and "--dim INT" in text and "How many." in text
+    chosen = ["--objective", "more:make", "--objective-window", 5, "--window", 3, "--dim", 2]
+    config = "more:make --set objective.window=0.5"
+    stderr = run(["train", "--objective", *config.split()], cwd=beside, code=2).stderr
+    assert "option '--objective-window' (objective.window): got '0.5', must be an integer" in stderr
+    run(["train", *chosen, *TINY, "--out", "run", "--quiet"], cwd=beside)
+    made = tomllib.loads((beside / "run/config.toml").read_text())
+    assert made["objective"]["window"] == 5 and made["strategy"]["window"] == 3
+
+
 def test_a_file_saved_from_python_with_ones_own_classes(beside):
     code = (
         "import jax.random as jr, l2o_eqx as l2o, mine\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._errors import suggestion
 from ._estimator import IN_SHORT
-from ._kinds import NONE, ROLES, kinds, known_kinds, signature
+from ._kinds import NONE, ROLES, kinds, known_kinds, own_kinds, signature
 from ._presets import DEFAULT_PRESET, PRESETS, kinds_of_line
 from ._signatures import GROUPS, REQUIRED, Parameter, Reference
 from ._tables import ROOT, TABLES, settings
@@ -87,7 +87,9 @@ def _line(preset: dict[str, Any], name: str) -> Any:
 
 def show(value: Any) -> str:
     """A value as one types it after an option."""
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, list | tuple):
         return ",".join(map(show, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -113,20 +115,26 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
         option = "--" + name.replace("_", "-")
         found["strategy", name] = Option(("strategy", name), option, p.type, p.help, p.default, {})
     taken = {option.name for option in found.values()} | set(_NAMES.values())
-    for role, group in ROLES.items():
-        for path, owners, parameter in _walk((role,), group, {}, Type("part", group=group), ()):
-            if path in found:
-                for table, names in owners.items():
-                    mine = found[path].owners.setdefault(table, [])
-                    mine += [n for n in names if n not in mine]
-                continue
-            name = _NAMES.get(path) or _name(path, taken)
-            taken.add(name)
-            group_of = parameter.type.group if path[-1] == "kind" else ""
-            default = None if parameter.default is REQUIRED else parameter.default
-            mine = {table: [*names] for table, names in owners.items()}
-            found[path] = Option(path, name, parameter.type, parameter.help, default, mine, group_of)
+    items = [
+        i for role, group in ROLES.items() for i in _walk((role,), group, {}, Type("part", group=group), ())
+    ]
+    # Plug-ins last: they take no names from the library, and say what those mean to them.
+    for path, owners, p in sorted(items, key=lambda item: _is_foreign(item[1])):
+        name = found[path].name if path in found else _NAMES.get(path) or _name(path, taken)
+        taken.add(name)
+        mine = found[path].owners if path in found else {}
+        for table, names in owners.items():
+            mine[table] = [*dict.fromkeys([*mine.get(table, []), *names])]
+        if path not in found or _is_foreign(owners):
+            default = None if p.default is REQUIRED else p.default
+            group_of = p.type.group if path[-1] == "kind" else ""
+            found[path] = Option(path, name, p.type, p.help, default, mine, group_of)
     return found
+
+
+def _is_foreign(owners: dict[Path, list[str]]) -> bool:
+    own = {kind for group in GROUPS for kind in own_kinds(group)}
+    return any(kind not in own for names in owners.values() for kind in names)
 
 
 def in_short() -> dict[str, Parameter]:
@@ -147,13 +155,9 @@ def _walk(
                 yield (*path, name, "kind"), mine, dataclasses.replace(p, name="kind", default=None)
                 # What a wrapper has itself, it cannot hand on under the same name.
                 own = signature(group, kind).parameters.values()
-                for same in (q for q in own if q.type.name not in ("part", "key", "params", "unknown")):
-                    if any(same.name in signature(group, k).parameters for k in known_kinds(group, kind)):
-                        yield (
-                            (*path, name, same.name),
-                            mine,
-                            dataclasses.replace(same, help=f"As {same.name}."),
-                        )
+                for q in (q for q in own if q.type.name not in ("part", "key", "params", "unknown")):
+                    if any(q.name in signature(group, k).parameters for k in known_kinds(group, kind)):
+                        yield (*path, name, q.name), mine, dataclasses.replace(q, help=f"As {q.name}.")
             elif p.type.name == "part":
                 yield from _walk((*path, name), p.type.group, mine, p.type, (group, *above), p.help)
             elif p.type.name not in ("key", "params", "unknown"):

@@ -16,7 +16,7 @@ from ._kinds import NONE, ROLES, kind_name, signature
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
-from ._tables import NEEDS, ROOT, TABLES, Setting, settings
+from ._tables import NEEDS, TABLES, Setting, settings
 
 Layer = dict[str, Any]
 Names = tuple[str, ...]
@@ -58,10 +58,11 @@ def resolve(layers: Iterable[Layer]) -> Table:
     if all(name in _meta(data) for name in LENGTHS):
         steps, epochs = (label(("meta", name)) for name in LENGTHS)
         raise UsageError(f"{epochs} and {steps} cannot both be given: each is the length of a super epoch")
-    unknown = [name for name in data if name not in (*ROOT, *ROLES, *TABLES)]
+    root = settings("root")
+    unknown = [name for name in data if name not in (*root, *ROLES, *TABLES)]
     if unknown:
-        raise UsageError(unknown_setting((unknown[0],), "", [*ROOT, *ROLES, *TABLES]))
-    config = Table({name: _read(ROOT[name], data.get(name), (name,)) for name in ROOT})
+        raise UsageError(unknown_setting((unknown[0],), "", [*root, *ROLES, *TABLES]))
+    config = Table({name: _read(root[name], data.get(name), (name,)) for name in root})
     lines = _lines(config.preset, _table(data, "objective"))
     for role, group in ROLES.items():
         node = _Node(role, role, group, (role,), lines)

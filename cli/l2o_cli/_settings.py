@@ -10,7 +10,7 @@ from ._estimator import IN_SHORT
 from ._kinds import NONE, ROLES, kinds, known_kinds, own_kinds, signature
 from ._presets import DEFAULT_PRESET, PRESETS, kinds_of_line
 from ._signatures import GROUPS, REQUIRED, Parameter, Reference
-from ._tables import ROOT, TABLES, settings
+from ._tables import TABLES, settings
 from ._types import Type
 
 Path = tuple[str, ...]
@@ -103,7 +103,7 @@ def options() -> dict[Path, Option]:
 def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
     del known
     found: dict[Path, Option] = {}
-    for name, setting in ROOT.items():
+    for name, setting in settings("root").items():
         if setting.option:
             p = setting.parameter
             found[name,] = Option((name,), setting.option, p.type, p.help, p.default, {})

@@ -166,6 +166,8 @@ def test_a_file_saved_from_python_with_ones_own_classes(beside):
     options = ["--dim", 2, "--steps", 5, "--objectives", 2, "--no-baselines", "--json"]
     stderr = run(["evaluate", "mine.safetensors", *options], cwd=beside, code=2).stderr
     assert "mine:LearnedRate" in stderr and stderr.count("\n") == 1
+    stderr = run(["evaluate", "mine.safetensors", "--classes", "nowhere"], cwd=beside, code=2).stderr
+    assert "option '--classes': 'nowhere' cannot be imported" in stderr and stderr.count("\n") == 1
     words = ["evaluate", "mine.safetensors", "--classes", "mine", *options]
     assert json.loads(run(words, cwd=beside).stdout)["optimizer"] == "LearnedRate"
 

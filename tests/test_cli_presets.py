@@ -1,6 +1,7 @@
 """Presets of `l2o train`: what settings are if they are not given, and what files of before mean."""
 
 import functools
+import json
 import tomllib
 
 import jax
@@ -216,6 +217,15 @@ def test_a_file_of_the_first_version_and_its_old_name():
     assert config.strategy.kind == "every-window" and config.strategy.include_final_loss
     assert config.but(strategy=config.strategy.but(include_final_loss=False)) == thesis
     assert config.optimizer == thesis.optimizer and config.meta == thesis.meta
+
+
+def test_an_optimizer_of_before_is_evaluated_with_its_settings():
+    """Its file has them under their old names."""
+    optimizer = l2o.optimizers.CoordinatewiseLSTM((2,), key=jr.key(0))
+    l2o.save("old.safetensors", optimizer, metadata={"config": former("quadratic")})
+    options = "--dim 2 --steps 3 --objectives 2 --no-baselines --json"
+    facts = json.loads(l2o_cli("evaluate", "old.safetensors", *options.split()).stdout)
+    assert facts["objective"] == "quadratic" and facts["seed"] == 1 and len(facts["summary"]) == 1
 
 
 def test_a_partial_file_without_a_format_means_the_best():

@@ -1,6 +1,5 @@
 """`l2o evaluate`. What starts JAX is imported once the options are read."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import l2o_eqx as l2o
 from ._errors import UsageError
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
-from ._kinds import classes_in, classes_of
+from ._kinds import classes_in, classes_of, import_reference
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import Layer, Table, merge, read_assignments, resolve
 from ._start import start
@@ -186,15 +185,16 @@ def _files(source: Path) -> list[Path]:
 
 
 def _load(files: Sequence[Path], modules: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    for name in modules:
+        try:
+            import_reference(name, name)
+        except UsageError as error:
+            raise UsageError(f"option '--classes': {error.format_message()}") from None
     try:
         metadata = l2o.load_metadata(files[0])
         config = metadata.get("config")
-        for name in modules:
-            importlib.import_module(name)
         classes = classes_of(modules) + (classes_in(config) if isinstance(config, dict) else [])
         optimizers = [l2o.load(file, classes=classes) for file in files]
-    except ImportError as error:
-        raise UsageError(f"option '--classes': {error}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"RUN_OR_FILE: {error}") from None
     if not isinstance(optimizers[0], l2o.optimizers.AbstractOptimizer):

@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
 
     **Raises:** `UsageError` if it exists or cannot be made.
     """
+    # A plug-in's kind may be `module:name`.
+    name = re.sub(r"[^\w.-]", "-", name)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     numbered = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
     candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)

@@ -128,7 +128,8 @@ def signature(group: str, kind: str) -> Signature:
 def kinds_in(table: Any, group: str, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The path, group and kind of all plug-ins in a table, which may be no more than a kind."""
     kind = table.get("kind") if isinstance(table, dict) else table
-    if not isinstance(kind, str) or kind == NONE:
+    if not isinstance(kind, str) or (kind not in own_kinds(group) and is_plain_kind(group, kind)):
+        # None, one of an earlier version, or a mistake that `resolve` reports.
         return
     yield (*path, "kind"), group, kind
     for p in signature(group, kind).parameters.values() if isinstance(table, dict) else ():
@@ -162,9 +163,6 @@ def load(group: str, kind: str) -> Callable[..., Any]:
         reference = point.value
     elif re.fullmatch(r"[\w.]+:[\w.]+", kind):
         reference = kind
-        # As with `python -m`: a module beside where one stands.
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())
     else:
         raise UsageError(f"got {kind!r}; {suggestion(kind, kinds(group))}, or module:name of your own")
     target = import_reference(reference, kind)
@@ -173,13 +171,16 @@ def load(group: str, kind: str) -> Callable[..., Any]:
 
 
 def import_reference(reference: str, called: str) -> Any:
-    """What `module:name` stands for.
+    """What `module:name` stands for, or a module alone.
 
     **Raises:** `UsageError` that says why it cannot be had.
     """
     home, _, name = reference.partition(":")
+    # As with `python -m`: a module beside where one stands.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        return functools.reduce(getattr, name.split("."), importlib.import_module(home))
+        return functools.reduce(getattr, filter(None, name.split(".")), importlib.import_module(home))
     except Exception as error:
         raise UsageError(f"{called!r} cannot be imported: {type(error).__name__}: {error}") from None
 

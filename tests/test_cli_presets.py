@@ -1,17 +1,17 @@
 """Presets of `l2o train`: what settings are if they are not given, and what files of before mean."""
 
 import functools
+import json
 import tomllib
 
 import jax
 import jax.random as jr
 import pytest
 from l2o_cli._build import build
-from l2o_cli._config import EveryWindow, RunConfig
 from l2o_cli._errors import UsageError
-from l2o_cli._fields import leaves
-from l2o_cli._presets import PRESETS
-from l2o_cli._resolve import merge, nested, read_assignments, resolve, to_toml
+from l2o_cli._presets import PRESETS, kinds_of_line
+from l2o_cli._resolve import merge, nested, plain, read_assignments, resolve, to_toml
+from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
 
 import l2o_eqx as l2o
@@ -45,11 +45,12 @@ def test_presets_build_and_survive_toml(preset, objective):
 def test_every_line_of_a_preset_counts(preset, objective):
     """With the preset's own kinds, or with others that have the setting; never with a name of nothing."""
     own = resolve([settings(preset, objective)])
-    for name, value in PRESETS[preset][objective].items():
+    for line, value in PRESETS[preset][objective].items():
+        only, name = kinds_of_line(line)
         path = tuple(name.split("."))
         layer = settings(preset, objective)
-        for table, kinds in leaves()[path].owners.items():
-            kind = kinds[0] if table[0] != "objective" else objective
+        for table, kinds in options()[path].owners.items():
+            kind = only[0] if only and len(table) == 1 else kinds[0] if table[0] != "objective" else objective
             assert kind in kinds, name
             layer = merge(layer, nested((*table, "kind"), kind))
         assert at(resolve([layer]), name) == value, name
@@ -61,7 +62,7 @@ def test_presets_say_all_that_has_no_default_for_every_kind():
     """Whatever kinds are chosen, no option must be given: one optimizer, strategy and weighting at a time."""
     for preset, objective in CASES:
         for table in ("optimizer", "strategy", "weighting"):
-            for kind in leaves()[table, "kind"].choices or ():
+            for kind in options()[table, "kind"].choices:
                 layer = merge(settings(preset, objective), nested((table, "kind"), kind))
                 assert at(resolve([layer]), f"{table}.kind") == kind
 
@@ -186,11 +187,13 @@ def former(objective):
 @pytest.mark.parametrize("objective", ["quadratic", "mnist"])
 def test_the_thesis_preset_is_what_the_defaults_were(objective, monkeypatch):
     """Every setting that there was, through the command; and what came since is off."""
-    seen: list[RunConfig] = []
-    monkeypatch.setattr("l2o_cli._training.train", lambda config, *rest: seen.append(config))
+    seen = []
+    monkeypatch.setattr("l2o_cli._train.run", lambda config, *rest: seen.append(config))
     l2o_cli("train", "--objective", objective, "--preset", "thesis")
     (config,) = seen
-    assert config == RunConfig.model_validate({**former(objective), "preset": "thesis"})
+    written = plain(config)
+    written["optimizer"]["output"]["kind"] = {"none": "sum"}[config.optimizer.output.kind]
+    assert merge(written, {**former(objective), "preset": "thesis"}) == written
     later = {("meta", "average"), ("meta", "drop_norm"), ("strategy", "objective_clip")}
     assert {path: at(config, ".".join(path)) for path in later} == dict.fromkeys(later)
 
@@ -211,10 +214,18 @@ def test_files_of_before_there_were_presets_mean_the_thesis(objective):
 def test_a_file_of_the_first_version_and_its_old_name():
     config = resolve([tomllib.loads(FIRST)])
     thesis = resolve([{"preset": "thesis"}])
-    assert isinstance(config.strategy, EveryWindow) and config.strategy.include_final_loss
-    strategy = config.strategy.model_copy(update={"include_final_loss": False})
-    assert config.model_copy(update={"strategy": strategy}) == thesis
+    assert config.strategy.kind == "every-window" and config.strategy.include_final_loss
+    assert config.but(strategy=config.strategy.but(include_final_loss=False)) == thesis
     assert config.optimizer == thesis.optimizer and config.meta == thesis.meta
+
+
+def test_an_optimizer_of_before_is_evaluated_with_its_settings():
+    """Its file has them under their old names."""
+    optimizer = l2o.optimizers.CoordinatewiseLSTM((2,), key=jr.key(0))
+    l2o.save("old.safetensors", optimizer, metadata={"config": former("quadratic")})
+    options = "--dim 2 --steps 3 --objectives 2 --no-baselines --json"
+    facts = json.loads(l2o_cli("evaluate", "old.safetensors", *options.split()).stdout)
+    assert facts["objective"] == "quadratic" and facts["seed"] == 1 and len(facts["summary"]) == 1
 
 
 def test_a_partial_file_without_a_format_means_the_best():

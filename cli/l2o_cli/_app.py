@@ -5,52 +5,74 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-# A command `name` is the function of that name in the module `_name`. Others are entry points of the group
-# `l2o.commands`, functions as Typer takes them.
+from ._kinds import entry_points, import_reference
+from ._signatures import find_module
+
+# A command `name` is the function of that name in the module `_name`; those of entry points come beside them.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
-    "bench": "Measure speed and memory next to what one would write otherwise.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 
 
-def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    """The commands of installed packages by name, without importing them."""
-    found = importlib.metadata.entry_points(group="l2o.commands")
-    return {entry.name: entry for entry in found if importlib.util.find_spec(entry.module.partition(".")[0])}
+class _Command(TyperCommand):
+    # In plain text, part by part: boxes would cut off names at 80 columns.
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                part = "Arguments" if parameter.param_type_name == "argument" else None
+                part = part or getattr(parameter, "rich_help_panel", None) or "Options"
+                parts.setdefault(part, []).append(record)
+        for name in sorted(parts, key=_order_of_part):
+            records = parts[name]
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+def _order_of_part(name: str) -> int:
+    from ._options import MACHINE, OUTPUT, PARTS
+
+    order = ["Arguments", "Options", *PARTS.values(), OUTPUT, MACHINE]
+    return order.index(name) if name in order else len(order)
 
 
 class _Commands(TyperGroup):
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0]
-        known = [*COMMANDS, *entry_points()]
-        if name not in known and not name.startswith("-"):
-            from ._errors import UsageError, suggestion
-
-            raise UsageError(f"there is no command {name!r}; {suggestion(name, known)}")
-        if name in known:
-            self.commands[name] = _load(name)
-        return super().resolve_command(ctx, args)
-
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*COMMANDS, *(name for name in entry_points() if name not in COMMANDS)]
+        # An installation may lack what a checkout has.
+        others = {
+            name: point.value for name, point in entry_points("commands").items() if name not in COMMANDS
+        }
+        return [*COMMANDS, *(name for name, value in others.items() if find_module(value.partition(":")[0]))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in entry_points() and cmd_name not in self.commands:
-            # For the list of commands; `resolve_command` loads the one that is called.
-            self.commands[cmd_name] = _command(cmd_name, lambda: None, _first_line(entry_points()[cmd_name]))
-        return super().get_command(ctx, cmd_name)
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        # For the list of commands; `resolve_command` makes the one that is called.
+        return self.commands.get(cmd_name) or _command(cmd_name, lambda: None, _summary(cmd_name))
 
-    # Typer draws a box of several lines around a mistake; a line serves scripts and logs better.
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, *rest = args
+        if name in COMMANDS or name in self.list_commands(ctx):
+            command, rest = _load(name, rest)
+            return name, command, rest
+        if not name.startswith("-") and not ctx.resilient_parsing:
+            from ._errors import UsageError, suggestion
+
+            raise UsageError(f"there is no command {name!r}; {suggestion(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    # A mistake is one line, which serves scripts and logs better than Typer's several.
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        extra.setdefault("prog_name", "l2o")
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         try:
@@ -64,30 +86,33 @@ class _Commands(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _load(name: str) -> Any:
+def _load(name: str, arguments: list[str]) -> tuple[Any, list[str]]:
     if name in COMMANDS:
-        return _command(name, getattr(importlib.import_module(f"._{name}", __package__), name))
-    return _command(name, entry_points()[name].load())
+        function = getattr(importlib.import_module(f"._{name}", __package__), name)
+    else:
+        function = import_reference(entry_points("commands")[name].value, name)
+    if hasattr(function, "for_arguments"):
+        function, arguments = function.for_arguments(arguments)
+    return _command(name, function), arguments
 
 
 def _command(name: str, function: Any, summary: str | None = None) -> Any:
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name, help=summary)(function)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(name, cls=_Command, help=summary)(function)
     return typer.main.get_command(alone)
 
 
-def _first_line(entry: importlib.metadata.EntryPoint) -> str:
-    # The first line of the function's docstring, without importing what it needs.
-    spec = importlib.util.find_spec(entry.module)
-    if spec is None or spec.origin is None:
-        return ""
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
+def _summary(name: str) -> str:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    # The first line of its docstring, without importing it.
+    home, _, function = entry_points("commands")[name].value.partition(":")
+    module = find_module(home)
+    found = module.find(function) if module else None
+    return (ast.get_docstring(found[1]) or "").partition("\n")[0] if found else ""
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _show_version(value: bool) -> None:
@@ -108,7 +133,3 @@ def _top(
     del version
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-for _name, _summary in COMMANDS.items():
-    app.command(_name, help=_summary)(lambda: None)

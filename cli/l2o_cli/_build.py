@@ -3,28 +3,32 @@
 Importing this module starts JAX, so that commands import it when they run.
 """
 
+import contextlib
 import dataclasses
+import functools
+import importlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import equinox as eqx
+import jax.random as jr
 import optax
 from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
-from l2o_eqx import data, objectives, optimizers, outputs, preprocessors, strategies, weightings
+from l2o_eqx import data, objectives, optimizers, strategies, weightings
 
-from . import _config as config
-from ._build_meta import make_meta_optimizer, make_validation
-from ._errors import UsageError, blaming, label
+from ._errors import UsageError
+from ._kinds import LIBRARY, NONE, load, signature
+from ._resolve import Table
+from ._settings import label
+from ._signatures import Parameter
+from ._tables import settings
 
-GROUPS = {
-    "layer": optimizers.by_layer,
-    "leaf": optimizers.by_leaf,
-    "rank": optimizers.by_rank,
-    "shape": optimizers.by_shape,
-    "kind": optimizers.by_kind,
-}
+# Far from the small numbers that splitting the seed's key amounts to, and from that of the pretraining.
+_VALIDATION = 1001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Parts:
     - `data`: what is known of the data set; `None` if there is none.
     """
 
-    config: config.RunConfig
+    config: Table
     data: dict[str, Any] | None
     family: objectives.AbstractObjectiveFamily
     strategy: strategies.AbstractUpdateStrategy
@@ -47,269 +51,198 @@ class Parts:
     make_optimizer: Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]
 
 
-def build(given: config.RunConfig) -> Parts:
+def build(given: Table) -> Parts:
     """Builds all parts and checks that they fit; data sets are loaded here.
 
     **Arguments:**
 
-    - `given`: a checked configuration.
+    - `given`: of `resolve`.
 
     **Raises:** `UsageError` for values that only the library can judge.
     """
-    objective, family, used = make_family(given.objective)
-    meta = _with_num_steps(given.meta, given.objective.kind, family)
-    with blaming(*_blamed_for_strategy(given)):
-        strategy = make_strategy(given.strategy)
-        strategy.num_updates(meta.num_steps)
-    pretraining = given.pretraining
-    if pretraining.enabled and pretraining.num_samples < pretraining.batch_size:
-        raise UsageError(
-            f"{label(('pretraining', 'num_samples'))}: got {pretraining.num_samples}, must be at least "
-            f"{pretraining.batch_size}, one batch"
-        )
-    if pretraining.enabled and "learning_rate" not in type(given.optimizer).model_fields:
-        raise UsageError(
-            f"{label(('pretraining', 'enabled'))}: teaches an optimizer to start as gradient descent, but "
-            f"{given.optimizer.kind!r} starts as something better; --preset thesis has one that can be taught"
-        )
-    match given.optimizer:
-        case config.CoordinatewiseLSTM() | config.PerLayer() as table:
-            if table.linear_readout and table.output.kind != "sum":
-                raise UsageError(
-                    f"{label(('optimizer', 'linear_readout'))}: is for the output 'sum'; "
-                    f"{table.output.kind!r} has a read-out of its own"
-                )
+    objective, digits = _with_digits(given.objective)
+    key = jr.key(given.seed)
+    family = _make("objectives", objective, ("objective",), _Context(key, digits=digits))
+    meta = _with_num_steps(given.meta, objective.kind, family)
+    strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
+    length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
+    with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
+        total = meta.super_epochs * strategy.num_updates(meta.num_steps)
+    weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
-    evaluation = given.evaluation.model_copy(update={"learning_rates": rates})
-    resolved = given.model_copy(update={"objective": objective, "meta": meta, "evaluation": evaluation})
+    config = given.but(objective=objective, meta=meta, evaluation=given.evaluation.but(learning_rates=rates))
+
+    def make_optimizer(key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
+        return _make("optimizers", given.optimizer, ("optimizer",), _Context(key, family=family))
+
+    _check_pretraining(config, make_optimizer)
     return Parts(
-        resolved,
-        used,
+        config,
+        None if digits is None else _described(digits, family),
         family,
         strategy,
-        make_weighting(given.weighting),
-        make_meta_optimizer(meta, strategy),
-        make_validation(resolved, family),
-        optimizer_maker(given.optimizer, family),
+        weighting,
+        _make_meta_optimizer(meta, total),
+        _make_validation(config, family),
+        make_optimizer,
     )
 
 
-def _with_num_steps(
-    meta: config.Meta, objective: str, family: objectives.AbstractObjectiveFamily
-) -> config.Meta:
-    # Steps say the same as epochs, without the data: a run's config.toml has the steps alone.
-    if meta.num_epochs is None:
-        return meta
-    if not isinstance(family, objectives.FromModel):
-        steps = label(("meta", "num_steps"))
-        raise UsageError(
-            f"{label(('meta', 'num_epochs'))}: the objective {objective!r} has no data and so no epochs; "
-            f"use {steps}"
-        )
-    num_steps = meta.num_epochs * family.steps_per_epoch
-    return meta.model_copy(update={"num_steps": num_steps, "num_epochs": None})
-
-
-def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
-    table = given.strategy
-    recorded = isinstance(table, config.EveryStep) and table.gradient == "recorded"
-    if recorded and table.activations == "keep":
-        return "strategy", "activations"
-    if recorded and table.objective_clip is not None:
-        return "strategy", "objective_clip"
-    if isinstance(table, config.OncePerSuperEpoch):
-        return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"
-    if recorded and table.order == "second":
-        return "strategy", "gradient"
-    return "strategy", "window"
-
-
-def make_family(
-    objective: Any,
-) -> tuple[Any, objectives.AbstractObjectiveFamily, dict[str, Any] | None]:
-    """The family, with the table as it was resolved and a description of the data.
+@contextlib.contextmanager
+def blaming(
+    path: tuple[str, ...],
+    table: Mapping[str, Any],
+    defaults: Mapping[str, Parameter] | None = None,
+    otherwise: tuple[str, ...] | None = None,
+) -> Iterator[None]:
+    """Turns the library's `ValueError` into one about a setting.
 
     **Arguments:**
 
-    - `objective`: the table `objective`.
+    - `path`: of the table; `table`: its values.
+    - `defaults`: the parameters, to tell what was changed.
+    - `otherwise`: blamed if the message names no setting of the table.
     """
-    match objective:
-        case config.Quadratic():
-            family = objectives.Quadratic(objective.dim, objective.squared, objective.theta_std)
-            return objective, family, None
-        case config.Mnist():
-            return _make_mnist(objective)
-        case _:
-            raise AssertionError(objective)
+    try:
+        yield
+    except ValueError as error:
+        named = getattr(error, "argument", None) or ""
+        words = [*re.findall(r"(\w+)=", str(error)), *re.findall(r"\w+", str(error))]
+        mentioned = [name for name in words if name in table]
+        changed = [n for n in mentioned if not defaults or table[n] != defaults[n].default]
+        name = next(iter([named] if named in table else changed or mentioned), None)
+        blamed = (*path, name) if name else otherwise or path
+        raise UsageError(f"{label(blamed)}: {error}") from None
 
 
-def optimizer_maker(
-    table: Any, family: objectives.AbstractObjectiveFamily
-) -> Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]:
-    """A function from a key to an untrained optimizer.
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    # What constructors get beside their settings.
+    key: PRNGKeyArray
+    family: objectives.AbstractObjectiveFamily | None = None
+    digits: data.Digits | None = None
 
-    **Arguments:**
-
-    - `table`: the table `optimizer`.
-    - `family`: gives the shapes of the params to optimizers that have a part per layer.
-    """
-
-    def lstm(key: PRNGKeyArray) -> optimizers.CoordinatewiseLSTM:
-        return optimizers.CoordinatewiseLSTM(
-            table.hidden_sizes,
-            make_preprocessor(table.preprocessor),
-            table.learning_rate,
-            linear_readout=table.linear_readout,
-            output=make_output(table.output),
-            key=key,
-        )
-
-    match table:
-        case config.CoordinatewiseLSTM():
-            return lstm
-        case config.PerLayer():
-            params = objectives.params_shapes(family)
-            label = GROUPS[table.groups]
-            return lambda key: optimizers.PerLayer.make(lstm, params, label=label, key=key)
-        case config.Hierarchical():
-            return lambda key: optimizers.Hierarchical(
-                table.coordinate_size,
-                table.tensor_size,
-                table.global_size,
-                make_preprocessor(table.preprocessor),
-                table.learning_rate,
-                output=make_output(table.output),
-                key=key,
-            )
-        case config.AdamMLP():
-            return lambda key: optimizers.AdamMLP(
-                table.mlp_sizes, table.start_rate, matrices=table.matrices, decay=table.decay, key=key
-            )
-        case config.LearnedMomentum():
-            return lambda key: optimizers.LearnedMomentum(
-                table.momentum_size,
-                per=table.per,
-                first_move=table.first_move,
-                first_step=table.first_step,
-                key=key,
-            )
-        case config.SubspaceRNN():
-            return lambda key: optimizers.SubspaceRNN(
-                table.subspace_size,
-                per=table.per,
-                first_move=table.first_move,
-                first_step=table.first_step,
-                key=key,
-            )
-        case _:
-            raise AssertionError(table)
+    @functools.cached_property
+    def params(self) -> Any:
+        return None if self.family is None else objectives.params_shapes(self.family)
 
 
-def make_preprocessor(table: Any) -> preprocessors.AbstractPreprocessor:
-    """The preprocessor of the table `optimizer.preprocessor`."""
-    match table:
-        case config.Identity():
-            return preprocessors.Identity()
-        case config.LogSign():
-            return preprocessors.LogSign(table.p)
-        case config.TwoFeature():
-            return preprocessors.TwoFeature(table.p)
-        case config.AdamLike():
-            return preprocessors.AdamLike(table.b1, table.b2, table.eps)
-        case _:
-            raise AssertionError(table)
+def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) -> Any:
+    constructor = load(group, table.kind)
+    known = signature(group, table.kind).parameters
+    arguments: dict[str, Any] = {}
+    for name, p in known.items():
+        if p.type.name == "key":
+            arguments[name] = context.key
+        elif p.type.name == "params":
+            arguments[name] = context.params
+        elif p.type.name == "part":
+            arguments[name] = _make_part(p, table[name], (*path, name), context)
+        elif p.type.name == "function":
+            folder = importlib.import_module(f"{LIBRARY}.{group}")
+            arguments[name] = getattr(folder, p.type.prefix + table[name])
+        # A default that is no plain value stays the library's.
+        elif p.type.name != "unknown" and (table[name] is not None or p.default is None):
+            arguments[name] = table[name]
+    if (group, table.kind) == ("objectives", "mnist"):
+        arguments = {name: x for name, x in arguments.items() if name not in _DIGITS}
+        arguments["digits"] = context.digits
+    with blaming(path, table, known):
+        return getattr(constructor, "make", constructor)(**arguments)
 
 
-def make_output(table: Any) -> outputs.AbstractOutput | None:
-    """The output of the table `optimizer.output`; `None` for the sum."""
-    match table:
-        case config.SumOutput():
-            return None
-        case config.CurvatureOutput():
-            return outputs.CurvatureOutput(table.rate, table.momentum, table.first_step)
-        case config.MomentumOutput():
-            return outputs.MomentumOutput(table.rate, table.momentum)
-        case config.AdamOutput():
-            with blaming("optimizer", "output", "decays"):
-                return outputs.AdamOutput(table.rate, table.decays, table.b2, table.eps)
-        case _:
-            raise AssertionError(table)
+def _make_part(p: Parameter, table: Table, path: tuple[str, ...], context: _Context) -> Any:
+    if table.kind == NONE:
+        return None
+    if not p.type.maker:
+        return _make(p.type.group, table, path, context)
+
+    def make(key: PRNGKeyArray) -> Any:
+        return _make(p.type.group, table, path, dataclasses.replace(context, key=key))
+
+    return make
 
 
-def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
-    """The update strategy of the table `strategy`."""
-    match table:
-        case config.EveryWindow():
-            return strategies.EveryWindow(
-                table.window,
-                table.order,
-                table.detach_state,
-                table.include_final_loss,
-                table.remainder,
-                table.activations,
-                table.objective_clip,
-            )
-        case config.OncePerSuperEpoch():
-            return strategies.OncePerSuperEpoch(
-                table.order,
-                table.detach_state,
-                table.include_final_loss,
-                table.activations,
-                table.objective_clip,
-            )
-        case config.EveryStep():
-            return strategies.EveryStep(
-                table.window,
-                table.gradient,
-                table.order,
-                table.detach_state,
-                table.activations,
-                table.objective_clip,
-            )
-        case _:
-            raise AssertionError(table)
+# Digits are loaded before a family is made of them, for the run to say which they are.
+_DIGITS = ("data", "data_dir", "data_sha256")
 
 
-def make_weighting(table: Any) -> weightings.AbstractWeighting:
-    """The weighting of the table `weighting`."""
-    match table:
-        case config.Constant():
-            return weightings.Constant()
-        case config.Linear():
-            return weightings.Linear(table.beta, table.counting, table.first)
-        case config.Exponential():
-            return weightings.Exponential(table.gamma, table.counting, table.first)
-        case config.FinalOnly():
-            return weightings.FinalOnly(table.counting)
-        case config.LogMean():
-            return weightings.LogMean(table.eps, table.relative, table.power)
-        case _:
-            raise AssertionError(table)
-
-
-def _make_mnist(
-    table: config.Mnist,
-) -> tuple[config.Mnist, objectives.AbstractObjectiveFamily, dict[str, Any]]:
-    with blaming("objective", "data" if table.data_dir is None else "data_dir"):
+def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
+    if table.kind != "mnist":
+        inner = table.get("family")
+        if inner is None:
+            return table, None
+        resolved, digits = _with_digits(inner)
+        return table.but(family=resolved), digits
+    name = "data" if table.data_dir is None else "data_dir"
+    with blaming(("objective",), {}, otherwise=("objective", name)):
         digits = data.load_mnist(table.data, table.data_dir)
     if table.data_sha256 not in (None, digits.sha256):
         raise UsageError(
             f"{label(('objective', 'data_sha256'))}: {digits.describe()} have the sha256 "
             f"{digits.sha256}, not {table.data_sha256}"
         )
-    with blaming("objective", "batch_size"):
-        family = objectives.MNIST(
-            table.hidden_sizes,
-            table.activation,
-            table.batch_size,
-            conv_channels=table.conv_channels,
-            output=table.output,
-            num_examples=table.num_examples,
-            digits=digits,
-        )
     found = "embedded" if "embedded" in digits.source else "tfds"
     folder = (table.data_dir or os.environ.get("TFDS_DATA_DIR")) if found == "tfds" else None
-    resolved = table.model_copy(update={"data": found, "data_dir": folder, "data_sha256": digits.sha256})
+    return table.but(data=found, data_dir=folder, data_sha256=digits.sha256), digits
+
+
+def _described(digits: data.Digits, family: Any) -> dict[str, Any]:
+    while not hasattr(family, "num_examples"):
+        family = family.family
     used = f"{digits.describe()}, of which {family.num_examples:,} are used"
-    description = {"description": used, "source": digits.source, "sha256": digits.sha256}
-    return resolved, family, description
+    return {"description": used, "source": digits.source, "sha256": digits.sha256}
+
+
+def _with_num_steps(meta: Table, objective: str, family: objectives.AbstractObjectiveFamily) -> Table:
+    # Steps say the same as epochs, without the data: a run's config.toml has the steps alone.
+    if meta.num_epochs is None:
+        return meta
+    steps_per_epoch = getattr(family, "steps_per_epoch", None)
+    if steps_per_epoch is None:
+        raise UsageError(
+            f"{label(('meta', 'num_epochs'))}: the objective {objective!r} has no data and so no epochs; "
+            f"use {label(('meta', 'num_steps'))}"
+        )
+    return meta.but(num_steps=meta.num_epochs * steps_per_epoch, num_epochs=None)
+
+
+def _check_pretraining(config: Table, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:
+    table = config.pretraining
+    if not table.enabled:
+        return
+    if table.num_samples < table.batch_size:
+        raise UsageError(
+            f"{label(('pretraining', 'num_samples'))}: got {table.num_samples}, must be at least "
+            f"{table.batch_size}, one batch"
+        )
+    optimizer = eqx.filter_eval_shape(make_optimizer, jr.key(0))
+    parts = getattr(optimizer, "optimizers", {"all": optimizer})
+    if not all(hasattr(part, "learning_rate") for part in parts.values()):
+        raise UsageError(
+            f"{label(('pretraining', 'enabled'))}: teaches an optimizer to start as gradient descent, but "
+            f"{config.optimizer.kind!r} starts as something better; --preset thesis has one that can be "
+            "taught"
+        )
+
+
+def _make_meta_optimizer(meta: Table, total: int) -> optax.GradientTransformation:
+    if meta.warmup_updates >= total:
+        raise UsageError(
+            f"{label(('meta', 'warmup_updates'))}: got {meta.warmup_updates}, must be less than the {total} "
+            "meta-updates of the training"
+        )
+    taken = {name: meta[name] for name, s in settings("meta").items() if s.verb == "default_meta_optimizer"}
+    with blaming(("meta",), meta):
+        return l2o.default_meta_optimizer(**taken, total_updates=total if meta.decay == "cosine" else None)
+
+
+def _make_validation(config: Table, family: objectives.AbstractObjectiveFamily) -> l2o.Validation | None:
+    # Its draws depend on the seed alone.
+    table = config.validation
+    if not table.every:
+        return None
+    key = jr.fold_in(jr.key(config.seed), _VALIDATION)
+    steps = table.num_steps or config.meta.num_steps
+    with blaming(("validation",), table):
+        return l2o.Validation(family, steps, table.num_objectives, table.every, table.last, key=key)

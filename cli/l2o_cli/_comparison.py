@@ -13,6 +13,7 @@ from l2o_eqx.files import dumps, replacing, write_text
 
 from ._build import Parts
 from ._output import Output
+from ._resolve import plain
 
 LEARNED = "learned"
 UNTRAINED = "untrained"
@@ -169,7 +170,7 @@ def facts_of(parts: Parts, seed: int) -> dict[str, Any]:
     config = parts.config
     return {
         "objective": config.objective.kind,
-        "objective_settings": config.objective.model_dump(mode="json"),
+        "objective_settings": plain(config.objective),
         "optimizer": config.optimizer.kind,
         "num_steps": config.evaluation.num_steps or config.meta.num_steps,
         "num_objectives": config.evaluation.num_objectives,

@@ -1,20 +1,32 @@
-"""`l2o evaluate`."""
+"""`l2o evaluate`. What starts JAX is imported once the options are read."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import l2o_eqx as l2o
+
 from ._errors import UsageError
+from ._folder import check_free, make_folder
+from ._interrupt import interrupted, run_interruptibly
+from ._kinds import classes_in, classes_of, import_reference
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import read_assignments
+from ._resolve import Layer, Table, merge, read_assignments, resolve
 from ._start import start
 
+if TYPE_CHECKING:
+    from ._build import Parts
+    from ._output import Output
+
+# Far from the small numbers that splitting the seed's key amounts to.
+_CARD = 2000
 SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": "--objectives"}
 
 
 @with_settings(
-    lambda leaf: leaf.path[0] in ("objective", "evaluation", "seed"),
+    lambda path: path[0] in ("objective", "evaluation", "seed"),
     SECOND_NAMES,
     show_defaults=False,
 )
@@ -35,6 +47,14 @@ def evaluate(
             help="Also how far it generalizes: longer, other sizes and kinds, scales; takes minutes.",
         ),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            help="Module whose classes the file may have; those of a run are known.",
+            metavar="MODULE",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +79,175 @@ def evaluate(
     layers = [*read_assignments(assignments or []), settings]
 
     start(cores=cores, cache=cache)
-    from ._evaluation import evaluate as run
     from ._output import Output
 
-    run(source, layers, out, Output(quiet, as_json), with_baselines=baselines, with_card=card)
+    output = Output(quiet, as_json)
+    run(source, layers, out, output, with_baselines=baselines, with_card=card, modules=modules or ())
+
+
+def run(
+    source: Path,
+    layers: Sequence[Layer],
+    out: Path | None,
+    output: "Output",
+    *,
+    with_baselines: bool,
+    with_card: bool = False,
+    modules: Sequence[str] = (),
+) -> None:
+    """Compares the optimizers of a run, or one from a file.
+
+    **Arguments:**
+
+    - `source`: the folder or the file.
+    - `layers`: settings over those of the training.
+    - `out`: a folder to make for the results. If `None`, it is made in the run's folder; for a
+        file, nothing is written.
+    - `output`: what the user sees.
+    - `with_baselines`: whether to compare with hand-designed optimizers.
+    - `modules`: whose classes the file may have, beside those of the plug-ins in its settings.
+    - `with_card`: whether to make a card of generalization; after Ctrl-C, the part that is done is kept.
+
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    """
+    import jax.random as jr
+
+    from ._build import build
+    from ._card import keep_card, run_card
+    from ._comparison import LEARNED, facts_of, numbers, show_comparison, title_of, write_comparison
+
+    files = _files(source)
+    check_free(out)
+    optimizers, metadata = _load(files, modules)
+    config = _resolve(metadata, layers)
+    parts = build(config)
+    _check_fits(optimizers[0], parts)
+    restarts = len(optimizers) if len(optimizers) > 1 else None
+    optimizer = _stack(optimizers) if restarts else optimizers[0]
+    facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
+    facts["optimizer"] = type(optimizers[0]).__name__
+    title = title_of(facts)
+    output.say(_intention(source, facts))
+
+    others = l2o.baselines_for(parts.family) if with_baselines else {}
+    comparison = _compare({LEARNED: optimizer, **others}, parts, output, restarts)
+    folder = None
+    if out or source.is_dir():
+        folder = make_folder(out, source / "evaluations", config.objective.kind)
+        write_comparison(folder, comparison, title=title, facts=facts)
+    show_comparison(comparison, output, title)
+    if folder:
+        output.say(f"Curves and numbers are in {folder}.")
+    answer = {"folder": str(folder) if folder else None, **facts, **numbers(comparison)}
+    if with_card:
+        key = jr.fold_in(jr.key(config.seed), _CARD)
+        card = run_card(optimizer, parts, output, restarts=restarts, key=key)
+        keep_card(folder, card, output, facts)
+        answer["card"] = card.as_dict()
+    output.result(answer)
+    if with_card and not answer["card"]["complete"]:
+        interrupted()
+
+
+def _compare(
+    optimizers: dict[str, Any], parts: "Parts", output: "Output", restarts: int | None
+) -> "l2o.Comparison":
+    import jax.random as jr
+
+    from ._comparison import run_comparison
+
+    # The key is that of the training's own comparison.
+    key = jr.split(jr.key(parts.config.seed), 3)[2]
+    try:
+        return run_interruptibly(
+            lambda: run_comparison(optimizers, parts, output, restarts=restarts, key=key)
+        )
+    except KeyboardInterrupt:
+        output.say("Interrupted; nothing was written.")
+        interrupted()
+
+
+def _files(source: Path) -> list[Path]:
+    from ._run import OPTIMIZER_FILE, RESTART_PATTERN
+
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f"RUN_OR_FILE: there is neither a folder nor a file {source}")
+    single = source / OPTIMIZER_FILE
+    files = [single] if single.is_file() else sorted(source.glob(RESTART_PATTERN))
+    if not files:
+        raise UsageError(
+            f"RUN_OR_FILE: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor "
+            f"{RESTART_PATTERN}"
+        )
+    return files
+
+
+def _load(files: Sequence[Path], modules: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    for name in modules:
+        try:
+            import_reference(name, name)
+        except UsageError as error:
+            raise UsageError(f"option '--classes': {error.format_message()}") from None
+    try:
+        metadata = l2o.load_metadata(files[0])
+        config = metadata.get("config")
+        classes = classes_of(modules) + (classes_in(config) if isinstance(config, dict) else [])
+        optimizers = [l2o.load(file, classes=classes) for file in files]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"RUN_OR_FILE: {error}") from None
+    if not isinstance(optimizers[0], l2o.optimizers.AbstractOptimizer):
+        what = type(optimizers[0]).__name__
+        raise UsageError(f"RUN_OR_FILE: {files[0]} holds no optimizer, but an object of type {what}")
+    return optimizers, metadata
+
+
+def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
+    asked: Layer = {}
+    for layer in layers:
+        asked = merge(asked, layer)
+    trained = metadata.get("config")
+    if not isinstance(trained, dict):
+        # Saved by `l2o_eqx.save`, not by `l2o train`: the presets of the objective hold.
+        return resolve([asked])
+    trained = dict(trained)
+    table = asked.get("objective", {})
+    kind = (table if isinstance(table, dict) else {"kind": table}).get("kind", trained["objective"]["kind"])
+    if kind != trained["objective"]["kind"]:
+        # What was fit for one objective may take hours on another one, whose presets know better.
+        trained.pop("evaluation", None)
+    return resolve([trained, {"seed": trained.get("seed", 0) + 1}, asked])
+
+
+def _check_fits(optimizer: Any, parts: "Parts") -> None:
+    import jax
+    import jax.random as jr
+
+    objective = parts.family.sample(jr.key(0))
+    try:
+        jax.eval_shape(lambda key: optimizer.init(objective.init(key)), jr.key(0))
+    except ValueError as error:
+        raise UsageError(f"this optimizer does not fit the objective: {error}") from None
+
+
+def _stack(optimizers: Sequence[Any]) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def stack(*leaves: Any) -> Any:
+        return jnp.stack(leaves) if isinstance(leaves[0], jax.Array) else leaves[0]
+
+    return jax.tree.map(stack, *optimizers)
+
+
+def _intention(source: Path, facts: dict[str, Any]) -> str:
+    from ._comparison import LEARNED
+    from ._run import describe_device
+
+    data = f"; {facts['data']['description']}" if facts["data"] else ""
+    return (
+        f"Comparing {LEARNED} ({facts['optimizer']}, from {source}) on {facts['objective']}: "
+        f"{facts['num_objectives']} objectives x {facts['num_steps']} steps, seed {facts['seed']}"
+        f"{data}; on {describe_device()}"
+    )

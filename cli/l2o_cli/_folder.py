@@ -4,13 +4,12 @@ import contextlib
 import datetime
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
-
-from l2o_eqx.files import dumps, write_text
 
 from ._errors import UsageError
 
@@ -25,6 +24,8 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
 
     **Raises:** `UsageError` if it exists or cannot be made.
     """
+    # A plug-in's kind may be `module:name`.
+    name = re.sub(r"[^\w.-]", "-", name)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     numbered = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
     candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)
@@ -93,6 +94,8 @@ class Record:
             raise
 
     def _write(self) -> None:
+        from l2o_eqx.files import dumps, write_text
+
         write_text(self.path, dumps(self.facts, indent=2) + "\n")
 
 

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from l2o_eqx.files import dumps
-
 # (number done, what to say about it)
 Update = Callable[[float, str], None]
 
@@ -39,6 +37,8 @@ class Output:
     def result(self, content: Mapping[str, Any]) -> None:
         """The JSON object, if asked for."""
         if self.as_json:
+            from l2o_eqx.files import dumps
+
             typer.echo(dumps(content, indent=2))
 
     @contextmanager

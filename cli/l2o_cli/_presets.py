@@ -1,140 +1,34 @@
-"""What settings are if they are not given, by preset and objective: the lowest layer of a configuration.
+"""What settings are if they are not given, of `presets.toml`."""
 
-A line counts if the kinds chosen have that field, so that a preset also fits optimizers, strategies and
-weightings other than its own.
-"""
-
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
+
+Preset = dict[str, Any]
 
 DEFAULT_OBJECTIVE = "quadratic"
 DEFAULT_PRESET = "best"
 # Files of versions that had no presets, with all settings that there were, mean this one.
 FORMER_PRESET = "thesis"
 
-Preset = dict[str, Any]
+_TABLES = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
+_SHARED = _TABLES.pop("shared")
 
-_THESIS: Preset = {
-    "optimizer.kind": "coordinatewise-lstm",
-    "optimizer.output.kind": "sum",
-    "strategy.kind": "every-window",
-    "strategy.window": 16,
-    "weighting.kind": "constant",
-}
 
-# An Adam with warm-up and cosine decay, and the true gradient.
-_BEST: Preset = {
-    "strategy.order": "second",
-    "weighting.kind": "log-mean",
-    "meta.learning_rate": 3e-3,
-    "meta.b2": 0.99,
-    "meta.eps": 1e-10,
-    "meta.decay": "cosine",
-}
+def _whole(table: Preset) -> Preset:
+    shared = [_whole(_SHARED[name]) for name in table.get("like", [])]
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != "like"}
+    return {name: value for part in (*shared, own) for name, value in part.items()}
 
-_QUADRATIC: Preset = {
-    "optimizer.learning_rate": 0.001,
-    "optimizer.preprocessor.kind": "identity",
-    "meta.num_steps": 320,
-    "evaluation.num_objectives": 64,
-    "evaluation.num_tuning_objectives": 16,
-    "evaluation.last": 1,
-}
-
-_MNIST: Preset = {
-    "optimizer.learning_rate": 0.01,
-    "optimizer.preprocessor.kind": "log-sign",
-    "evaluation.num_objectives": 32,
-    "evaluation.num_tuning_objectives": 4,
-    "evaluation.last": 20,
-}
-
-# Andrychowicz et al. 2016, sec. 3 and appendix A, and the code that DeepMind released: two layers of 20 units
-# with a linear read-out, windows of 20 steps, 100 steps in all, the loss after the last update counted.
-_ANDRYCHOWICZ: Preset = {
-    "optimizer.kind": "coordinatewise-lstm",
-    "optimizer.learning_rate": 0.01,
-    "optimizer.linear_readout": True,
-    "optimizer.output.kind": "sum",
-    "optimizer.preprocessor.kind": "two-feature",
-    "strategy.kind": "every-window",
-    "strategy.window": 20,
-    "strategy.include_final_loss": True,
-    "weighting.kind": "constant",
-    "meta.normalization": "none",
-    "meta.num_steps": 100,
-}
 
 PRESETS: dict[str, dict[str, Preset]] = {
-    "best": {
-        "quadratic": {
-            "optimizer.kind": "learned-momentum",
-            "optimizer.output.kind": "momentum",
-            "strategy.kind": "every-window",
-            "strategy.window": 20,
-            "strategy.include_final_loss": True,
-            "meta.normalization": "global",
-            "meta.warmup_updates": 20,
-            "meta.final_share": 0.01,
-            "meta.super_epochs": 100,
-            "meta.num_objectives": 32,
-            **_BEST,
-            **_QUADRATIC,
-        },
-        "mnist": {
-            "optimizer.kind": "adam-mlp",
-            "optimizer.start_rate": 0.014,
-            "optimizer.matrices": True,
-            "optimizer.decay": "cosine",
-            "optimizer.output.kind": "adam",
-            "strategy.kind": "every-window",
-            "strategy.window": 25,
-            "strategy.include_final_loss": True,
-            "strategy.objective_clip": 0.3,
-            "weighting.eps": 1e-6,
-            "weighting.power": 2.0,
-            "meta.normalization": "clip",
-            "meta.clip_norm": 0.3,
-            "meta.num_steps": 100,
-            "meta.super_epochs": 50,
-            "meta.num_objectives": 2,
-            "validation.every": 10,
-            "validation.num_objectives": 16,
-            "validation.last": 20,
-            **_BEST,
-            **_MNIST,
-        },
-    },
-    "thesis": {
-        "quadratic": {
-            **_THESIS,
-            **_QUADRATIC,
-            "meta.super_epochs": 50,
-            "meta.num_objectives": 64,
-        },
-        "mnist": {
-            **_THESIS,
-            **_MNIST,
-            "meta.num_steps": 375,
-            "meta.super_epochs": 10,
-            "meta.num_objectives": 1,
-        },
-    },
-    "andrychowicz": {
-        "quadratic": {
-            **_QUADRATIC,
-            **_ANDRYCHOWICZ,
-            "objective.dim": 10,
-            "objective.theta_std": 0.01,
-            "optimizer.preprocessor.kind": "identity",
-            "meta.super_epochs": 100,
-            "meta.num_objectives": 128,
-        },
-        "mnist": {
-            **_MNIST,
-            **_ANDRYCHOWICZ,
-            "objective.hidden_sizes": (20,),
-            "meta.super_epochs": 100,
-            "meta.num_objectives": 1,
-        },
-    },
+    preset: {objective: _whole(table) for objective, table in tables.items()}
+    for preset, tables in _TABLES.items()
 }
+
+
+def kinds_of_line(name: str) -> tuple[tuple[str, ...], str]:
+    """The kinds that a line of a preset is for, all if there are none, and its path."""
+    found = re.fullmatch(r"(\w+)\[([^]]+)\](.*)", name)
+    return (tuple(found[2].split("|")), found[1] + found[3]) if found else ((), name)

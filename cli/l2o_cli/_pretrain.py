@@ -1,29 +1,31 @@
-"""`l2o pretrain`."""
+"""`l2o pretrain`. What starts JAX is imported once the settings are resolved."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._fields import Leaf
-from ._needs import refuse_ignored
-from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import read_assignments, read_toml, resolve
+from ._folder import check_free
+from ._interrupt import interrupted, run_interruptibly
+from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
+from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
 
+if TYPE_CHECKING:
+    from ._build import Parts
+    from ._output import Output
+    from ._run import Run
 
-def _keep(leaf: Leaf) -> bool:
-    if leaf.name in ("meta.restarts", "seed"):
+
+def _keep(path: tuple[str, ...]) -> bool:
+    if path in (("meta", "restarts"), ("seed",)):
         return True
-    return leaf.path[0] in ("objective", "optimizer", "pretraining") and leaf.path[-1] != "enabled"
+    return path[0] in ("objective", "optimizer", "pretraining") and path[-1] != "enabled"
 
 
 @with_settings(_keep)
 def pretrain(
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of settings, such as a run's config.toml.", metavar="FILE"),
-    ] = None,
+    config: Config = None,
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
@@ -56,6 +58,59 @@ def pretrain(
 
     start(cores=cores, cache=cache)
     from ._output import Output
-    from ._pretraining import pretrain as run
 
     run(checked, out, Output(quiet, as_json))
+
+
+def run(given: Table, out: Path | None, output: "Output") -> None:
+    """Pretrains and keeps everything in a folder.
+
+    **Arguments:**
+
+    - `given`: a checked configuration.
+    - `out`: the folder, which must not exist; `None` for one in `runs`.
+    - `output`: what the user sees.
+
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    """
+    check_free(out)
+    from ._run import begin, pretrain_first, save_optimizers
+
+    name = f"pretrained-{given.optimizer.kind}"
+    made = begin(given, out, output, name=name, describe=_intention)
+    folder = made.folder
+    with made.record.failing():
+        try:
+            pretrain_first(made)
+        except KeyboardInterrupt:
+            _stop(made)
+        say = output.say
+        files = run_interruptibly(
+            lambda: save_optimizers(made, made.optimizer),
+            on_first=lambda: say("Saving the optimizer."),
+        )
+        made.record.finish("completed", optimizers=files)
+    output.say(f"Everything is in {folder}. `l2o evaluate {folder}` compares the optimizer as it is.")
+    facts = made.pretraining
+    output.result({"folder": str(folder), "result": "completed", "files": files, "pretraining": facts})
+
+
+def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
+    del coordinates
+    from ._run import describe_device
+
+    config, settings = parts.config, parts.config.pretraining
+    restarts = f" x {config.meta.restarts} restarts" if config.meta.restarts > 1 else ""
+    updates = settings.num_samples // settings.batch_size
+    return (
+        f"Pretraining {config.optimizer.kind} ({meta_parameters:,} meta-parameters): {updates:,} updates "
+        f"x {settings.batch_size} coordinates x {settings.num_steps} steps{restarts}; on {describe_device()}"
+    )
+
+
+def _stop(made: "Run") -> None:
+    folder = made.folder
+    made.record.finish("stopped", optimizers=[])
+    made.output.say(f"Interrupted; no optimizer was saved. The settings are in {folder}.")
+    made.output.result({"folder": str(folder), "result": "stopped", "files": []})
+    interrupted()

@@ -1,36 +1,55 @@
 """From presets, a file, `--set` and options to one checked configuration, and back to TOML."""
 
+import ast
+import dataclasses
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
 
-from ._config import RunConfig
-from ._errors import UsageError, describe, first_of, label
-from ._fields import members_at
-from ._presets import DEFAULT_OBJECTIVE, DEFAULT_PRESET, FORMER_PRESET, PRESETS
+from ._errors import UsageError
+from ._estimator import with_estimator
+from ._kinds import NONE, ROLES, kind_name, signature
+from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, PRESETS, kinds_of_line
+from ._settings import OLD_KINDS, OLD_SETTINGS, label, show, unknown_setting
+from ._signatures import REQUIRED, Parameter, Reference, Signature
+from ._tables import NEEDS, TABLES, Setting, settings
 
 Layer = dict[str, Any]
+Names = tuple[str, ...]
 
 # Two ways to say how long a super epoch is: a layer that has one takes the other out of those below.
 LENGTHS = ("num_steps", "num_epochs")
-
-# Settings of files of earlier versions, by table, and what they are called today.
-OLD_NAMES = {"strategy": {"lookahead": "include_final_loss"}}
+_OWN = ("key", "params", "unknown")
 
 
-def resolve(layers: Iterable[Layer]) -> RunConfig:
+class Table(dict[str, Any]):
+    """A table of a configuration, whose entries are attributes, too. A new one is made to change it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def but(self, **changes: Any) -> "Table":
+        """The same with other values."""
+        return Table({**self, **changes})
+
+
+def resolve(layers: Iterable[Layer]) -> Table:
     """One configuration out of several layers, later ones over earlier ones, all over the presets.
 
     **Arguments:**
 
-    - `layers`: nested tables, each with some of the settings.
+    - `layers`: nested tables, each with some of the settings; values may be text.
 
-    **Raises:** `UsageError` for what the models do not allow.
+    **Returns:** a table with the tables `objective`, `optimizer`, `strategy` and `weighting`, each with a
+    `kind` and its parameters, and those of `_tables`.
+
+    **Raises:** `UsageError` for what is unknown, and what can be seen to be wrong without the library.
     """
     data: Layer = {}
     for layer in map(_with_names_of_today, layers):
@@ -39,35 +58,23 @@ def resolve(layers: Iterable[Layer]) -> RunConfig:
     if all(name in _meta(data) for name in LENGTHS):
         steps, epochs = (label(("meta", name)) for name in LENGTHS)
         raise UsageError(f"{epochs} and {steps} cannot both be given: each is the length of a super epoch")
-    given = _meta(data)
-    data = _with_presets(data)
-    try:
-        config = RunConfig.model_validate(data)
-        return config if "warmup_updates" in given else _with_short_warmup(config)
-    except ValidationError as error:
-        errors: list[Any] = error.errors(include_url=False)
-        raise UsageError(describe(first_of(errors), data)) from None
-
-
-def _refuse_other_preset(below: Layer, above: Layer) -> None:
-    # A run's config.toml has all settings: another preset would change none of them.
-    preset = above.get("preset")
-    if "format" in below and preset is not None and preset != below["preset"]:
-        raise UsageError(
-            f"{label(('preset',))}: got {preset!r}, but the file has all settings already, those of the "
-            f"preset {below['preset']!r}; leave one of the two out"
-        )
-
-
-def _with_names_of_today(layer: Layer) -> Layer:
-    if "format" in layer and "preset" not in layer:
-        layer = {"preset": FORMER_PRESET, **layer}
-
-    def renamed(name, table):
-        names = OLD_NAMES.get(name)
-        return {names.get(k, k): v for k, v in table.items()} if names and isinstance(table, dict) else table
-
-    return {name: renamed(name, table) for name, table in layer.items()}
+    root = settings("root")
+    unknown = [name for name in data if name not in (*root, *ROLES, *TABLES)]
+    if unknown:
+        raise UsageError(unknown_setting((unknown[0],), "", [*root, *ROLES, *TABLES]))
+    config = Table({name: _read(root[name], data.get(name), (name,)) for name in root})
+    lines = _lines(config.preset, _table(data, "objective"))
+    for role, group in ROLES.items():
+        node = _Node(role, role, group, (role,), lines)
+        config[role] = _complete(node, _table(data, role))
+    for table in TABLES:
+        config[table] = _complete_table(table, _table(data, table), lines)
+    if "warmup_updates" in _meta(data):
+        return config
+    # A preset's is for its own number of super epochs, each of which has one meta-update at least.
+    meta = config.meta
+    shortest = min(meta.warmup_updates, meta.super_epochs // 5)
+    return config.but(meta=meta.but(warmup_updates=shortest))
 
 
 def merge(below: Layer, above: Layer) -> Layer:
@@ -92,6 +99,230 @@ def merge(below: Layer, above: Layer) -> Layer:
     return merged
 
 
+def _refuse_other_preset(below: Layer, above: Layer) -> None:
+    # A run's config.toml has all settings: another preset would change none of them.
+    preset = above.get("preset")
+    if "format" in below and preset is not None and preset != below["preset"]:
+        raise UsageError(
+            f"{label(('preset',))}: got {preset!r}, but the file has all settings already, those of the "
+            f"preset {below['preset']!r}; leave one of the two out"
+        )
+
+
+def _with_names_of_today(layer: Layer) -> Layer:
+    if "format" in layer and "preset" not in layer:
+        layer = {"preset": FORMER_PRESET, **layer}
+
+    def renamed(name: str, value: Any, names: dict[str, str]) -> Any:
+        if name == "kind" or not isinstance(value, dict):
+            return value
+        value = {names.get(k, k): renamed(k, v, {}) for k, v in value.items()}
+        kinds = OLD_KINDS.get(name, {})
+        return {**value, "kind": kinds[value["kind"]]} if value.get("kind") in kinds else value
+
+    return {name: renamed(name, value, OLD_SETTINGS.get(name, {})) for name, value in layer.items()}
+
+
+def _meta(data: Layer) -> Layer:
+    meta = data.get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+def _without_other_length(below: Layer, above: Layer) -> Layer:
+    if not _meta(above).keys() & {*LENGTHS}:
+        return below
+    return {**below, "meta": {name: v for name, v in _meta(below).items() if name not in LENGTHS}}
+
+
+def _table(data: Layer, name: str) -> Layer:
+    value = data.get(name, {})
+    if isinstance(value, str) and name in ROLES:
+        return {"kind": value}
+    if not isinstance(value, dict):
+        raise UsageError(f"{label((name,))}: got {show(value)!r}, must be a table")
+    return value
+
+
+def _lines(preset: str, objective: Layer) -> Layer:
+    # Families around others have the presets of the innermost; those of other packages that of the default.
+    kind = None
+    table: Any = objective
+    while isinstance(table, dict):
+        kind, table = table.get("kind", kind), table.get("family")
+    known = PRESETS[preset]
+    return known[kind if isinstance(kind, str) and kind in known else DEFAULT_OBJECTIVE]
+
+
+def _read(setting: Setting, value: Any, path: Names) -> Any:
+    if value is None:
+        return setting.parameter.default
+    try:
+        return setting.read(value)
+    except ValueError as error:
+        mark = "," if "must" in str(error) else ";"
+        raise UsageError(f"{label(path)}: got {show(value)!r}{mark} {error}") from None
+
+
+def _complete_table(name: str, given: Layer, lines: Layer) -> Table:
+    known = settings(name)
+    for stray in given.keys() - known.keys():
+        raise UsageError(unknown_setting((name, stray), "", [*known]))
+    values = {}
+    for own, setting in known.items():
+        value = given.get(own, lines.get(f"{name}.{own}"))
+        values[own] = _read(setting, value, (name, own))
+    return Table(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    # A place where a plug-in stands: `label` is the name of the role or of the parameter.
+    role: str
+    label: str
+    group: str
+    path: Names
+    lines: Layer
+
+    def line(self, kind: str, name: str) -> Any:
+        # What the preset says of a parameter.
+        top = self.group == ROLES[self.role]
+        own = [f"{self.role}.{self.label}.{name}", *([f"{self.role}.{name}"] if top else [])]
+        known = [(*kinds_of_line(line), value) for line, value in self.lines.items()]
+        fitting = [(path, value) for only, path, value in known if not only or kind in only]
+        return next((value for name in own for path, value in fitting if path == name), None)
+
+    def part(self, parameter: Parameter) -> "_Node":
+        name = parameter.name
+        return _Node(self.role, name, parameter.type.group, (*self.path, name), self.lines)
+
+    def default(self, parameter: Parameter | None) -> tuple[str, Layer]:
+        # Which kind stands here if none is given, and with which settings.
+        preset = self.line("", "kind")
+        if preset is not None:
+            return preset, {}
+        if parameter is not None and isinstance(parameter.default, Reference):
+            return _called(parameter.default.text, self.group)
+        if parameter is not None and parameter.default is None:
+            return NONE, {}
+        if self.role == "objective":
+            return DEFAULT_OBJECTIVE, {}
+        raise UsageError(f"{label(self.path)}: must be given")
+
+    def signature(self, kind: Any) -> Signature:
+        try:
+            return signature(self.group, str(kind))
+        except UsageError as error:
+            path = (*self.path, "kind")
+            raise UsageError(f"{label(path)}: {error.format_message()}") from None
+
+
+def _called(text: str, group: str) -> tuple[str, Layer]:
+    # A default such as `Backprop(constants=("grads",))`: its kind, and its settings.
+    call = ast.parse(text, mode="eval").body
+    if not isinstance(call, ast.Call):
+        return kind_name(text.rpartition(".")[2], group), {}
+    kind = kind_name(ast.unparse(call.func).rpartition(".")[2], group)
+    names = [*signature(group, kind).parameters]
+    values = dict(zip(names, call.args, strict=False)) | {str(k.arg): k.value for k in call.keywords}
+    plain = {}
+    for name, value in values.items():
+        try:
+            plain[name] = ast.literal_eval(value)
+        except ValueError:
+            continue
+    return kind, plain
+
+
+def _complete(node: _Node, given: Layer, parameter: Parameter | None = None) -> Table:
+    kind, of_default = (given["kind"], {}) if "kind" in given else node.default(parameter)
+    if kind == NONE and parameter is not None and parameter.type.optional:
+        for name in given.keys() - {"kind"}:
+            raise UsageError(unknown_setting((*node.path, name), kind, []))
+        return Table(kind=NONE)
+    known = node.signature(kind).parameters
+    given = {**of_default, **{name: value for name, value in given.items() if name != "kind"}}
+    if "estimator" in known:
+        given = with_estimator(given, node.lines, known)
+    for stray in [name for name in given if name not in known or known[name].type.name in _OWN]:
+        home = _home(node, known, given, stray)
+        if home is None:
+            possible = [p.name for p in known.values() if p.type.name not in _OWN]
+            raise UsageError(unknown_setting((*node.path, stray), str(kind), possible))
+        given[home] = merge(_as_table(given.get(home)), {stray: given.pop(stray)})
+    table = Table(kind=str(kind))
+    for name, p in known.items():
+        if p.type.name == "part":
+            table[name] = _complete(node.part(p), _as_table(given.get(name)), p)
+        elif p.type.name not in _OWN:
+            table[name] = _value(node, str(kind), p, given.get(name))
+    return table
+
+
+def _value(node: _Node, kind: str, p: Parameter, value: Any) -> Any:
+    value = node.line(kind, p.name) if value is None else value
+    if value is None and p.default is not REQUIRED:
+        # A default that is no plain value stays the library's.
+        return None if isinstance(p.default, Reference) else p.default
+    path = (*node.path, p.name)
+    if value is None:
+        raise UsageError(f"{label(path)}: must be given")
+    return _read(Setting(p, ""), value, path)
+
+
+def _as_table(value: Any) -> Layer:
+    return {} if value is None else value if isinstance(value, dict) else {"kind": value}
+
+
+def _home(node: _Node, known: dict[str, Parameter], given: Layer, name: str) -> str | None:
+    # The first part that has a setting which its owner does not have.
+    for p in known.values():
+        if p.type.name != "part":
+            continue
+        inner, table = node.part(p), _as_table(given.get(p.name))
+        kind = table["kind"] if "kind" in table else inner.default(p)[0]
+        if kind == NONE:
+            continue
+        parameters = inner.signature(kind).parameters
+        own = parameters.get(name)
+        if (own is not None and own.type.name not in _OWN) or _home(inner, parameters, table, name):
+            return p.name
+    return None
+
+
+# What only means something next to other settings.
+
+
+def refuse_ignored(config: Table, given: Iterable[Layer]) -> None:
+    """Refuses options that the rest of the configuration leaves without a meaning.
+
+    **Arguments:**
+
+    - `config`: the whole configuration.
+    - `given`: the layers of `--set` and of the options. A file may have such settings: that of every run has
+        all there are.
+
+    **Raises:** `UsageError` for the first such option.
+    """
+    layers = list(given)
+    for (table, name), other, values in NEEDS:
+        found = config[table][other]
+        for layer in layers:
+            value = layer.get(table, {}).get(name)
+            if value is not None and found not in values:
+                missing = _missing((table, other), found, values)
+                raise UsageError(f"{label((table, name))}: got {show(value)!r}, but {missing}")
+
+
+def _missing(other: Names, found: Any, values: Any) -> str:
+    if not found:
+        return f"without {label(other)} there is no {other[0]}"
+    possible = " or ".join(map(repr, values))
+    return f"{label(other)} is {found!r}; it has a meaning with {possible} only"
+
+
+# Files and `--set`.
+
+
 def read_toml(path: Path) -> Layer:
     """The layer that a `--config` file holds.
 
@@ -100,7 +331,8 @@ def read_toml(path: Path) -> Layer:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"option '--config': {path} cannot be read: {_reason(error)}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"option '--config': {path} cannot be read: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"option '--config': {path} is not TOML: {error}") from None
 
@@ -129,76 +361,30 @@ def _read_assignment(text: str) -> Layer:
     raise UsageError(f"option '--set': got {text!r}, must look like 'meta.num_steps=100'")
 
 
-def nested(path: tuple[str, ...], value: Any) -> Layer:
+def nested(path: Names, value: Any) -> Layer:
     """The layer with one value."""
     for name in reversed(path):
         value = {name: value}
     return value
 
 
-def to_toml(config: RunConfig) -> str:
-    """The file that `--config` reads back as the same configuration.
-
-    **Arguments:**
-
-    - `config`: fields that are `None` are left out, as TOML has no null.
-    """
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def _meta(data: Layer) -> Layer:
-    meta = data.get("meta")
-    return meta if isinstance(meta, dict) else {}
+def plain(value: Any) -> Any:
+    """A configuration as TOML and JSON have it: without what is `None`, sets and tuples as lists."""
+    if isinstance(value, dict):
+        return {name: plain(v) for name, v in value.items() if v is not None}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def _without_other_length(below: Layer, above: Layer) -> Layer:
-    if not _meta(above).keys() & {*LENGTHS}:
-        return below
-    return {**below, "meta": {name: v for name, v in _meta(below).items() if name not in LENGTHS}}
+def to_toml(config: Table) -> str:
+    """The file that `--config` reads back as the same configuration."""
+    return tomli_w.dumps(plain(config))
 
 
-def _with_short_warmup(config: RunConfig) -> RunConfig:
-    # A preset's is for its own number of super epochs, each of which has one meta-update at least.
-    meta = config.meta
-    shortest = min(meta.warmup_updates, meta.super_epochs // 5)
-    return config.model_copy(update={"meta": meta.model_copy(update={"warmup_updates": shortest})})
-
-
-def _with_presets(data: Layer) -> Layer:
-    objective = data.get("objective", {})
-    kind = objective.get("kind") if isinstance(objective, dict) else None
-    kind = DEFAULT_OBJECTIVE if kind is None else kind
-    preset = data.get("preset", DEFAULT_PRESET)
-    data = merge({**nested(("objective", "kind"), kind), "preset": preset}, data)
-    # What is unknown gets some preset, so that it is the one thing to complain about.
-    presets = PRESETS[preset if isinstance(preset, str) and preset in PRESETS else DEFAULT_PRESET]
-    known = kind if isinstance(kind, str) and kind in presets else DEFAULT_OBJECTIVE
-    # Kinds first, the outer before the inner: they decide which of the other lines count.
-    for name, value in sorted(presets[known].items(), key=_order_of_line):
-        path = tuple(name.split("."))
-        if _applies(path, data):
-            data = merge(nested(path, value), data)
-    return data
-
-
-def _order_of_line(line: tuple[str, Any]) -> tuple[bool, int]:
-    name, _ = line
-    return not name.endswith(".kind"), name.count(".")
-
-
-def _applies(path: tuple[str, ...], data: Layer) -> bool:
-    # Whether the kinds chosen so far have this field.
-    table: Any = data
-    for depth, name in enumerate(path):
-        tables = members_at(path[:depth])
-        kind = table.get("kind", "") if isinstance(table, dict) else None
-        if path[depth:] == ("kind",):
-            return isinstance(table, dict)
-        if kind not in tables or name not in tables[kind].model_fields:
-            return False
-        table = table.get(name, {})
-    return True
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def walk(table: Any) -> Iterator[Table]:
+    """A table and those in it."""
+    if isinstance(table, dict):
+        yield Table(table)
+        for value in table.values():
+            yield from walk(value)

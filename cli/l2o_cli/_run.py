@@ -13,12 +13,11 @@ import l2o_eqx as l2o
 from l2o_eqx.files import write_text
 
 from ._build import Parts, build
-from ._config import RunConfig
 from ._folder import Record, make_folder
 from ._interrupt import run_interruptibly
 from ._output import Output
 from ._pretrained import Pretrained, run_pretraining, show_pretraining, write_pretraining
-from ._resolve import to_toml
+from ._resolve import Table, plain, to_toml
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RESTART_FILE = "optimizers/restart-{:03}.safetensors"
@@ -52,7 +51,7 @@ class Run:
 
 
 def begin(
-    given: RunConfig,
+    given: Table,
     out: Path | None,
     output: Output,
     *,
@@ -131,7 +130,7 @@ def save_optimizers(run: Run, optimizer: Any, *, last: bool = False, **facts: An
     """
     config = run.parts.config
     metadata = {
-        "config": config.model_dump(mode="json", exclude_none=True),
+        "config": plain(config),
         "data": run.parts.data,
         **facts,
     }
@@ -144,7 +143,7 @@ def save_optimizers(run: Run, optimizer: Any, *, last: bool = False, **facts: An
     return files
 
 
-def optimizer_files(config: RunConfig, *, last: bool = False) -> list[str]:
+def optimizer_files(config: Table, *, last: bool = False) -> list[str]:
     """The names of a run's optimizer files, one per restart; `last` as in `save_optimizers`."""
     restarts = config.meta.restarts
     one, many = (LAST_FILE, LAST_RESTART_FILE) if last else (OPTIMIZER_FILE, RESTART_FILE)

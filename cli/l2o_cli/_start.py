@@ -3,8 +3,6 @@
 import os
 import sys
 
-from l2o_eqx._threads import available_cores, pool_size
-
 _CACHE_BYTES = 2**30
 
 
@@ -20,6 +18,8 @@ def start(*, cores: int | None = None, cache: bool = True) -> None:
     # Called from Python, where JAX is running.
     if "jax" in sys.modules:
         return
+    from l2o_eqx._threads import available_cores, pool_size
+
     environment: dict[str, str] = {}
     # Asked for, it counts more than the environment.
     if cores or (cores is None and "NPROC" not in os.environ):

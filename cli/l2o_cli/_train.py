@@ -1,22 +1,29 @@
-"""`l2o train`."""
+"""`l2o train`. What starts JAX is imported once the settings are resolved."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ._needs import refuse_ignored
-from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import read_assignments, read_toml, resolve
+import l2o_eqx as l2o
+
+from ._folder import check_free
+from ._interrupt import interrupted, run_interruptibly
+from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
+from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
+
+if TYPE_CHECKING:
+    from ._build import Parts
+    from ._output import Output
+    from ._run import Run
 
 
 @with_settings()
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of settings, such as a run's config.toml.", metavar="FILE"),
-    ] = None,
+    config: Config = None,
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
@@ -46,6 +53,254 @@ def train(
 
     start(cores=cores, cache=cache)
     from ._output import Output
-    from ._training import train as run
 
     run(checked, out, Output(quiet, as_json))
+
+
+@dataclasses.dataclass
+class _Training:
+    run: "Run"
+    solution: "l2o.MetaSolution | None" = None
+    # Where it stood if it was left behind in compiled code, without a solution.
+    latest: "l2o.Progress | None" = None
+    failed_so_far: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
+    wants_to_stop: bool = False
+    # What is kept and compared, and why if it is not the last one.
+    optimizer: Any = None
+    taken: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> "l2o.MetaState | None":
+        known = self.solution or self.latest
+        return None if known is None else known.state
+
+    @property
+    def done(self) -> int:
+        return 0 if self.state is None else int(self.state.super_epoch)
+
+    @property
+    def failed(self) -> "Sequence[l2o.FailedObjective]":
+        return self.failed_so_far if self.solution is None else self.solution.failed
+
+    @property
+    def skipped(self) -> int:
+        import numpy as np
+
+        if self.solution is not None:
+            return int(np.max(self.solution.metrics["skipped_updates"][-1]))
+        return 0 if self.latest is None else int(np.max(self.latest.metrics["skipped_updates"]))
+
+
+def run(given: Table, out: Path | None, output: "Output") -> None:
+    """Trains, compares and keeps everything in a folder.
+
+    **Arguments:**
+
+    - `given`: a checked configuration.
+    - `out`: the folder, which must not exist; `None` for one in `runs`.
+    - `output`: what the user sees.
+
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    """
+    check_free(out)
+    from ._run import begin, pretrain_first
+
+    name = f"{given.objective.kind}-{given.optimizer.kind}"
+    training = _Training(begin(given, out, output, name=name, describe=_intention))
+    with training.run.record.failing():
+        try:
+            if given.pretraining.enabled:
+                pretrain_first(training.run)
+            run_interruptibly(lambda: _meta_train(training), on_first=lambda: _ask(training))
+            result = "stopped" if training.wants_to_stop else "completed"
+        except KeyboardInterrupt:
+            result = "stopped"
+        say = output.say
+        run_interruptibly(lambda: _save(training), on_first=lambda: say("Saving the optimizer."))
+        if result == "stopped":
+            _stop(training)
+        try:
+            comparison = run_interruptibly(lambda: _compare(training))
+        except KeyboardInterrupt:
+            files = _finish(training, "completed", comparison="interrupted")
+            output.say(f"Interrupted. The trained optimizer is in {training.run.folder}.")
+            output.result({"folder": str(training.run.folder), "result": "stopped", "files": files})
+            interrupted()
+        _finish(training, "completed", comparison="completed")
+        _report(training, comparison)
+
+
+def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
+    from ._run import describe_device
+
+    config, meta = parts.config, parts.config.meta
+    restarts = f" x {meta.restarts} restarts" if meta.restarts > 1 else ""
+    data = f"; {parts.data['description']}" if parts.data else ""
+    return (
+        f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
+        f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs "
+        f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
+        f"on {describe_device()}{_untrained(parts)}"
+    )
+
+
+def _untrained(parts: "Parts") -> str:
+    num_steps = parts.config.meta.num_steps
+    # Of strategies whose windows may leave a rest.
+    num_trained_steps = getattr(parts.strategy, "num_trained_steps", lambda num_steps: num_steps)
+    rest = num_steps - num_trained_steps(num_steps)
+    what = (
+        "step of each super epoch fills no window and trains"
+        if rest == 1
+        else ("steps of each super epoch fill no window and train")
+    )
+    return f". The last {rest} {what} nothing (--remainder)" if rest else ""
+
+
+def _meta_train(training: _Training) -> None:
+    from l2o_eqx.callbacks import MetricsWriter, median_over_restarts
+
+    from ._metrics import FILE, Events
+
+    parts, meta = training.run.parts, training.run.parts.config.meta
+    folder, output = training.run.folder, training.run.output
+    with output.progress("training", meta.super_epochs, "compiling") as update:
+
+        def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
+            training.latest = progress
+            training.failed_so_far += progress.failed
+            metrics = median_over_restarts(progress.metrics)
+            status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
+            update(progress.super_epoch, status)
+            return l2o.StopTraining("Ctrl-C") if training.wants_to_stop else None
+
+        training.solution = l2o.meta_train(
+            training.run.optimizer,
+            parts.family,
+            parts.strategy,
+            weighting=parts.weighting,
+            meta_optimizer=parts.meta_optimizer,
+            num_steps=meta.num_steps,
+            super_epochs=meta.super_epochs,
+            num_objectives=meta.num_objectives,
+            restarts=training.run.restarts,
+            validation=parts.validation,
+            average=meta.average,
+            key=training.run.key,
+            callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
+        )
+
+
+def _ask(training: _Training) -> None:
+    training.wants_to_stop = True
+    which = "the first" if training.latest is None else "this"
+    training.run.output.say(f"Stopping when {which} super epoch is over. Ctrl-C again stops at once.")
+
+
+def _stop(training: _Training) -> None:
+    saved = _finish(training, "stopped")
+    if training.state is None:
+        training.run.output.say(
+            "Stopped before the first super epoch was over: the optimizer is untrained and was not "
+            f"saved. The settings are in {training.run.folder}."
+        )
+    else:
+        epochs = f"{training.done} of {training.run.parts.config.meta.super_epochs}"
+        training.run.output.say(
+            f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is "
+            f"in {training.run.folder / saved[0]}; `l2o evaluate {training.run.folder}` compares it."
+        )
+    training.run.output.result({"folder": str(training.run.folder), "result": "stopped", "files": saved})
+    interrupted()
+
+
+def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
+    import jax.random as jr
+
+    from ._run import optimizer_files
+
+    done = training.done
+    files = optimizer_files(training.run.parts.config) if done else []
+    skipped = training.skipped
+    if training.taken is not None:
+        facts["taken"] = training.taken
+    training.run.record.finish(
+        result,
+        super_epochs_done=done,
+        skipped_updates=skipped,
+        failed_objectives=[
+            {"super_epoch": f.super_epoch, "restart": f.restart, "key": jr.key_data(f.key).tolist()}
+            for f in training.failed
+        ],
+        optimizers=files,
+        **facts,
+    )
+    if skipped:
+        training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
+    if training.failed:
+        training.run.output.say(
+            f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "
+            "their keys."
+        )
+    return files
+
+
+def _save(training: _Training) -> None:
+    from l2o_eqx import plots
+    from l2o_eqx.callbacks import read_metrics
+    from l2o_eqx.files import replacing
+
+    from ._metrics import FILE
+    from ._run import save_optimizers
+    from ._taken import describe_taken, taken_from
+
+    state = training.state
+    if state is None:
+        return
+    run, done = training.run, training.done
+    training.optimizer, training.taken = taken_from(state)
+    if training.taken is None:
+        save_optimizers(run, training.optimizer, super_epochs_done=done)
+    else:
+        save_optimizers(run, training.optimizer, super_epochs_done=done, taken=training.taken)
+        save_optimizers(run, state.optimizer, last=True, super_epochs_done=done)
+        run.output.say(describe_taken(training.taken, done))
+    with replacing(run.folder / "training.png") as path:
+        plots.plot_training(read_metrics(run.folder / FILE), path)
+
+
+def _compare(training: _Training) -> "l2o.Comparison":
+    from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparison, title_of, write_comparison
+
+    run = training.run
+    optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
+    comparison = run_comparison(
+        {**optimizers, **l2o.baselines_for(run.parts.family)},
+        run.parts,
+        run.output,
+        restarts=run.restarts,
+        key=run.comparison_key,
+    )
+    facts = facts_of(training.run.parts, training.run.parts.config.seed)
+    write_comparison(training.run.folder, comparison, title=title_of(facts), facts=facts)
+    return comparison
+
+
+def _report(training: _Training, comparison: "l2o.Comparison") -> None:
+    from ._comparison import facts_of, numbers, show_comparison, title_of
+    from ._run import optimizer_files
+
+    folder, output = training.run.folder, training.run.output
+    files = optimizer_files(training.run.parts.config)
+    show_comparison(comparison, output, title_of(facts_of(training.run.parts, 0)))
+    first = folder / files[0]
+    output.say(
+        f"Everything is in {folder}. Compare on other draws, longer, or on something else: "
+        f"`l2o evaluate {folder}`. In Python: `l2o_eqx.load({str(first)!r})`."
+    )
+    result = {"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)}
+    if training.taken is not None:
+        result["taken"] = training.taken
+    if training.run.pretraining:
+        result["pretraining"] = training.run.pretraining
+    output.result(result)

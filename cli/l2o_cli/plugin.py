@@ -5,6 +5,8 @@ Such a command is an entry point of the group `l2o.commands`: a function as Type
 
 from ._errors import UsageError as UsageError
 from ._errors import suggestion as suggestion
+from ._folder import check_free as check_free
+from ._folder import make_folder as make_folder
 from ._interrupt import interrupted as interrupted
 from ._interrupt import run_interruptibly as run_interruptibly
 from ._options import OUTPUT as OUTPUT

@@ -1,16 +1,23 @@
-"""`l2o bench`."""
+"""`l2o bench`, an entry point of the group `l2o.commands`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from l2o_eqx.files import dumps, write_text
-
-from ._errors import UsageError, suggestion
-from ._folder import check_free, make_folder
-from ._options import OUTPUT, AsJson, Cores, Quiet
-from ._start import start
+from l2o_cli.plugin import (
+    OUTPUT,
+    AsJson,
+    Cores,
+    Output,
+    Quiet,
+    UsageError,
+    check_free,
+    interrupted,
+    make_folder,
+    run_interruptibly,
+    start,
+    suggestion,
+)
 
 ALL = "all"
 
@@ -40,11 +47,10 @@ def bench(
     check_free(out)
     start(cores=cores, cache=False)
 
-    from l2o_bench._report import plot, tables
-    from l2o_bench._run import parts, run
+    from l2o_eqx.files import dumps, write_text
 
-    from ._interrupt import interrupted, run_interruptibly
-    from ._output import Output
+    from ._report import plot, tables
+    from ._run import parts, run
 
     output = Output(quiet, as_json)
     possible = parts()

@@ -1,0 +1,190 @@
+"""Plug-ins: of a package that is built and installed, and of a module beside where one stands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax.random as jr
+import pytest
+
+OUTSIDE = Path(__file__).parent / "outside_package"
+TINY = [
+    *("--num-steps", "6", "--super-epochs", "2", "--num-objectives", "2", "--eval-objectives", "2"),
+    *("--tuning-objectives", "1", "--learning-rates", "0.1", "--last-steps", "1", "--set", "preset=thesis"),
+]
+ALL_OUTSIDE = [
+    *("--objective", "outside-bowls", "--size", "2", "--widest", "3"),
+    *("--optimizer", "outside-clipped", "--max-delta", "0.5"),
+    *("--inner", "outside-rate", "--start", "0.05", "--preprocessor", "outside-root", "--power", "0.7"),
+    *("--strategy", "outside-halves", "--weighting", "outside-last", "--share", "0.4"),
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the package installed into it."""
+    folder = tmp_path_factory.mktemp("site")
+    source = shutil.copytree(OUTSIDE, tmp_path_factory.mktemp("source") / "outside_package")
+    uv = shutil.which("uv")
+    install = [uv, "pip", "install"] if uv else [sys.executable, "-m", "pip", "install"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(folder)]
+    python = ["--python", sys.executable] if uv else []
+    subprocess.run([*install, *python, *options, str(source)], check=True, cwd=source)
+    return folder
+
+
+def run(arguments, *, site=None, cwd, code=0):
+    """The command line in a process of its own."""
+    paths = [*([str(site)] if site else []), *filter(None, sys.path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"}
+    words = [str(a) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "l2o_cli", *words], cwd=cwd, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_an_installed_package_adds_one_of_each(site, tmp_path):
+    """Seen in the help, trained with, repeated from the file of the run, and evaluated."""
+    text = " ".join(run(["train", *ALL_OUTSIDE, "--help"], site=site, cwd=tmp_path).stdout.split())
+    for words in (
+        "--size INT How many coordinates. For objective outside-bowls. Default: 3.",
+        "--max-delta FLOAT The largest move of an entry. Default: 0.1.",
+        "--start FLOAT The rate at first. Default: 0.1.",
+        "--power FLOAT The p. For preprocessor outside-root. Default: 0.5.",
+        "--share FLOAT Which share of them. For weighting outside-last. Default: 0.5.",
+    ):
+        assert words in text
+    answer = run(["train", *ALL_OUTSIDE, *TINY, "--out", "run", "--json"], site=site, cwd=tmp_path)
+    assert json.loads(answer.stdout)["result"] == "completed"
+    config = tomllib.loads((tmp_path / "run/config.toml").read_text())
+    assert config["objective"] == {"kind": "outside-bowls", "size": 2, "widest": 3.0}
+    preprocessor = {"kind": "outside-root", "power": 0.7}
+    inner = {"kind": "outside-rate", "start": 0.05, "preprocessor": preprocessor}
+    assert config["optimizer"] == {"kind": "outside-clipped", "inner": inner, "max_delta": 0.5}
+    assert config["strategy"] == {"kind": "outside-halves", "include_final_loss": False}
+    assert config["weighting"] == {"kind": "outside-last", "share": 0.4}
+    again = ["train", "--config", "run/config.toml", "--out", "again", "--quiet"]
+    run(again, site=site, cwd=tmp_path)
+    files = [(tmp_path / name / "optimizer.safetensors").read_bytes() for name in ("run", "again")]
+    assert files[0] == files[1]
+    evaluated = run(["evaluate", "run", "--steps", 9, "--size", 4, "--json"], site=site, cwd=tmp_path)
+    facts = json.loads(evaluated.stdout)
+    assert facts["objective_settings"] == {"kind": "outside-bowls", "size": 4, "widest": 3.0}
+    assert facts["optimizer"] == "ClippedUpdates" and facts["num_steps"] == 9
+
+
+def test_an_installed_package_adds_a_command(site, tmp_path):
+    listed = run(["--help"], site=site, cwd=tmp_path).stdout
+    assert "outside-hello" in listed and "Greet somebody." in listed
+    assert run(["outside-hello", "--name", "you"], site=site, cwd=tmp_path).stdout == "Hello, you.\n"
+    failed = run(["outside-hello", "--name", ""], site=site, cwd=tmp_path, code=2)
+    assert failed.stderr == "l2o: option '--name': must not be empty\n"
+
+
+def test_the_installed_package_is_used_from_python(site, monkeypatch):
+    monkeypatch.syspath_prepend(str(site))
+    import outside
+
+    import l2o_eqx as l2o
+
+    inner = outside.LearnedRate(0.05, outside.SignedRoot(0.7), key=jr.key(0))
+    solution = l2o.meta_train(
+        outside.ClippedUpdates(inner, 0.5),
+        outside.make_bowls(2),
+        outside.Halves(),
+        weighting=outside.LastShare(0.4),
+        num_steps=6,
+        super_epochs=2,
+        num_objectives=2,
+        key=jr.key(1),
+    )
+    trained = solution.optimizer
+    assert isinstance(trained, outside.ClippedUpdates) and isinstance(trained.inner, outside.LearnedRate)
+    assert trained.inner.log_rate != inner.log_rate
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A folder with a module of one's own: that of the package."""
+    shutil.copy(OUTSIDE / "outside" / "__init__.py", tmp_path / "mine.py")
+    return tmp_path
+
+
+def test_a_module_of_ones_own(beside):
+    """Named by `module:name`; without it the command line says why."""
+    chosen = ["--objective", "mine:make_bowls", "--size", 2, "--optimizer=mine:LearnedRate", "--start", 0.2]
+    text = run(["train", *chosen, "--help"], cwd=beside).stdout
+    assert "--size INT" in text and "--start FLOAT" in text
+    run(["train", *chosen, *TINY, "--window", 3, "--out", "run", "--quiet"], cwd=beside)
+    config = tomllib.loads((beside / "run/config.toml").read_text())
+    assert config["objective"] == {"kind": "mine:make_bowls", "size": 2, "widest": 4.0}
+    assert config["optimizer"]["kind"] == "mine:LearnedRate" and config["optimizer"]["start"] == 0.2
+    options = ["--no-baselines", "--steps", 5, "--json"]
+    facts = json.loads(run(["evaluate", "run", *options], cwd=beside).stdout)
+    assert facts["optimizer"] == "LearnedRate" and facts["objective"] == "mine:make_bowls"
+    file = "run/optimizer.safetensors"
+    assert json.loads(run(["evaluate", file, *options], cwd=beside).stdout)["summary"] == facts["summary"]
+    (beside / "mine.py").unlink()
+    for words in (["evaluate", "run"], ["evaluate", file], ["train", "--config", "run/config.toml"]):
+        stderr = run(words, cwd=beside, code=2).stderr
+        assert "'mine:make_bowls' cannot be imported: ModuleNotFoundError" in stderr
+        assert stderr.startswith("l2o: option '--objective' (objective.kind): ") and stderr.count("\n") == 1
+
+
+def test_a_plug_in_takes_no_name_from_the_library(beside):
+    """Such a setting has a longer option; what it shares with the library is explained in its words."""
+    (beside / "more.py").write_text(
+        "import mine\n"
+        "def make(window: int = 2, dim: int = 1) -> mine.Bowls:\n"
+        '    """Bowls.\n\n    **Arguments:**\n\n    - `dim`: how many.\n    """\n'
+        "    return mine.Bowls(dim, float(window))\n"
+    )
+    text = run(["train", "--objective", "more:make", "--help"], cwd=beside).stdout
+    assert "--objective-window INT" in text and "--dim INT" in text and "How many." in text
+    chosen = ["--objective", "more:make", "--objective-window", 5, "--window", 3, "--dim", 2]
+    config = "more:make --set objective.window=0.5"
+    stderr = run(["train", "--objective", *config.split()], cwd=beside, code=2).stderr
+    assert "option '--objective-window' (objective.window): got '0.5', must be an integer" in stderr
+    run(["train", *chosen, *TINY, "--out", "run", "--quiet"], cwd=beside)
+    made = tomllib.loads((beside / "run/config.toml").read_text())
+    assert made["objective"]["window"] == 5 and made["strategy"]["window"] == 3
+
+
+def test_a_file_saved_from_python_with_ones_own_classes(beside):
+    code = (
+        "import jax.random as jr, l2o_eqx as l2o, mine\n"
+        "l2o.save('mine.safetensors', mine.LearnedRate(key=jr.key(0)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", code], cwd=beside, env=env, check=True)
+    options = ["--dim", 2, "--steps", 5, "--objectives", 2, "--no-baselines", "--json"]
+    stderr = run(["evaluate", "mine.safetensors", *options], cwd=beside, code=2).stderr
+    assert "mine:LearnedRate" in stderr and stderr.count("\n") == 1
+    stderr = run(["evaluate", "mine.safetensors", "--classes", "nowhere"], cwd=beside, code=2).stderr
+    assert "option '--classes': 'nowhere' cannot be imported" in stderr and stderr.count("\n") == 1
+    words = ["evaluate", "mine.safetensors", "--classes", "mine", *options]
+    assert json.loads(run(words, cwd=beside).stdout)["optimizer"] == "LearnedRate"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--objective", "nowhere:make"], ["--objective", "'nowhere:make'", "No module named"]),
+        (["--objective", "mine:nothing"], ["--objective", "'mine:nothing'", "has no attribute"]),
+        (["--objective", "mine:LearnedRate"], ["--objective", "AbstractObjectiveFamily"]),
+        (["--objective", "os:system"], ["--objective", "'os:system' must be a subclass"]),
+        (["--set", "weighting.kind=os:getcwd"], ["--weighting", "'os:getcwd' must be a subclass"]),
+        (["--objective", "mine:make_bowls", "--size", "x"], ["--size", "'x'", "must be an integer"]),
+        (["--objective", "mine:make_bowls", "--dim", "3"], ["--dim", "'mine:make_bowls'"]),
+        (["--objective", "bowls"], ["'bowls'", "possible: mnist, quadratic", "module:name"]),
+    ],
+)
+def test_mistakes_with_plug_ins_give_one_line(words, named, beside):
+    stderr = run(["train", *words], cwd=beside, code=2).stderr
+    assert stderr.count("\n") == 1 and [part for part in named if part not in stderr] == [], stderr

@@ -102,11 +102,6 @@ def make_weighting(spec: Spec) -> AbstractWeighting:
     return Linear(first=spec["linear_from"]) if "linear_from" in spec else Constant()
 
 
-def steps_per_step(spec: Spec) -> int:
-    """How many inner steps the training makes for one of the super epoch, with those of the meta-gradient."""
-    return spec["window"] if "every_step" in spec else 1
-
-
 class BiasedReadout(AbstractOptimizer):
     """An LSTM whose trained read-out has a bias: all coordinates move by α·bias at every step.
 

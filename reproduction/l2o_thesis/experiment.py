@@ -20,7 +20,7 @@ import l2o_eqx as l2o
 from l2o_eqx.data import Digits
 from l2o_eqx.objectives import AbstractObjectiveFamily
 
-from .build import NetworkProbe, make_family, make_optimizer, make_strategy, make_weighting, steps_per_step
+from .build import NetworkProbe, make_family, make_optimizer, make_strategy, make_weighting
 from .facts import CHANCE_LOSS
 from .figures import Spec
 
@@ -87,7 +87,7 @@ class Experiment:
         # Measured on the thesis's network: 26 ms per step of training, 7 ms per step of a test; and on
         # pretraining without an objective: 2.6 s for 200,000 samples of 16 steps.
         spec = self.spec
-        steps = steps_per_step(spec) * spec["super_epochs"] * spec["num_steps"]
+        steps = spec["super_epochs"] * spec["num_steps"] * (spec["window"] if "every_step" in spec else 1)
         tests = spec["test_steps"] * spec["num_test_objectives"]
         pretrain = 0.8e-6 * spec.get("pretraining_samples", 0) * spec.get("pretraining_steps", 16)
         train = 1.03e-6 * steps * l2o.count_coordinates(self.family)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._layout import add_axis, batched_init, batched_update, drop_axis, lay_out
+from ._layout import add_axis, batched_init, batched_update, drop_axis
 from ._misc import unit_rms
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, Seen
 
 
 def as_optax(
@@ -52,8 +52,8 @@ def as_optax(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         grads = add_axis(updates)
         params = None if params is None else add_axis(params)
-        shown = lay_out(optimizer, state, grads)
-        updates, state = batched_update(optimizer, shown, state, params, like=grads)
+        seen = Seen(state.layout.lay_out(grads))
+        updates, state = batched_update(optimizer, seen, state, params, like=grads)
         updates = drop_axis(updates)
         if output == "rms":
             updates = jax.tree.map(jnp.negative, unit_rms(updates))

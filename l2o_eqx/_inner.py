@@ -9,10 +9,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._layout import batched_update, lay_out
-from ._types import Keys, Order, Params, State, StepNumber
+from ._layout import BatchState, batched_update
+from ._types import Keys, Order, Params, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, Seen
 
 # Losses and gradients beyond this count as not finite where an optimizer is trained: their squares overflow.
 _LARGEST = {4: 2.0**63, 8: 2.0**511}
@@ -22,7 +22,7 @@ _GRADS = "grads"
 class Record(eqx.Module):
     """What a number of inner steps leave behind, the steps on the leading axis.
 
-    The gradients are laid out as the optimizer was shown them, see `lay_out`. `sound` tells which objectives
+    The gradients are laid out as the optimizer was shown them. `sound` tells which objectives
     had finite losses and gradients all along; only training asks, for all others it is true.
     """
 
@@ -145,12 +145,12 @@ def run_steps(
     optimizer: AbstractOptimizer,
     objectives: ObjectiveBatch,
     params: Params,
-    state: State,
+    state: BatchState,
     num_steps: int,
     *,
     start: StepNumber,
     keys: Keys,
-) -> tuple[Params, State, Record]:
+) -> tuple[Params, BatchState, Record]:
     """`num_steps` inner steps from step number `start` on; differentiable through everything.
 
     **Arguments:**
@@ -163,8 +163,8 @@ def run_steps(
     def one_step(carry, step):
         params, state = carry
         losses, grads = losses_and_grads(objectives, params, step, keys)
-        grads = lay_out(optimizer, state, grads)
-        updates, state = batched_update(optimizer, grads, state, params)
+        grads = state.layout.lay_out(grads)
+        updates, state = batched_update(optimizer, Seen(grads), state, params)
         return (eqx.apply_updates(params, updates), state), (losses, grads)
 
     steps = start + jnp.arange(num_steps)
@@ -176,7 +176,7 @@ def run_training_steps(
     optimizer: AbstractOptimizer,
     objectives: ObjectiveBatch,
     params: Params,
-    state: State,
+    state: BatchState,
     num_steps: int,
     *,
     start: StepNumber,
@@ -185,7 +185,7 @@ def run_training_steps(
     order: Order,
     detach_state: bool = False,
     recompute: bool = False,
-) -> tuple[Params, State, Record]:
+) -> tuple[Params, BatchState, Record]:
     """As `run_steps`, with derivatives of a given order, and with objectives that may fail.
 
     From where an objective is not finite on, the optimizer is shown ones, on which every optimizer is finite:
@@ -206,9 +206,9 @@ def run_training_steps(
             state = lax.stop_gradient(state)
         losses, grads, fine = losses_and_grads_of_order(objectives, params, step, keys, order)
         sound = sound & fine
-        grads = lay_out(optimizer, state, select(sound, grads, 1.0))
+        grads = state.layout.lay_out(select(sound, grads, 1.0))
         shown = select(sound, lax.stop_gradient(params) if order == "first" else params, 1.0)
-        updates, state = batched_update(optimizer, grads, state, shown, differentiable=recompute)
+        updates, state = batched_update(optimizer, Seen(grads), state, shown, differentiable=recompute)
         params = eqx.apply_updates(params, updates)
         return (params, state, sound), (losses, grads)
 

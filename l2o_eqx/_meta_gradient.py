@@ -30,26 +30,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from ._axis import mean_over
 from ._inner import Record, as_batch, losses_and_grads_of_order, run_training_steps, select
-from ._layout import (
-    add_axis,
-    cut_like,
-    default_block_size,
-    drop_axis,
-    from_batched_state,
-    from_states_of_each,
-    has_only_blocks,
-    lay_out,
-    own_coordinates,
-    to_batched_state,
-    to_states_of_each,
-    uncut,
-)
+from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._misc import tree_norm
 from ._replay import replay
 from ._types import Activations, Keys, Order, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractLayout, AbstractOptimizer, default_block_size, own_coordinates
 from .weightings import AbstractWeighting
 
 # About 20 MB of activations are kept of an optimizer whose coordinates cannot be cut into blocks.
@@ -291,7 +279,7 @@ def _of_batch(
         if include_final_loss:
             losses, grads, fine = losses_and_grads_of_order(objectives, end[0], start + window, keys, order)
             sound = record.sound & fine
-            grads = lay_out(optimizer, state, select(sound, grads, 1.0))
+            grads = state.layout.lay_out(select(sound, grads, 1.0))
             more = (losses, grads)
             losses, grads = jax.tree.map(
                 lambda x, y: jnp.concatenate([x, y[None]]), (record.losses, record.grads), more
@@ -301,22 +289,21 @@ def _of_batch(
 
     if activations == "auto":
         num_coordinates = own_coordinates(params, objectives.coordinate_axis)
-        kept = kept_by_default(optimizer, window, num_coordinates)
+        kept = kept_by_default(state.layout, window, num_coordinates)
         activations = "keep" if kept else "recompute"
     recompute = activations == "recompute"
     if order == "second" or not recompute:
 
         @eqx.filter_value_and_grad(has_aux=True)
         def in_one_pass(optimizer):
-            params, end, record = run(optimizer, state if recompute else uncut(state), recompute)
+            params, end, record = run(optimizer, state if recompute else state.uncut(), recompute)
             meta_loss, later = meta_loss_of(record)
-            end = end if recompute else cut_like(end, state)
+            end = end if recompute else state.cut(end)
             return meta_loss, (params, end, record.losses, later)
 
         (meta_loss, (*end, losses, later)), grads = in_one_pass(optimizer)
-        if (axis := objectives.coordinate_axis) is not None:
-            # Where the updates of all devices are gathered, every device has added all of their cotangents.
-            grads = lax.pmean(grads, axis)
+        # Where the updates of all devices are gathered, every device has added all of their cotangents.
+        grads = mean_over(grads, objectives.coordinate_axis)
     else:
         *end, record = run(optimizer, state, False)
         losses = record.losses
@@ -353,23 +340,23 @@ def _of_each(optimizer, objectives, params, state, keys, health, objective_clip,
         meta_loss = jnp.where(kept, result.meta_loss, 0)
         return eqx.tree_at(lambda r: (r.meta_loss, r.grads), result, (meta_loss, grads))
 
-    states = to_states_of_each(state)
+    states = state.each()
     result = jax.vmap(one)(objectives.own, params, states, keys, health)
     count = _count_sound(result.health.sound[:, 0], objectives)
     meta_loss, grads = jax.tree.map(lambda x: jnp.sum(x, 0) / count, (result.meta_loss, result.grads))
-    end = from_states_of_each(result.state, like=state)
+    end = state.together(result.state)
     losses = jnp.moveaxis(result.losses[..., 0], 0, -1)
     params, health = jax.tree.map(lambda x: x[:, 0], (result.params, result.health))
     return BatchMetaGradient(losses, meta_loss, grads, params, end, health)
 
 
-def kept_by_default(optimizer: AbstractOptimizer, window: int, num_coordinates: int) -> bool:
+def kept_by_default(layout: AbstractLayout, window: int, num_coordinates: int) -> bool:
     """Whether activations of so many coordinates on one device are kept if nothing else is said.
 
     For a single block recomputing saves no memory; several are faster one after the other
     (docs/performance.md). Without blocks memory is what counts.
     """
-    if has_only_blocks(optimizer):
+    if layout.coordinates_apart:
         return num_coordinates <= default_block_size()
     return window * num_coordinates <= _KEPT_COORDINATE_STEPS
 
@@ -431,7 +418,7 @@ def _recorded_meta_gradient(optimizer, grads, losses, params, state, start, leng
     weights = jax.grad(lambda x: weighting(x, start, length))(losses)
     params = add_axis(params)
     state = to_batched_state(optimizer, state, params)
-    record = jax.vmap(lambda g: lay_out(optimizer, state, add_axis(g)))(grads)
+    record = jax.vmap(lambda g: state.layout.lay_out(add_axis(g)))(grads)
     return replay(optimizer, params, state, record, weights[:, None])
 
 
@@ -451,5 +438,5 @@ def _meta_gradient(optimizer, objective, params, state, *, key, **settings):
         result.meta_loss,
         result.grads,
         drop_axis(result.params),
-        from_batched_state(optimizer, result.state, params),
+        from_batched_state(result.state),
     )

@@ -13,11 +13,17 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_restarts
 from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
-from ._layout import default_block_size, has_blocks
 from ._snapshots import Average, Snapshot
 from ._types import Keys
-from .objectives import DEVICES, AbstractObjectiveFamily, Spread, count_coordinates, sample_objectives
-from .optimizers import AbstractOptimizer
+from .objectives import (
+    DEVICES,
+    AbstractObjectiveFamily,
+    Spread,
+    count_coordinates,
+    params_shapes,
+    sample_objectives,
+)
+from .optimizers import AbstractOptimizer, default_block_size
 from .strategies import AbstractUpdateStrategy
 from .weightings import AbstractWeighting
 
@@ -136,7 +142,10 @@ def _spread(
     if (mesh := mesh_for(num_objectives)) is not None:
         return mesh, "objectives"
     count = num_devices()
-    if count == 1 or not (has_blocks(optimizer) and strategy.coordinates_apart()):
+    if count == 1 or not strategy.coordinates_apart():
+        return None, None
+    layout = optimizer.layout(params_shapes(family))
+    if not any(leaf.coordinates_apart for leaf in layout.leaves()):
         return None, None
     wide = num_objectives * count_coordinates(family) >= count * default_block_size()
     return (mesh_for(count), "coordinates") if wide else (None, None)

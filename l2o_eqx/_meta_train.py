@@ -33,7 +33,7 @@ class Progress(eqx.Module):
     - `metrics`: host numbers, arrays over restarts if there are any: `meta_loss`, the mean over the super
         epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
         `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
-        an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
+        an optimizer of several parts also for each (`grad_norm/<part>`); `skipped_updates`, how many
         meta-updates were left out so far because their gradient was not finite; `failed_objectives`, how
         many objectives of the super epoch were not finite and left out of it; with a validation,
         `validation_loss`, the score, NaN where there was none.

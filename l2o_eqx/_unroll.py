@@ -3,7 +3,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._inner import as_batch, run_steps
-from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state, uncut
+from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._types import Params, State, StepNumber
 from .objectives import AbstractObjective
 from .optimizers import AbstractOptimizer
@@ -55,9 +55,9 @@ def unroll(
 def _unroll(optimizer, objective, params, state, num_steps, start, key):
     params = add_axis(params)
     # In one block, because others may differentiate through it.
-    state = uncut(to_batched_state(optimizer, state, params))
+    state = to_batched_state(optimizer, state, params).uncut()
     params, state, record = run_steps(
         optimizer, as_batch(objective), params, state, num_steps, start=start, keys=key[None]
     )
-    state = from_batched_state(optimizer, state, params)
+    state = from_batched_state(state)
     return Unroll(record.losses[:, 0], drop_axis(params), state)

@@ -1,7 +1,7 @@
 """One list of every implementation: adding a class here gives it all conformance tests."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -34,10 +34,11 @@ class ScaledGradient(AbstractOptimizer):
 class LookingLSTM(AbstractOptimizer):
     """A coordinatewise optimizer that looks at the params, which the engine must hand over in blocks."""
 
-    coordinatewise: ClassVar[bool] = True
-
     lstm: optimizers.CoordinatewiseLSTM
     decay: jax.Array
+
+    def layout(self, shapes):
+        return self.lstm.layout(shapes)
 
     def init(self, params):
         return self.lstm.init(params)
@@ -50,9 +51,10 @@ class LookingLSTM(AbstractOptimizer):
 class RootMeanSquare(AbstractOptimizer):
     """Coordinatewise, and not finite where all gradients have been zero: padding must not show that."""
 
-    coordinatewise: ClassVar[bool] = True
-
     rate: jax.Array
+
+    def layout(self, shapes):
+        return optimizers.Blocks()
 
     def init(self, params):
         return jnp.zeros(sum(x.size for x in jax.tree.leaves(params)))
@@ -134,6 +136,10 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     "unit_rms": lambda key: optimizers.UnitRMS(
         optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
     ),
+    "clipped_lstm": lambda key: optimizers.Clipped(
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.02
+    ),
+    "clipped_per_layer": lambda key: optimizers.Clipped(_per_layer(key), 0.02),
     "learned_momentum": lambda key: optimizers.LearnedMomentum(4, key=key),
     "learned_momentum_per_layer": lambda key: optimizers.LearnedMomentum(
         3, per="layer", first_step="relative", key=key

@@ -14,7 +14,7 @@ from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import init_params, run_steps
-from l2o_eqx._layout import BlockedState, batched_init
+from l2o_eqx._layout import batched_init, layout_of
 from l2o_eqx._meta_gradient import batch_meta_gradient, kept_by_default
 from l2o_eqx._replay import replay
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
@@ -72,6 +72,7 @@ SINGLE = [
         "lstm_two_feature",
         "lstm_curvature_output",
         "per_layer",
+        "clipped_per_layer",
         "hierarchical",
         "adam_mlp_matrices",
         "unit_rms",
@@ -156,18 +157,12 @@ def recorded_window(optimizer, family, key, window, *, num_objectives=1, block_s
 
 
 def _joined(state):
-    def is_blocked(x):
-        return isinstance(x, BlockedState)
-
-    def join(part):
-        return jax.tree.map(part.blocks.join, part.arrays) if is_blocked(part) else part
-
-    return jax.tree.map(join, state, is_leaf=is_blocked)
+    return state.layout.to_one(state.arrays)
 
 
 @pytest.mark.parametrize("num_objectives, block_size", [(1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64)])
 @pytest.mark.parametrize(
-    "name", ["lstm_adam_like", "per_layer", "user_looking_lstm", "user_root_mean_square"]
+    "name", ["lstm_adam_like", "per_layer", "clipped_lstm", "user_looking_lstm", "user_root_mean_square"]
 )
 def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
     """43 coordinates each: blocks of one, that leave a rest, all but one, exactly one, across objectives."""
@@ -221,10 +216,11 @@ def test_kept_activations_of_several_blocks(name, getkey):
 
 def test_what_is_kept_by_default(getkey):
     if jax.default_backend() == "cpu":
-        kept = functools.partial(kept_by_default, LEARNED["per_layer"](getkey()))
+        params = jnp.ones((1, 3))
+        kept = functools.partial(kept_by_default, layout_of(LEARNED["per_layer"](getkey()), params))
         assert kept(320, 256) and not kept(16, 257)
         # A hierarchical optimizer has no blocks: even for few coordinates recomputing saves memory.
-        kept = functools.partial(kept_by_default, LEARNED["hierarchical"](getkey()))
+        kept = functools.partial(kept_by_default, layout_of(LEARNED["hierarchical"](getkey()), params))
         assert kept(16, 1024) and not kept(320, 256)
 
 

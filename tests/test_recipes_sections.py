@@ -60,7 +60,7 @@ def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, g
     def in_blocks(optimizer):
         *_, record = run_steps(optimizer, as_batch(objective), batch, state, 4, start=0, keys=key[None])
         weights = jnp.ones_like(record.losses)
-        grads = jax.vmap(state.blocks.join)(record.grads)
+        grads = jax.vmap(state.layout.join)(record.grads)
         cotangents = suffix_sums(grads, jnp.ones_like(grads))
         return replay(optimizer, batch, state, record.grads, weights), cotangents
 
@@ -269,7 +269,7 @@ def test_a_layer_has_vanished_after_a_super_epoch_of_zeros(zero_share, end, expe
 
 def test_the_blocks_of_the_convolutional_network_are_its_layers():
     optimizer = eqx.filter_eval_shape(SETUP.conv_network("relu").make_optimizer, jr.key(0))
-    assert list(optimizer.blocks()) == ["layers.0", "layers.1", "layers.2"]
+    assert list(optimizer.parts()) == ["layers.0", "layers.1", "layers.2"]
 
 
 def found_baselines(adam):

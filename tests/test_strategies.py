@@ -296,10 +296,10 @@ def test_unit_norm_of_blocks(make, getkey):
     optimizer = make(getkey())
     grads = jax.tree.map(lambda x: 1e-12 * x, eqx.filter(optimizer, eqx.is_inexact_array))
     scaled: Any = unit_norm("block").update(grads, unit_norm("block").init(grads))[0]
-    assert len(scaled.blocks()) >= 3
-    for name, block in scaled.blocks().items():
+    assert len(scaled.parts()) >= 3
+    for name, block in scaled.parts().items():
         flat, given = (
-            np.concatenate([x.ravel() for x in jax.tree.leaves(b)]) for b in (block, grads.blocks()[name])
+            np.concatenate([x.ravel() for x in jax.tree.leaves(b)]) for b in (block, grads.parts()[name])
         )
         np.testing.assert_allclose(np.linalg.norm(flat), 1, rtol=1e-5)
         np.testing.assert_allclose(flat, given / np.linalg.norm(given.astype(np.float64)), rtol=1e-4)

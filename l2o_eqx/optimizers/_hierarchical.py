@@ -73,7 +73,7 @@ class Hierarchical(AbstractOptimizer):
         self.readout = None if output is None else make_readout(coordinate_size, output)
         self.output = output
 
-    def blocks(self) -> dict[str, PyTree]:
+    def parts(self) -> dict[str, PyTree]:
         cells = {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
         return cells if self.output is None else {**cells, "output": (self.readout, self.output)}
 

@@ -47,8 +47,8 @@ class UnitRMS(AbstractOptimizer):
                 f"`UnitRMS(weight_decay=...)` cannot be negative. Got weight_decay={self.weight_decay}."
             )
 
-    def blocks(self) -> dict[str, PyTree]:
-        return self.inner.blocks()
+    def parts(self) -> dict[str, PyTree]:
+        return self.inner.parts()
 
     def init(self, params: Params) -> State:
         return _UnitRMSState(jnp.zeros((), jnp.int32), self.inner.init(params))

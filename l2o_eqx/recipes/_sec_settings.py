@@ -2,15 +2,14 @@
 
 import dataclasses
 import itertools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._types import Params, State
-from ..optimizers import AbstractOptimizer, CoordinatewiseLSTM
+from ..optimizers import AbstractLayout, AbstractOptimizer, CoordinatewiseLSTM
 from ._figure import Figure, Panel, PanelResults
 from ._setup import Setup
 from ._statistics import share_interval
@@ -30,10 +29,11 @@ class BiasedReadout(AbstractOptimizer):
     Reference: thesis sec. 5, footnote 4.
     """
 
-    coordinatewise: ClassVar[bool] = True
-
     lstm: CoordinatewiseLSTM
     bias: Float[Array, ""]
+
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
+        return self.lstm.layout(shapes)
 
     def init(self, params: Params) -> State:
         return self.lstm.init(params)

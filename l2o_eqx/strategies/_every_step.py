@@ -19,7 +19,7 @@ from .._meta_gradient import (
 from .._replay import replay
 from .._types import Activations, Keys, Order, Params, State
 from ..objectives import ObjectiveBatch
-from ..optimizers import AbstractOptimizer
+from ..optimizers import AbstractOptimizer, Seen
 from ..weightings import AbstractWeighting
 from ._base import AbstractUpdateStrategy, MetaUpdate, SuperEpoch
 
@@ -172,7 +172,7 @@ class EveryStep(AbstractUpdateStrategy):
         def begin_later(optimizer, window):
             first = jax.tree.map(lambda x: x[0], (window.grads, window.optimizers))
             taken_by = eqx.combine(first[1], optimizer)
-            updates, state = batched_update(taken_by, first[0], window.state, window.params)
+            updates, state = batched_update(taken_by, Seen(first[0]), window.state, window.params)
             params = eqx.apply_updates(window.params, updates)
             return _Window(window.losses, window.grads, window.optimizers, params, state)
 

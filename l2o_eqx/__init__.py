@@ -11,6 +11,7 @@ __version__ = importlib.metadata.version("l2o-eqx")
 
 if TYPE_CHECKING:
     from . import data as data
+    from . import estimators as estimators
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 
 _NAMESPACES = [
     "data",
+    "estimators",
     "meta_optimizers",
     "objectives",
     "optimizers",

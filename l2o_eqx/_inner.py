@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._layout import BatchState, batched_update
-from ._types import Keys, Order, Params, StepNumber
+from ._types import Keys, Params, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
 from .optimizers import AbstractOptimizer, Seen
 
@@ -53,17 +53,17 @@ def losses_and_grads(
     return jax.vmap(one)(objectives.own, params, keys)
 
 
-def losses_and_grads_of_order(
-    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, order: Order
+def differentiable_losses_and_grads(
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, constants: frozenset[str]
 ) -> tuple[Float[Array, " objectives"], Params, Bool[Array, " objectives"]]:
-    """The same for training: with a derivative of the given order, and whether they are finite.
+    """The same for training: with derivatives, and whether they are finite.
 
-    To derivatives of order `"first"` f is linear in the params and ∇f a constant, so that no objective is
-    differentiated a second time. To those of order `"second"` the cotangents w of f and v of ∇f make
+    If `"grads"` are among the `constants`, f is linear in the params to derivatives and ∇f a constant, so
+    that no objective is differentiated a second time. If not, the cotangents w of f and v of ∇f make
     w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
     own activations is kept. An objective that is not finite has the derivative zero.
     """
-    evaluate = _evaluate_first if order == "first" else _evaluate_second
+    evaluate = _evaluate_first if "grads" in constants else _evaluate_second
     return evaluate(params, objectives, step, keys)
 
 
@@ -182,11 +182,11 @@ def run_training_steps(
     start: StepNumber,
     keys: Keys,
     sound: Bool[Array, " objectives"],
-    order: Order,
-    detach_state: bool = False,
+    constants: frozenset[str],
     recompute: bool = False,
+    include_final_loss: bool = False,
 ) -> tuple[Params, BatchState, Record]:
-    """As `run_steps`, with derivatives of a given order, and with objectives that may fail.
+    """As `run_steps`, with derivatives of all but some `constants`, and with objectives that may fail.
 
     From where an objective is not finite on, the optimizer is shown ones, on which every optimizer is finite:
     nothing of it reaches what all objectives share if its losses have the weight zero.
@@ -194,21 +194,24 @@ def run_training_steps(
     **Arguments:**
 
     - `sound`: which objectives have been finite so far.
-    - `order`: see `losses_and_grads_of_order`.
-    - `detach_state`: whether derivatives stop at the optimizer's state at every step.
+    - `constants`: what of `"grads"`, `"params"`, `"value"` and the `"state"` derivatives stop at when the
+        optimizer is shown it.
     - `recompute`: whether a reverse pass computes the optimizer's activations again, step by step, from
         the params, the states and the gradients.
+    - `include_final_loss`: whether the record has f and ∇f after the last update, too.
     """
+
+    def shown(name, tree):
+        return lax.stop_gradient(tree) if name in constants else tree
 
     def one_step(carry, step):
         params, state, sound = carry
-        if detach_state:
-            state = lax.stop_gradient(state)
-        losses, grads, fine = losses_and_grads_of_order(objectives, params, step, keys, order)
+        state = shown("state", state)
+        losses, grads, fine = differentiable_losses_and_grads(objectives, params, step, keys, constants)
         sound = sound & fine
         grads = state.layout.lay_out(select(sound, grads, 1.0))
-        shown = select(sound, lax.stop_gradient(params) if order == "first" else params, 1.0)
-        updates, state = batched_update(optimizer, Seen(grads), state, shown, differentiable=recompute)
+        point = select(sound, shown("params", params), 1.0)
+        updates, state = batched_update(optimizer, Seen(grads), state, point, differentiable=recompute)
         params = eqx.apply_updates(params, updates)
         return (params, state, sound), (losses, grads)
 
@@ -217,4 +220,18 @@ def run_training_steps(
         one_step = jax.checkpoint(one_step, policy=kept, prevent_cse=False)
     steps = start + jnp.arange(num_steps)
     (params, state, sound), (losses, grads) = lax.scan(one_step, (params, state, sound), steps)
+    if include_final_loss:
+        last, last_grads, fine = differentiable_losses_and_grads(
+            objectives, params, start + num_steps, keys, constants
+        )
+        sound = sound & fine
+        last_grads = state.layout.lay_out(select(sound, last_grads, 1.0))
+        losses, grads = jax.tree.map(
+            lambda x, y: jnp.concatenate([x, y[None]]), (losses, grads), (last, last_grads)
+        )
     return params, state, Record(losses, grads, sound)
+
+
+def with_losses(record: Record, losses: Float[Array, "steps objectives"]) -> Record:
+    """The record with other losses, to differentiate by."""
+    return Record(losses, record.grads, record.sound)

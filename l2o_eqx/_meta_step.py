@@ -27,6 +27,9 @@ from .optimizers import AbstractOptimizer, default_block_size
 from .strategies import AbstractUpdateStrategy
 from .weightings import AbstractWeighting
 
+# Far from the numbers of draws made with the key of a super epoch.
+_STRATEGY = 2**31 - 5
+
 
 class MetaState(eqx.Module):
     """Where a meta-training stands: all that is needed to go on.
@@ -179,10 +182,11 @@ def compiled_step(
         return eqx.apply_updates(optimizer, updates), meta_state
 
     def draw(key):
-        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
+        # What is drawn for strategies comes from elsewhere than the objectives.
+        return *(jr.split(k, num_objectives) for k in jr.split(key, 3)), jr.fold_in(key, _STRATEGY)
 
     def train(arrays, meta_state, keys):
-        okeys, ikeys, lkeys = keys
+        okeys, ikeys, lkeys, other_key = keys
         num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, spread=spread)
         result = strategy.super_epoch(
@@ -194,6 +198,7 @@ def compiled_step(
             num_steps=num_steps,
             init_keys=ikeys,
             loss_keys=lkeys,
+            key=other_key,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
@@ -216,7 +221,8 @@ def compiled_step(
     key = jr.fold_in(key, state.super_epoch)
     all_alike, shared_out = PartitionSpec(), PartitionSpec(DEVICES)
     if restarts is None:
-        in_specs = (all_alike, all_alike, shared_out if spread == "objectives" else all_alike)
+        per_objective = shared_out if spread == "objectives" else all_alike
+        in_specs = (all_alike, all_alike, (per_objective, per_objective, per_objective, all_alike))
         run = over_devices(train, mesh, in_specs, all_alike)
         arrays, meta_state, metrics, failed = run(arrays, meta_state, draw(key))
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from l2o_eqx import objectives, optimizers, outputs, preprocessors, strategies, weightings
+from l2o_eqx import estimators, objectives, optimizers, outputs, preprocessors, strategies, weightings
 from l2o_eqx.optimizers import AbstractOptimizer
 
 
@@ -200,17 +200,43 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }
 
+ESTIMATORS: dict[str, Callable[[], estimators.AbstractEstimator]] = {
+    "auto": estimators.Auto,
+    "backprop": estimators.Backprop,
+    "backprop_recompute": lambda: estimators.Backprop(recompute=True),
+    "second_order": lambda: estimators.Backprop(()),
+    "replay": estimators.Replay,
+    "recorded": estimators.Recorded,
+    "clipped": lambda: estimators.ClippedPerObjective(estimators.Replay(), 0.5),
+    "es": lambda: estimators.ES(0.05, 4),
+}
+
+
+def estimator_of(order="first", activations="auto", *, detach_state=False, objective_clip=None):
+    """The estimator with these properties."""
+    constants = estimators.FIRST_ORDER if order == "first" else frozenset()
+    constants |= {"state"} if detach_state else set()
+    if activations == "auto":
+        found = estimators.Auto(constants)
+    elif activations == "recompute" and order == "first":
+        found = estimators.Replay(detach_state)
+    else:
+        found = estimators.Backprop(constants, recompute=activations == "recompute")
+    return found if objective_clip is None else estimators.ClippedPerObjective(found, objective_clip)
+
+
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window": lambda: strategies.EveryWindow(3),
-    "every_window_second": lambda: strategies.EveryWindow(3, "second"),
-    "every_window_kept": lambda: strategies.EveryWindow(3, activations="keep"),
-    "every_window_recomputed": lambda: strategies.EveryWindow(3, activations="recompute"),
+    "every_window_second": lambda: strategies.EveryWindow(3, estimators.Auto(())),
+    "every_window_kept": lambda: strategies.EveryWindow(3, estimators.Backprop()),
+    "every_window_recomputed": lambda: strategies.EveryWindow(3, estimators.Replay()),
     "every_window_rest": lambda: strategies.EveryWindow(
-        3, detach_state=True, include_final_loss=True, remainder="train"
+        3, estimator_of(detach_state=True), include_final_loss=True, remainder="train"
     ),
+    "every_window_es": lambda: strategies.EveryWindow(3, estimators.ES(0.1, 2)),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),
-    "every_step_recorded": lambda: strategies.EveryStep(3, "recorded"),
+    "every_step_recorded": lambda: strategies.EveryStep(3, estimators.Recorded()),
 }
 
 

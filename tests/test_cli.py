@@ -392,10 +392,6 @@ BAD = {
         "option '--activations'",
         "'recompute'",
     ],
-    "--strategy every-step --gradient recorded --order first --objective-clip 1": [
-        "option '--objective-clip'",
-        "gradient='replayed'",
-    ],
     "--strategy every-step --gradient recorded": ["option '--gradient'", "order='first'"],
     "--preset foo": ["'--preset'", "'foo'", "best, thesis, andrychowicz"],
     "--strategy every-step --gradient recorded --order second": ["option '--gradient'", "order='first'"],

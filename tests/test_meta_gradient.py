@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, to_float64
+from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, estimator_of, to_float64
 from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import init_params, run_steps
 from l2o_eqx._layout import batched_init, layout_of
-from l2o_eqx._meta_gradient import batch_meta_gradient, kept_by_default
 from l2o_eqx._replay import replay
+from l2o_eqx.estimators import Window
+from l2o_eqx.estimators._backprop import kept_by_default
+from l2o_eqx.estimators._window import first_health
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.weightings import Constant, Exponential, Linear
@@ -56,7 +58,7 @@ def check(
     expected_loss, expected = plain(optimizer, objective, params, state, order=order, **kwargs)
     for kind in activations:
         result = l2o_eqx.meta_gradient(
-            optimizer, objective, params, state, order=order, activations=kind, **kwargs
+            optimizer, objective, params, state, estimator=estimator_of(order, kind), **kwargs
         )
         assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
         np.testing.assert_allclose(result.meta_loss, expected_loss, rtol=rtol)
@@ -109,7 +111,9 @@ def test_second_order_differs_from_first(getkey):
     params = objective.init(getkey())
     kwargs = {"window": 4, "weighting": Constant(), "key": getkey()}
     first, second = (
-        l2o_eqx.meta_gradient(optimizer, objective, params, optimizer.init(params), order=o, **kwargs)
+        l2o_eqx.meta_gradient(
+            optimizer, objective, params, optimizer.init(params), estimator=estimator_of(o), **kwargs
+        )
         for o in ("first", "second")
     )
     leaves = zip(jax.tree.leaves(first.grads), jax.tree.leaves(second.grads), strict=True)
@@ -182,19 +186,10 @@ def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
 @eqx.filter_jit
 def meta_gradient_of_batch(optimizer, objectives, params, keys, activations, block_size=None, **settings):
     """Of three steps from step 1 on."""
-    return batch_meta_gradient(
-        optimizer,
-        objectives,
-        params,
-        batched_init(optimizer, params, block_size=block_size),
-        window=3,
-        start=1,
-        num_steps=4,
-        weighting=Linear(),
-        keys=keys,
-        activations=activations,
-        **settings,
-    )
+    state = batched_init(optimizer, params, block_size=block_size)
+    window = Window(objectives, params, state, 1, 4, keys, first_health(params), 3)
+    estimator = estimator_of(activations=activations, **settings)
+    return estimator.estimate(optimizer, window, Linear(), None, key=jr.key(0))[0]
 
 
 @pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
@@ -299,8 +294,7 @@ def test_zero_gradients_give_finite_meta_gradients(name, order, activations, get
         window=3,
         weighting=Constant(),
         key=getkey(),
-        order=order,
-        activations=activations,
+        estimator=estimator_of(order, activations),
     )
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
 
@@ -426,7 +420,7 @@ def test_objective_is_differentiated_once_per_step(activations, getkey):
             start=start,
             weighting=Constant(),
             key=getkey(),
-            activations=activations,
+            estimator=estimator_of(activations=activations),
         )
     assert len(traces) == {"keep": 2, "recompute": 1}[activations]
 
@@ -472,7 +466,7 @@ def test_objectives_need_no_second_derivative(activations, getkey):
             window=4,
             weighting=Constant(),
             key=jr.key(0),
-            activations=activations,
+            estimator=estimator_of(activations=activations),
         )
         for objective in (Outside(), Inside())
     )
@@ -491,8 +485,6 @@ def test_mnist_batches_follow_step_and_key(getkey):
     "change, message",
     [
         ({"window": 0}, "window=0"),
-        ({"order": "third"}, "'first'.* 'second'"),
-        ({"activations": "none"}, "'auto', 'keep'.* 'recompute'"),
     ],
 )
 def test_errors_name_the_argument(change, message, getkey):

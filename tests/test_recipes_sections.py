@@ -16,7 +16,7 @@ from l2o_eqx._layout import batched_init
 from l2o_eqx._replay import replay, suffix_sums
 from l2o_eqx.objectives import MNIST, Quadratic
 from l2o_eqx.objectives._minibatch import minibatch_indices
-from l2o_eqx.optimizers import CoordinatewiseLSTM
+from l2o_eqx.optimizers import Blocks, CoordinatewiseLSTM
 from l2o_eqx.recipes import _experiment, _sec_baselines
 from l2o_eqx.recipes._experiment import no_results
 from l2o_eqx.recipes._sec_gradients import gradient_sizes, shares_above_one
@@ -55,12 +55,14 @@ def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, g
     params = objective.init(getkey())
     batch = params[None]
     state = batched_init(biased, batch, block_size=2)
+    assert isinstance(state.layout, Blocks)
+    join = state.layout.join
 
     @eqx.filter_jit
     def in_blocks(optimizer):
         *_, record = run_steps(optimizer, as_batch(objective), batch, state, 4, start=0, keys=key[None])
         weights = jnp.ones_like(record.losses)
-        grads = jax.vmap(state.layout.join)(record.grads)
+        grads = jax.vmap(join)(record.grads)
         cotangents = suffix_sums(grads, jnp.ones_like(grads))
         return replay(optimizer, batch, state, record.grads, weights), cotangents
 

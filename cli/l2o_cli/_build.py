@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
-from l2o_eqx import data, objectives, optimizers, outputs, preprocessors, strategies, weightings
+from l2o_eqx import data, estimators, objectives, optimizers, outputs, preprocessors, strategies, weightings
 
 from . import _config as config
 from ._build_meta import make_meta_optimizer, make_validation
@@ -115,8 +115,6 @@ def _blamed_for_strategy(given: config.RunConfig) -> tuple[str, str]:
     recorded = isinstance(table, config.EveryStep) and table.gradient == "recorded"
     if recorded and table.activations == "keep":
         return "strategy", "activations"
-    if recorded and table.objective_clip is not None:
-        return "strategy", "objective_clip"
     if isinstance(table, config.OncePerSuperEpoch):
         return "meta", "num_steps" if given.meta.num_epochs is None else "num_epochs"
     if recorded and table.order == "second":
@@ -241,33 +239,51 @@ def make_strategy(table: Any) -> strategies.AbstractUpdateStrategy:
     match table:
         case config.EveryWindow():
             return strategies.EveryWindow(
-                table.window,
-                table.order,
-                table.detach_state,
-                table.include_final_loss,
-                table.remainder,
-                table.activations,
-                table.objective_clip,
+                table.window, make_estimator(table), table.include_final_loss, table.remainder
             )
         case config.OncePerSuperEpoch():
-            return strategies.OncePerSuperEpoch(
-                table.order,
-                table.detach_state,
-                table.include_final_loss,
-                table.activations,
-                table.objective_clip,
-            )
+            return strategies.OncePerSuperEpoch(make_estimator(table), table.include_final_loss)
         case config.EveryStep():
-            return strategies.EveryStep(
-                table.window,
-                table.gradient,
-                table.order,
-                table.detach_state,
-                table.activations,
-                table.objective_clip,
-            )
+            return strategies.EveryStep(table.window, make_estimator(table))
         case _:
             raise AssertionError(table)
+
+
+def make_estimator(table: Any) -> estimators.AbstractEstimator:
+    """The estimator that the table `strategy` describes by four settings, of which some exclude each other.
+
+    **Raises:** `ValueError` where they do.
+    """
+    estimator = _recorded(table) if getattr(table, "gradient", None) == "recorded" else _replayed(table)
+    if table.objective_clip is None:
+        return estimator
+    return estimators.ClippedPerObjective(estimator, table.objective_clip)
+
+
+def _recorded(table: config.EveryStep) -> estimators.AbstractEstimator:
+    if table.order == "second":
+        raise ValueError("a recorded gradient has no second derivatives: take order='first'")
+    if table.activations == "keep":
+        raise ValueError(
+            "a record is of gradients, not of activations: take gradient='replayed' or "
+            "activations='recompute'"
+        )
+    return estimators.Recorded(table.detach_state)
+
+
+def _replayed(table: Any) -> estimators.AbstractEstimator:
+    first = table.order == "first"
+    constants = estimators.FIRST_ORDER if first else frozenset()
+    constants |= {"state"} if table.detach_state else set()
+    match table.activations:
+        case "keep":
+            return estimators.Backprop(constants)
+        case "recompute" if first:
+            return estimators.Replay(table.detach_state)
+        case "recompute":
+            return estimators.Backprop(constants, recompute=True)
+        case _:
+            return estimators.Auto(constants)
 
 
 def make_weighting(table: Any) -> weightings.AbstractWeighting:

@@ -29,7 +29,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "through the whole window (fig. 4)",
         "none: the state is a constant at every step",
         "the text",
-        "`--detach-state`, `EveryWindow(detach_state=True)`; `l2o reproduce --as code`",
+        '`--detach-state`, `Auto(FIRST_ORDER | {"state"})`; `l2o reproduce --as code`',
     ),
     Difference(
         "The quadratic",
@@ -100,7 +100,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "on the last T losses",
         "backpropagates to the first step, over meta-parameters of the past",
         "the text: the window is run again as the optimizer is now",
-        '`--gradient recorded`, `EveryStep(gradient="recorded")`, takes its steps as they were',
+        "`--gradient recorded`, `EveryStep(estimator=Recorded())`, takes its steps as they were",
     ),
     Difference(
         "Number of super epochs, size of the pretraining",

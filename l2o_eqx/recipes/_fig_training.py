@@ -148,7 +148,7 @@ def fig19(setup: Setup) -> Figure:
     once = {
         "num_steps": 80,
         "super_epochs": 100,
-        "strategy": EveryWindow(80, detach_state=setup.source == "code"),
+        "strategy": EveryWindow(80, setup.estimator()),
     }
     every = {"w_t = 1": setup.quadratic(), "linear": setup.quadratic(weighting=linear)}
     whole = {"w_t = 1": setup.quadratic(**once), "linear": setup.quadratic(**once, weighting=linear)}

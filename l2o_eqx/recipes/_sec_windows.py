@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 
-from .._types import Order
+from ..estimators import Backprop, Replay
 from ..objectives import AbstractObjectiveFamily
 from ..optimizers import CoordinatewiseLSTM
 from ..preprocessors import LogSign
@@ -25,7 +25,7 @@ from ._verdicts import Verdict, beside, judge_median
 _GIB = 2**30
 # More than most accelerators have.
 _TOO_MUCH = 16 * _GIB
-_ORDERS: tuple[Order, ...] = ("first", "second")
+_ORDERS = ("first", "second")
 # One epoch, and the ten of the thesis's longest super epoch.
 _SUPER_EPOCHS = (375, 3750)
 
@@ -89,7 +89,7 @@ def window_memory(
     optimizer = CoordinatewiseLSTM(preprocessor=LogSign(), learning_rate=0.01, key=mkey)
     arrays, static = eqx.partition((optimizer, objective, params, optimizer.init(params)), eqx.is_array)
 
-    def temporaries(order: Order, length: int) -> int:
+    def temporaries(order: str, length: int) -> int:
         def gradient(arrays, key):
             parts = eqx.combine(arrays, static)
             result = l2o.meta_gradient(
@@ -97,8 +97,7 @@ def window_memory(
                 window=length,
                 weighting=l2o.weightings.Constant(),
                 key=key,
-                order=order,
-                activations="recompute" if order == "first" else "keep",
+                estimator=Replay() if order == "first" else Backprop(()),
             )
             return eqx.filter(result, eqx.is_array)
 

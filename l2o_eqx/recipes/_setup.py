@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from ..data import Digits
+from ..estimators import FIRST_ORDER, Auto, Recorded
 from ..objectives import MLP, MNIST, FromModel, Quadratic, digit_cross_entropy, params_shapes
 from ..optimizers import AbstractOptimizer, CoordinatewiseLSTM, PerLayer
 from ..preprocessors import AbstractPreprocessor, Identity, LogSign
@@ -63,15 +64,21 @@ class Setup:
             return 5 if kind == "quadratic" else 2
         return 10 if kind == "network" else 100
 
+    def estimator(self) -> Auto:
+        """That of the text, or of the released code, which does not backpropagate through the state."""
+        return Auto(FIRST_ORDER | {"state"} if self.source == "code" else FIRST_ORDER)
+
     def every_window(self, window: int = 16, **settings: Any) -> EveryWindow:
         """The strategy of sec. 5.5.2; in the released code nothing is backpropagated through the state."""
-        return EveryWindow(window, detach_state=self.source == "code", **settings)
+        return EveryWindow(window, self.estimator(), **settings)
 
     def every_step(
         self, window: int = 16, gradient: Literal["replayed", "recorded"] = "replayed"
     ) -> EveryStep:
         """The strategy of sec. 5.5.3, with the state as in `every_window`."""
-        return EveryStep(window, gradient, detach_state=self.source == "code")
+        detach_state = self.source == "code"
+        recorded = gradient == "recorded"
+        return EveryStep(window, Recorded(detach_state) if recorded else self.estimator())
 
     def quadratic(
         self,

@@ -15,7 +15,7 @@ from ._snapshots import Validation
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
-from .strategies import AbstractUpdateStrategy
+from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting
 
 # Far from the numbers of super epochs, with which the training's own draws are made.
@@ -131,7 +131,9 @@ def train_curriculum(
     """
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     draws = jr.fold_in(key, _DRAWS)
-    state, stages, wanted = init_meta_state(optimizer, meta_optimizer, restarts=restarts), [], False
+    start = EveryWindow() if strategy is None else strategy
+    state = init_meta_state(optimizer, meta_optimizer, start, restarts=restarts, key=key)
+    stages, wanted = [], False
     for i, horizon in enumerate(curriculum.horizons):
         watch = _Watch(callbacks, curriculum.patience * curriculum.every)
         solution = meta_train(

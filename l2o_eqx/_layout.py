@@ -100,6 +100,26 @@ def from_batched_state(state: BatchState) -> State:
     return state.layout.to_one(state.arrays)
 
 
+def begin_at(optimizer: AbstractOptimizer, params: Params) -> Params:
+    """Where the optimizer wants runs to begin that were drawn to begin at params with an objectives axis."""
+    return jax.vmap(optimizer.initial_params)(params) if learns_start(optimizer, params) else params
+
+
+def learns_start(optimizer: AbstractOptimizer, params: Params) -> bool:
+    """Whether the optimizer has a say in where runs begin: it answers with something else than the params."""
+    handed_on = False
+
+    def ask(params):
+        nonlocal handed_on
+        start = optimizer.initial_params(params)
+        pairs = zip(jax.tree.leaves(start), jax.tree.leaves(params), strict=True)
+        handed_on = all(new is old for new, old in pairs)
+        return start
+
+    jax.eval_shape(ask, of_one(params))
+    return not handed_on
+
+
 def add_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
 

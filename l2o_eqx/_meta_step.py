@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from ._checks import check_restarts
 from ._devices import mesh_for, num_devices, over_devices, replicate, restarts_side_by_side, share_out
 from ._snapshots import Average, Snapshot
-from ._types import Keys
+from ._types import Keys, State
 from .objectives import (
     DEVICES,
     AbstractObjectiveFamily,
@@ -24,7 +24,7 @@ from .objectives import (
     sample_objectives,
 )
 from .optimizers import AbstractOptimizer, default_block_size
-from .strategies import AbstractUpdateStrategy
+from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting
 
 # Far from the numbers of draws made with the key of a super epoch.
@@ -35,7 +35,8 @@ class MetaState(eqx.Module):
     """Where a meta-training stands: all that is needed to go on.
 
     With `restarts` every array but `super_epoch` and the number of optimizers averaged has their axis in
-    front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to.
+    front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to;
+    `strategy_state` is what the update strategy remembers.
     """
 
     optimizer: AbstractOptimizer
@@ -43,6 +44,7 @@ class MetaState(eqx.Module):
     super_epoch: Int[Array, ""]
     best: Snapshot | None = None
     average: Average | None = None
+    strategy_state: State = None
 
     def with_kept(self, other: "MetaState") -> "MetaState":
         """This state with the best snapshot and the average of another one."""
@@ -52,10 +54,14 @@ class MetaState(eqx.Module):
 def init_meta_state(
     optimizer: AbstractOptimizer,
     meta_optimizer: optax.GradientTransformation,
+    strategy: AbstractUpdateStrategy | None = None,
     *,
     restarts: int | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> MetaState:
     """The state of a meta-training before its first super epoch; arguments as in `meta_train`.
+
+    Without a `strategy`, for one that remembers nothing. `key` is for one that draws what it remembers.
 
     **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
     """
@@ -71,11 +77,15 @@ def init_meta_state(
     )
     meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
     super_epoch = jnp.zeros((), jnp.int32)
+    key = jr.fold_in(jr.key(0) if key is None else key, _STRATEGY)
+    strategy = EveryWindow() if strategy is None else strategy
     if restarts is None:
-        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
+        remembered = strategy.init(optimizer, key=key)
+        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch, strategy_state=remembered)
     check_restarts("meta_train", optimizer, restarts)
     meta_state = jax.vmap(meta_optimizer.init)(meta_params)
-    return MetaState(optimizer, meta_state, super_epoch)
+    remembered = eqx.filter_vmap(lambda o, k: strategy.init(o, key=k))(optimizer, jr.split(key, restarts))
+    return MetaState(optimizer, meta_state, super_epoch, strategy_state=remembered)
 
 
 def meta_step(
@@ -127,6 +137,7 @@ def placed(
         put(state.optimizer, mesh),
         put(state.meta_optimizer_state, mesh),
         replicate(state.super_epoch, mesh),
+        strategy_state=put(state.strategy_state, mesh),
     )
     return state, replicate(family, mesh), mesh, spread
 
@@ -185,7 +196,8 @@ def compiled_step(
         # What is drawn for strategies comes from elsewhere than the objectives.
         return *(jr.split(k, num_objectives) for k in jr.split(key, 3)), jr.fold_in(key, _STRATEGY)
 
-    def train(arrays, meta_state, keys):
+    def train(arrays, states, keys):
+        meta_state, strategy_state = states
         okeys, ikeys, lkeys, other_key = keys
         num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, spread=spread)
@@ -199,6 +211,7 @@ def compiled_step(
             init_keys=ikeys,
             loss_keys=lkeys,
             key=other_key,
+            strategy_state=strategy_state,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
@@ -214,17 +227,18 @@ def compiled_step(
             "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
             "failed_objectives": jnp.sum(failed),
         }
-        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics, failed
+        states = result.meta_state, result.strategy_state
+        return eqx.filter(result.optimizer, eqx.is_array), states, metrics, failed
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
-    meta_state = state.meta_optimizer_state
+    states = state.meta_optimizer_state, state.strategy_state
     key = jr.fold_in(key, state.super_epoch)
     all_alike, shared_out = PartitionSpec(), PartitionSpec(DEVICES)
     if restarts is None:
         per_objective = shared_out if spread == "objectives" else all_alike
         in_specs = (all_alike, all_alike, (per_objective, per_objective, per_objective, all_alike))
         run = over_devices(train, mesh, in_specs, all_alike)
-        arrays, meta_state, metrics, failed = run(arrays, meta_state, draw(key))
+        arrays, states, metrics, failed = run(arrays, states, draw(key))
     else:
         coordinates = num_objectives * count_coordinates(family)
 
@@ -235,9 +249,11 @@ def compiled_step(
             return lax.map(lambda b: train(b[0], b[1], draw(b[2])), batches, batch_size=batch_size)
 
         run = over_devices(train_all, mesh, shared_out, shared_out)
-        arrays, meta_state, metrics, failed = run(arrays, meta_state, jr.split(key, restarts))
+        arrays, states, metrics, failed = run(arrays, states, jr.split(key, restarts))
     optimizer = eqx.combine(arrays, static)
-    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics, failed
+    meta_state, remembered = states
+    next_state = MetaState(optimizer, meta_state, state.super_epoch + 1, strategy_state=remembered)
+    return next_state, metrics, failed
 
 
 def objective_keys(

@@ -173,7 +173,8 @@ def meta_train(
         )
     for length in lengths:
         strategy.num_updates(length)
-    state = _first_state(optimizer, meta_optimizer, restarts, state)
+    start = init_meta_state(optimizer, meta_optimizer, strategy, restarts=restarts, key=key)
+    state = _first_state(start, state)
     keeper = Keeper(
         validation_of(validation, max(lengths), super_epochs, key), average, super_epochs, restarts
     )
@@ -202,14 +203,13 @@ def meta_train(
     return MetaSolution(state.optimizer, solution.result, solution.metrics, state, solution.failed)
 
 
-def _first_state(optimizer, meta_optimizer, restarts, given):
-    start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+def _first_state(start, given):
     if given is None:
         return start
     if _shapes(dataclasses.replace(given, best=None, average=None)) != _shapes(start):
         raise ValueError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer and restarts as those given."
+            "meta-optimizer, strategy and restarts as those given."
         )
     return given
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ._layout import BatchState
+from ._layout import BatchState, begin_at
 from ._types import Params
-from .optimizers import AbstractOptimizer, Seen
+from .optimizers import AbstractLayout, AbstractOptimizer, Seen
 
 
 def suffix_sums(
@@ -33,7 +33,8 @@ def replay(
     optimizer: AbstractOptimizer,
     params: Params,
     state: BatchState,
-    grads: PyTree[Float[Array, "losses ..."]],
+    seen: Seen,
+    slopes: PyTree[Float[Array, "losses ..."]],
     weights: Float[Array, "losses objectives"],
     *,
     detach_state: bool = False,
@@ -44,7 +45,8 @@ def replay(
     **Arguments:**
 
     - `params`, `state`: at the start of the window, with an objectives axis; the state from `batched_init`.
-    - `grads`: ∇f at every loss, as `run_steps` records them.
+    - `seen`: what the optimizer was shown at every loss, laid out.
+    - `slopes`: the gradients of the losses that are weighed, laid out.
     - `weights`: w_t of every loss.
     - `detach_state`: whether the optimizer's state counts as a constant at every step.
     - `history`: the floating-point arrays of the optimizers that took the steps, if they were others than
@@ -57,11 +59,37 @@ def replay(
         return jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     history = jax.tree.map(lambda x: x[:num_updates], history)
     backpropagate = functools.partial(_backpropagate, detach_state=detach_state)
-    return state.layout.replay(backpropagate, optimizer, params, state.arrays, Seen(grads), weights, history)
+    return state.layout.replay(backpropagate, optimizer, params, state.arrays, seen, slopes, weights, history)
 
 
-def _backpropagate(optimizer, update, params, state, seen, weights, history, *, recompute, detach_state):
-    cotangents = suffix_sums(seen.grads, weights)
+def start_gradient(
+    optimizer: AbstractOptimizer,
+    params: Params,
+    layout: AbstractLayout,
+    slopes: PyTree[Float[Array, "losses ..."]],
+    weights: Float[Array, "losses objectives"],
+) -> PyTree:
+    """λ_0ᵀ ∂θ_1/∂φ, with λ_0 = Σ_t w_t ∇f(θ_t) and θ_1 = `optimizer.initial_params` of the params drawn."""
+
+    def add(total, step):
+        slopes, weights = step
+
+        def one(total, slope):
+            along = weights.reshape(weights.shape + (1,) * (slope.ndim - 1))
+            return total + along.astype(slope.dtype) * slope
+
+        return jax.tree.map(one, total, layout.restore(slopes, params)), None
+
+    cotangents, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (slopes, weights))
+    trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
+    _, pull_back = jax.vjp(lambda trained: begin_at(eqx.combine(trained, rest), params), trained)
+    return pull_back(cotangents)[0]
+
+
+def _backpropagate(
+    optimizer, update, params, state, seen, slopes, weights, history, *, recompute, detach_state
+):
+    cotangents = suffix_sums(slopes, weights)
     shown = jax.tree.map(lambda x: x[: len(weights) - 1], seen)
 
     @eqx.filter_grad

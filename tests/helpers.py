@@ -24,7 +24,7 @@ class ScaledGradient(AbstractOptimizer):
     def init(self, params):
         return jnp.zeros(())
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         def one(g, p):
             return -(self.rate * g + self.decay * p) / (1 + state)
 
@@ -43,7 +43,7 @@ class LookingLSTM(AbstractOptimizer):
     def init(self, params):
         return self.lstm.init(params)
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         updates, state = self.lstm.update(grads, state, params)
         return jax.tree.map(lambda u, p: u - self.decay * p, updates, params), state
 
@@ -59,7 +59,7 @@ class RootMeanSquare(AbstractOptimizer):
     def init(self, params):
         return jnp.zeros(sum(x.size for x in jax.tree.leaves(params)))
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         flat, unravel = ravel_pytree(grads)
         state = state + flat**2
         return unravel(-self.rate * flat / jnp.sqrt(state)), state

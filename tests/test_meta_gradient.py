@@ -20,7 +20,7 @@ from l2o_eqx.estimators import Window
 from l2o_eqx.estimators._backprop import kept_by_default
 from l2o_eqx.estimators._window import first_health
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
-from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
+from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax, Seen
 from l2o_eqx.weightings import Constant, Exponential, Linear
 
 BOTH: tuple[Any, ...] = ("keep", "recompute")
@@ -157,7 +157,7 @@ def recorded_window(optimizer, family, key, window, *, num_objectives=1, block_s
     state = batched_init(optimizer, params, block_size=block_size)
     keys = jr.split(lkey, num_objectives)
     *end, record = run_steps(optimizer, objectives, params, state, window, start=0, keys=keys)
-    return (params, state, record.grads, 0.5 + record.losses), end
+    return (params, state, Seen(record.grads), record.grads, 0.5 + record.losses), end
 
 
 def _joined(state):
@@ -358,7 +358,7 @@ def test_analytic_one_coordinate():
         def init(self, params):
             return None
 
-        def update(self, grads, state, params):
+        def update(self, grads, state, params, *, value=None, key=None):
             return -self.rate * grads, state
 
     result = l2o_eqx.meta_gradient(

@@ -16,7 +16,7 @@ from l2o_eqx._layout import batched_init
 from l2o_eqx._replay import replay, suffix_sums
 from l2o_eqx.objectives import MNIST, Quadratic
 from l2o_eqx.objectives._minibatch import minibatch_indices
-from l2o_eqx.optimizers import Blocks, CoordinatewiseLSTM
+from l2o_eqx.optimizers import Blocks, CoordinatewiseLSTM, Seen
 from l2o_eqx.recipes import _experiment, _sec_baselines
 from l2o_eqx.recipes._experiment import no_results
 from l2o_eqx.recipes._sec_gradients import gradient_sizes, shares_above_one
@@ -64,7 +64,7 @@ def test_meta_gradient_of_a_biased_readout_is_plain_autodiff_in_blocks(biased, g
         weights = jnp.ones_like(record.losses)
         grads = jax.vmap(join)(record.grads)
         cotangents = suffix_sums(grads, jnp.ones_like(grads))
-        return replay(optimizer, batch, state, record.grads, weights), cotangents
+        return replay(optimizer, batch, state, Seen(record.grads), record.grads, weights), cotangents
 
     @eqx.filter_jit
     @eqx.filter_grad

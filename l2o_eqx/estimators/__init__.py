@@ -1,5 +1,6 @@
 """Estimators: how the meta-gradient of a window is got."""
 
+from .._inner import FIRST_ORDER as FIRST_ORDER
 from .._inner import Record as Record
 from ._backprop import Auto as Auto
 from ._backprop import Backprop as Backprop
@@ -8,7 +9,6 @@ from ._clipped import ClippedPerObjective as ClippedPerObjective
 from ._es import ES as ES
 from ._replayed import Recorded as Recorded
 from ._replayed import Replay as Replay
-from ._window import FIRST_ORDER as FIRST_ORDER
 from ._window import Health as Health
 from ._window import Taken as Taken
 from ._window import Window as Window

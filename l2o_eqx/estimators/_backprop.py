@@ -2,12 +2,13 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._axis import mean_over
+from .._inner import FIRST_ORDER
 from .._types import State
 from ..optimizers import AbstractLayout, AbstractOptimizer, default_block_size, own_coordinates
 from ..weightings import AbstractWeighting
 from ._base import AbstractEstimator
 from ._replayed import Replay
-from ._window import FIRST_ORDER, Window, WindowResult
+from ._window import Window, WindowResult
 
 _KNOWN = frozenset({"grads", "params", "value", "state"})
 # About 20 MB of activations are kept of an optimizer whose coordinates cannot be cut into blocks.

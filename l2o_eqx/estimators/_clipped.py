@@ -79,7 +79,8 @@ def _over_objectives(function, window, *mapped):
 
     def one(own, params, state, key, health, taken, *mapped):
         if taken is not None:
-            taken = dataclasses.replace(taken, optimizers=window.taken.optimizers)
+            record, *end = taken
+            taken = Taken(Record(*record), window.taken.optimizers, *end)
         single = dataclasses.replace(
             window,
             objectives=ObjectiveBatch(add_axis(own), window.objectives.shared),
@@ -103,16 +104,13 @@ def _over_objectives(function, window, *mapped):
 
 
 def _each_taken(taken, state):
+    # The arrays of a record, and where it ends, with objectives in front.
     def each(laid_out):
-        # Objectives in front, steps behind.
-        return jax.tree.map(
-            lambda x: jnp.moveaxis(x, 0, 1), jax.vmap(lambda x: state.layout.each(x)[1])(laid_out)
-        )
+        split = jax.vmap(lambda x: state.layout.each(x)[1])(laid_out)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), split)
 
     record = taken.record
-    return Taken(
-        Record(record.losses.T[..., None], each(record.grads), record.sound[:, None]),
-        None,
-        None if taken.params is None else jax.tree.map(lambda x: x[:, None], taken.params),
-        None if taken.state is None else taken.state.each(),
-    )
+    outer = None if record.outer is None else (record.outer[0].T[..., None], each(record.outer[1]))
+    arrays = (record.losses.T[..., None], each(record.grads), record.sound[:, None], outer)
+    params = jax.tree.map(lambda x: x[:, None], taken.params)
+    return arrays, params, None if taken.state is None else taken.state.each()

@@ -27,10 +27,11 @@ import functools
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._inner import select, with_losses
-from .._replay import replay
+from .._inner import select, show_again
+from .._replay import replay, start_gradient
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -111,18 +112,22 @@ def _along(optimizer, window, taken, weighting, detach_state):
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def of_losses(losses):
-        return window.meta_loss(weighting, with_losses(record, losses))
+        return window.meta_loss(weighting, record.with_weighed(losses))
 
-    (meta_loss, health), weights = of_losses(record.losses)
-    shown = select(record.sound, window.params, 1.0)
+    (meta_loss, health), weights = of_losses(record.weighed)
+    shown = select(record.sound, window.first_params(optimizer), 1.0)
     grads = replay(
         optimizer,
         shown,
         window.state,
-        record.grads,
+        show_again(optimizer, window.state.layout, record, window.start, window.keys),
+        record.slopes,
         weights,
         detach_state=detach_state,
         history=taken.optimizers,
     )
+    if window.begins:
+        start = start_gradient(optimizer, window.params, window.state.layout, record.slopes, weights)
+        grads = jax.tree.map(jnp.add, grads, start)
     meta_loss, grads = window.objectives.mean_over_devices((meta_loss, grads))
     return WindowResult(record.losses, meta_loss, grads, taken.params, taken.state, health)

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._inner import Record, init_params, run_training_steps
-from .._layout import BatchState, batched_init
+from .._inner import FIRST_ORDER, Record, init_params, run_training_steps
+from .._layout import BatchState, batched_init, begin_at, learns_start
 from .._types import Keys, Params, Scalar, StepNumber
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
-
-FIRST_ORDER = frozenset({"grads", "params", "value"})
-"""What a first-order meta-gradient takes for constants: all that the optimizer is shown."""
 
 
 class Health(eqx.Module):
@@ -52,7 +49,8 @@ class WindowResult(eqx.Module):
     **Fields:**
 
     - `losses`: f(θ_t) at the window's steps (and after it, with `include_final_loss`).
-    - `meta_loss`: what the weighting makes of them, the mean over objectives that are finite.
+    - `meta_loss`: what the weighting makes of them, or of the outer losses if objectives have others; the
+        mean over objectives that are finite.
     - `grads`: an estimate of how the meta-loss changes with the meta-parameters, with the structure of the
         optimizer; its other leaves are `None`.
     - `params`, `state`: where the window ends, `None` if that is not known.
@@ -81,6 +79,8 @@ class Window(eqx.Module):
     - `length`: T, the number of steps.
     - `include_final_loss`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in
         the code of Andrychowicz et al. Without it the updates u_1 … u_{T−1} are (thesis eq. 3.5).
+    - `begins`: whether the window is the first, and the optimizer has a say in where it begins: `params` are
+        then as drawn, and the run begins at `optimizer.initial_params` of them.
     - `taken`: the steps as they were taken, where the strategy has done so; by whom and when may matter to an
         estimator.
     """
@@ -94,6 +94,7 @@ class Window(eqx.Module):
     health: Health
     length: int = eqx.field(static=True)
     include_final_loss: bool = eqx.field(static=True, default=False)
+    begins: bool = eqx.field(static=True, default=False)
     taken: Taken | None = None
 
     def run(
@@ -110,7 +111,7 @@ class Window(eqx.Module):
         return run_training_steps(
             optimizer,
             self.objectives,
-            self.params,
+            self.first_params(optimizer),
             self.state,
             self.length,
             start=self.start,
@@ -120,6 +121,10 @@ class Window(eqx.Module):
             recompute=recompute,
             include_final_loss=self.include_final_loss,
         )
+
+    def first_params(self, optimizer: AbstractOptimizer) -> Params:
+        """θ_1 of the window."""
+        return begin_at(optimizer, self.params) if self.begins else self.params
 
     def uncut(self) -> "Window":
         """The same with the optimizer's state in as few pieces as possible, to be differentiated through."""
@@ -134,6 +139,7 @@ class Window(eqx.Module):
             health=result.health,
             start=self.start + self.length,
             length=self.length if length is None else length,
+            begins=False,
             taken=None,
         )
 
@@ -142,7 +148,7 @@ class Window(eqx.Module):
 
         Also the health at the window's end.
         """
-        losses, sound = record.losses, record.sound
+        losses, sound = record.weighed, record.sound
         first = jnp.where(jnp.isnan(self.health.first_losses), losses[0], self.health.first_losses)
         count = count_sound(sound, self.objectives)
         # If none is sound, the weights of all losses are NaN, and with them the whole meta-gradient: zeros
@@ -154,7 +160,7 @@ class Window(eqx.Module):
 
     def meta_losses(self, weighting: AbstractWeighting, record: Record) -> Float[Array, " objectives"]:
         """Of every objective by itself; 0 where it is not sound."""
-        losses, sound = record.losses, record.sound
+        losses, sound = record.weighed, record.sound
         first = jnp.where(jnp.isnan(self.health.first_losses), losses[0], self.health.first_losses)
         meta_losses = self._weigh(weighting, jnp.where(sound, losses, 1), jnp.where(sound, first, 1))
         return jnp.where(sound, meta_losses, 0)
@@ -181,7 +187,9 @@ def first_window(
     **Arguments:** as the fields of `Window`; `loss_keys` are its `keys`.
     """
     params = init_params(objectives, init_keys)
-    state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
+    # A learned start has its say in the state, too.
+    start = begin_at(optimizer, params)
+    state = batched_init(optimizer, start, num_steps, axis=objectives.coordinate_axis)
     return Window(
         objectives,
         params,
@@ -192,6 +200,7 @@ def first_window(
         first_health(params),
         length,
         include_final_loss,
+        learns_start(optimizer, params),
     )
 
 

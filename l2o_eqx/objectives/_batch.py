@@ -38,6 +38,11 @@ class ObjectiveBatch(eqx.Module):
         """Means over the objectives of this device as means over those of all."""
         return lax.pmean(tree, DEVICES) if self.spread == "objectives" else tree
 
+    @property
+    def has_outer_loss(self) -> bool:
+        """Whether its objectives have an outer loss other than their loss."""
+        return self.shared is not None and self.select(self.own).has_outer_loss()
+
     def select(self, own: PyTree) -> AbstractObjective:
         return eqx.combine(own, self.shared)
 

@@ -15,6 +15,7 @@ from ._layouts import Cutting as Cutting
 from ._layouts import Groups as Groups
 from ._layouts import Seen as Seen
 from ._layouts import Whole as Whole
+from ._layouts import take_step as take_step
 from ._learned_momentum import LearnedMomentum as LearnedMomentum
 from ._per_layer import PerLayer as PerLayer
 from ._per_layer import by_kind as by_kind

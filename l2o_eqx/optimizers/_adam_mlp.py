@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._misc import root_mean_square, tree_norm
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 
 # Running means of the gradient, beside the gradient itself, and of its square.
@@ -138,7 +138,15 @@ class AdamMLP(AbstractOptimizer):
     def init_for(self, params: Params, num_steps: StepNumber) -> State:
         return self.init(params, num_steps)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         if params is None:
             raise ValueError("`AdamMLP` looks at the params: hand them to `update`.")
         leaves, treedef = jax.tree.flatten(grads)

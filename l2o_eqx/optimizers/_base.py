@@ -3,9 +3,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._layouts import AbstractLayout, Whole
 
 
@@ -41,7 +41,15 @@ class AbstractOptimizer(eqx.Module):
         return self.init(params)
 
     @abc.abstractmethod
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         """One inner step.
 
         **Arguments:**
@@ -50,10 +58,26 @@ class AbstractOptimizer(eqx.Module):
         - `state`: from `init` or the previous call.
         - `params`: the point itself, which most optimizers ignore. The verbs always hand it over; an optax
             loop may leave it out.
+        - `value`: f at `params`, for those that `want` it. With a layout of `Blocks` it is an array with the
+            coordinates on its last axis, each of which has the value of its objective.
+        - `key`: to draw with, another one at every step, for those that `want` it. With a layout of `Blocks`
+            it is that of a block, so that draws depend on how coordinates are cut.
 
         **Returns:** the updates, which are added to the params, and the next state, of the same
         structure, shapes and dtypes as before.
         """
+
+    def wants(self) -> frozenset[str]:
+        """Which of `"value"` and `"key"` its `update` is called with; by default it needs neither."""
+        return frozenset()
+
+    def initial_params(self, params: Params) -> Params:
+        """Where an inner run begins that was drawn to begin at `params`; by default there.
+
+        A learned starting point answers with its own, and is trained: first windows of super epochs are
+        differentiated through it, too.
+        """
+        return params
 
     def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
         """How it wants to be shown objectives whose params have these shapes; by default whole."""

@@ -140,6 +140,7 @@ class Blocks(AbstractLayout):
         params: Params,
         arrays: PyTree,
         seen: Seen,
+        slopes: PyTree,
         weights: Float[Array, "losses objectives"],
         history: PyTree | None,
     ) -> PyTree:
@@ -150,9 +151,11 @@ class Blocks(AbstractLayout):
             objectives, real = self.objectives_of(number)
             # What fills the last block has w = 0 and adds nothing.
             own_weights = jnp.where(real, weights[:, objectives], 0)
-            own = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False), seen)
+            own, own_slopes = jax.tree.map(
+                lambda x: lax.dynamic_index_in_dim(x, number, axis=1, keepdims=False), (seen, slopes)
+            )
             result = backpropagate(
-                optimizer, take_step, params, arrays, own, own_weights, history, recompute=False
+                optimizer, take_step, params, arrays, own, own_slopes, own_weights, history, recompute=False
             )
             return eqx.apply_updates(total, result), None
 

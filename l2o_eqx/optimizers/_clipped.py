@@ -3,11 +3,11 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
-from ._layouts import AbstractLayout
+from ._layouts import AbstractLayout, Seen, take_step
 
 
 class Clipped(AbstractOptimizer):
@@ -37,6 +37,12 @@ class Clipped(AbstractOptimizer):
     def for_group(self, name: str) -> "Clipped":
         return dataclasses.replace(self, inner=self.inner.for_group(name))
 
+    def wants(self) -> frozenset[str]:
+        return self.inner.wants()
+
+    def initial_params(self, params: Params) -> Params:
+        return self.inner.initial_params(params)
+
     def parts(self) -> dict[str, PyTree]:
         return self.inner.parts()
 
@@ -46,6 +52,14 @@ class Clipped(AbstractOptimizer):
     def init_for(self, params: Params, num_steps: StepNumber) -> State:
         return self.inner.init_for(params, num_steps)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
-        updates, state = self.inner.update(grads, state, params)
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        updates, state = take_step(self.inner, Seen(grads, value, key), state, params)
         return jax.tree.map(lambda u: jnp.clip(u, -self.max_delta, self.max_delta), updates), state

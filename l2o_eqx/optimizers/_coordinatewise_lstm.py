@@ -5,7 +5,7 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._misc import unravel_like
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, Identity
 from ._base import AbstractOptimizer
@@ -83,7 +83,15 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
         return zero_states(self.cells, num_coordinates), *init_ends(self.preprocessor, self.output, params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         del params
         lstm_state, _, output_state = state
         dtype = self.cells[0].weight_hh.dtype

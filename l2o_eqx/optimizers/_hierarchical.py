@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._misc import unravel_like
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
@@ -84,7 +84,15 @@ class Hierarchical(AbstractOptimizer):
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
         return levels, *init_ends(self.preprocessor, self.output, params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         del params
         (coordinate_state, tensor_state, global_state), _, output_state = state
         sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])

@@ -18,7 +18,7 @@ from .._types import Keys, Params, State, StepNumber
 
 # An `AbstractOptimizer`, whose module needs this one.
 Optimizer = Any
-# (optimizer, its update for what is laid out, params, state, seen, weights, history, recompute) -> gradient.
+# (optimizer, update for what is laid out, params, state, seen, slopes, weights, history, recompute) -> grads.
 Backpropagate = Callable[..., PyTree]
 
 
@@ -110,6 +110,7 @@ class AbstractLayout(eqx.Module):
         params: Params,
         arrays: PyTree,
         seen: Seen,
+        slopes: PyTree,
         weights: Float[Array, "losses objectives"],
         history: PyTree | None,
     ) -> PyTree:
@@ -121,6 +122,7 @@ class AbstractLayout(eqx.Module):
             params, the state and what was seen as that update takes them, the weights of that, the optimizers
             of the past, and whether activations of a step are computed again.
         - `seen`: with the steps on a leading axis.
+        - `slopes`: of the losses that are weighed, laid out, with the steps on a leading axis.
         - `history`: of the optimizers that took the steps, with the steps on a leading axis.
         """
 
@@ -155,8 +157,9 @@ def initial_state(optimizer: Optimizer, params: Params, num_steps: StepNumber | 
 
 
 def take_step(optimizer: Optimizer, seen: Seen, state: State, params: Params | None) -> tuple[Params, State]:
-    """`optimizer.update` of what it is shown."""
-    return optimizer.update(seen.grads, state, params)
+    """`optimizer.update` of what it is shown, with the keywords it wants; so do wrappers ask inner ones."""
+    wanted = {name: getattr(seen, name) for name in optimizer.wants()}
+    return optimizer.update(seen.grads, state, params, **wanted)
 
 
 class Whole(AbstractLayout):
@@ -206,10 +209,13 @@ class Whole(AbstractLayout):
         params: Params,
         arrays: PyTree,
         seen: Seen,
+        slopes: PyTree,
         weights: Float[Array, "losses objectives"],
         history: PyTree | None,
     ) -> PyTree:
-        return backpropagate(optimizer, _update_each, params, arrays, seen, weights, history, recompute=True)
+        return backpropagate(
+            optimizer, _update_each, params, arrays, seen, slopes, weights, history, recompute=True
+        )
 
     def each(self, arrays: PyTree) -> tuple[AbstractLayout, PyTree]:
         return self, jax.tree.map(lambda x: x[:, None], arrays)
@@ -313,6 +319,7 @@ class Groups(AbstractLayout):
         params: Params,
         arrays: PyTree,
         seen: Seen,
+        slopes: PyTree,
         weights: Float[Array, "losses objectives"],
         history: PyTree | None,
     ) -> PyTree:
@@ -324,6 +331,7 @@ class Groups(AbstractLayout):
                 groups[name],
                 arrays[name],
                 seen.of_group(name),
+                slopes[name],
                 weights,
                 None if history is None else history.for_group(name),
             )

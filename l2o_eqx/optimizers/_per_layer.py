@@ -7,9 +7,9 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
-from ._layouts import Groups, split_by_label
+from ._layouts import Groups, Seen, split_by_label, take_step
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
 Label = Callable[[tuple[Any, ...], Any], str]
@@ -119,6 +119,13 @@ class PerLayer(AbstractOptimizer):
     def for_group(self, name: str) -> AbstractOptimizer:
         return self.optimizers[name]
 
+    def wants(self) -> frozenset[str]:
+        return frozenset().union(*(optimizer.wants() for optimizer in self.optimizers.values()))
+
+    def initial_params(self, params: Params) -> Params:
+        groups = self.layout(_shapes(params)).split(params)
+        return eqx.combine(*(self.optimizers[name].initial_params(group) for name, group in groups.items()))
+
     def init(self, params: Params) -> State:
         groups = self.layout(_shapes(params)).split(params)
         return {name: self.optimizers[name].init(group) for name, group in groups.items()}
@@ -127,13 +134,22 @@ class PerLayer(AbstractOptimizer):
         groups = self.layout(_shapes(params)).split(params)
         return {name: self.optimizers[name].init_for(group, num_steps) for name, group in groups.items()}
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         layout = self.layout(_shapes(grads))
         param_groups = {} if params is None else layout.split(params)
         updates, next_state = {}, {}
         for name, group in layout.split(grads).items():
-            updates[name], next_state[name] = self.optimizers[name].update(
-                group, state[name], param_groups.get(name)
+            own_key = None if key is None else jr.fold_in(key, sorted(state).index(name))
+            updates[name], next_state[name] = take_step(
+                self.optimizers[name], Seen(group, value, own_key), state[name], param_groups.get(name)
             )
         return eqx.combine(*updates.values()), next_state
 

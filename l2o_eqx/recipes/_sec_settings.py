@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ..optimizers import AbstractLayout, AbstractOptimizer, CoordinatewiseLSTM
 from ._figure import Figure, Panel, PanelResults
 from ._setup import Setup
@@ -38,7 +38,15 @@ class BiasedReadout(AbstractOptimizer):
     def init(self, params: Params) -> State:
         return self.lstm.init(params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         updates, state = self.lstm.update(grads, state, params)
         drift = self.lstm.learning_rate * self.bias
         return jax.tree.map(lambda u: u + drift.astype(u.dtype), updates), state

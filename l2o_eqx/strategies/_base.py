@@ -4,7 +4,7 @@ from collections.abc import Callable
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._types import Keys
+from .._types import Keys, State
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -19,7 +19,7 @@ class SuperEpoch(eqx.Module):
     `losses` are those of the inner steps, in order. `meta_losses` and every entry of `metrics` have one
     number per meta-update: the meta-loss, and the norms and shares of zeros of the meta-gradient before
     the meta-optimizer touched it (see `grad_metrics`). `sound` tells which objectives were finite all along;
-    `None` counts all as such.
+    `None` counts all as such. `strategy_state` is the strategy's next state.
     """
 
     optimizer: AbstractOptimizer
@@ -28,6 +28,7 @@ class SuperEpoch(eqx.Module):
     meta_losses: Float[Array, " updates"]
     metrics: dict[str, Float[Array, " updates"]]
     sound: Bool[Array, " objectives"] | None = None
+    strategy_state: State = None
 
 
 class AbstractUpdateStrategy(eqx.Module):
@@ -43,6 +44,14 @@ class AbstractUpdateStrategy(eqx.Module):
 
         **Raises:** `ValueError` if the strategy cannot train on a super epoch of this length.
         """
+
+    def init(self, optimizer: AbstractOptimizer, *, key: PRNGKeyArray) -> State:
+        """What the strategy remembers from super epoch to super epoch, before the first; by default nothing.
+
+        It is part of `MetaState`. With restarts there is one for each.
+        """
+        del optimizer, key
+        return None
 
     def coordinates_apart(self) -> bool:
         """Whether different devices may run different coordinates of one objective.
@@ -64,6 +73,7 @@ class AbstractUpdateStrategy(eqx.Module):
         init_keys: Keys,
         loss_keys: Keys,
         key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
         """Runs one inner optimization per objective and trains the optimizer along the way.
 
@@ -80,4 +90,5 @@ class AbstractUpdateStrategy(eqx.Module):
         - `num_steps`: length of the super epoch.
         - `init_keys`, `loss_keys`: for the starting points and for the minibatches.
         - `key`: for whatever else is drawn; the same on all devices.
+        - `strategy_state`: from `init` or the super epoch before.
         """

@@ -10,12 +10,12 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._grad_metrics import grad_metrics
-from .._inner import run_steps, run_training_steps
+from .._inner import run_steps, run_training_steps, select, show
 from .._layout import BatchState, batched_update
 from .._types import Keys, Params
 from ..estimators import FIRST_ORDER, AbstractEstimator, Health, Record, Taken, first_window
 from ..objectives import ObjectiveBatch
-from ..optimizers import AbstractOptimizer, Seen
+from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import MetaUpdate, SuperEpoch
 
@@ -48,21 +48,21 @@ class _Running(eqx.Module):
     params: Params
     state: BatchState
     health: Health
-    losses: Float[Array, "window objectives"]
-    grads: PyTree[Float[Array, "window ..."]]
+    record: Record
     optimizers: PyTree[Float[Array, "window ..."]]
     first_params: Params
     first_state: BatchState
 
     @classmethod
     def begin(cls, optimizer, first):
-        params, state, record = _run(optimizer, first, first, first.length - 1, 0)
+        start = first.first_params(optimizer)
+        at_start = dataclasses.replace(first, params=start)
+        params, state, record = _run(optimizer, first, at_start, first.length - 1, 0)
         # The oldest place is empty; the first step pushes it out.
-        losses, grads = jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), (record.losses, record.grads))
+        past = _map_steps(lambda x: jnp.concatenate([x[:1], x]), record)
         optimizers = jax.tree.map(lambda x: jnp.stack([x] * first.length), _meta_params(optimizer))
-        health = Health(record.sound, record.losses[0])
-        point = cls(params, state, health, losses, grads, optimizers, first.params, first.state)
-        return point, record.losses
+        health = Health(record.sound, record.weighed[0])
+        return cls(params, state, health, past, optimizers, start, first.state), record.losses
 
     def next_window(self, optimizer, window):
         last = window.start + window.length - 1
@@ -70,25 +70,35 @@ class _Running(eqx.Module):
         optimizers = jax.tree.map(
             lambda past, x: _push(past, x[None]), self.optimizers, _meta_params(optimizer)
         )
-        losses = _push(self.losses, record.losses)
-        grads = jax.tree.map(_push, self.grads, record.grads)
+        past = dataclasses.replace(_map_steps(_push, self.record, record), sound=record.sound)
         health = Health(record.sound, self.health.first_losses)
-        point = _Running(
-            params, state, health, losses, grads, optimizers, self.first_params, self.first_state
-        )
-        taken = Taken(Record(losses, grads, record.sound), optimizers, params, state)
-        window = dataclasses.replace(
-            window, params=self.first_params, state=self.first_state, health=health, taken=taken
-        )
+        point = _Running(params, state, health, past, optimizers, self.first_params, self.first_state)
+        # A first window begins at params as they were drawn.
+        first = window.params if window.begins else self.first_params
+        taken = Taken(past, optimizers, params, state)
+        window = dataclasses.replace(window, params=first, state=self.first_state, health=health, taken=taken)
         return point, window
 
     def after(self, optimizer, window, result):
-        del window, result
-        grads, optimizers = jax.tree.map(lambda x: x[0], (self.grads, self.optimizers))
+        del result
+        grads, losses, optimizers = jax.tree.map(
+            lambda x: x[0], (self.record.grads, self.record.losses, self.optimizers)
+        )
         taken_by = eqx.combine(optimizers, optimizer)
-        updates, state = batched_update(taken_by, Seen(grads), self.first_state, self.first_params)
+        value = select(self.record.sound, losses, 1.0)
+        seen = show(taken_by, self.first_state.layout, grads, value, window.start, window.keys)
+        updates, state = batched_update(taken_by, seen, self.first_state, self.first_params)
         params = eqx.apply_updates(self.first_params, updates)
-        return dataclasses.replace(self, first_params=params, first_state=state), self.losses[-1:]
+        return dataclasses.replace(self, first_params=params, first_state=state), self.record.losses[-1:]
+
+
+def _map_steps(function, record, *others):
+    # What has the steps on a leading axis.
+    def steps(record):
+        return record.losses, record.grads, record.outer
+
+    new = jax.tree.map(function, steps(record), *map(steps, others))
+    return Record(new[0], new[1], record.sound, new[2])
 
 
 def _run(optimizer, window, point, count, start):
@@ -154,10 +164,10 @@ def run_windows(
     own_key, key = jr.split(key)
     estimator_state = estimator.init(optimizer, first, key=own_key)
 
-    def train(carry, start, length=length):
+    def train(carry, start, length=length, begins=False):
         arrays, meta_state, estimator_state, point = carry
         optimizer = eqx.combine(arrays, static)
-        window = dataclasses.replace(first, start=start, length=length)
+        window = dataclasses.replace(first, start=start, length=length, begins=begins)
         point, window = point.next_window(optimizer, window)
         result, estimator_state = estimator.estimate(
             optimizer, window, weighting, estimator_state, key=jr.fold_in(key, start)
@@ -168,16 +178,22 @@ def run_windows(
         return carry, (losses, result.meta_loss, grad_metrics(result.grads))
 
     point, early = (_Running if overlap else _Apart).begin(optimizer, first)
-    carry, (losses, meta_losses, metrics) = lax.scan(
-        train, (arrays, meta_state, estimator_state, point), starts
-    )
+    carry, found = (arrays, meta_state, estimator_state, point), []
+    if first.begins:
+        # By itself, because it alone is differentiated through where it begins.
+        carry, one = train(carry, starts[0], begins=True)
+        found.append(jax.tree.map(lambda x: x[None], one))
+        starts = starts[1:]
+    if len(starts):
+        carry, out = lax.scan(train, carry, starts)
+        found.append(out)
+    losses, meta_losses, metrics = _joined(found)
     losses = losses.reshape(-1, losses.shape[-1])
     losses = losses if early is None else jnp.concatenate([early, losses])
     if rest and train_rest:
         carry, (more, *last) = train(carry, num_steps - rest, rest)
-        meta_losses, metrics = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y[None]]), (meta_losses, metrics), tuple(last)
-        )
+        last = jax.tree.map(lambda x: x[None], tuple(last))
+        meta_losses, metrics = _joined([(meta_losses, metrics), last])
         losses = jnp.concatenate([losses, more])
     arrays, meta_state, _, point = carry
     optimizer = eqx.combine(arrays, static)
@@ -193,6 +209,10 @@ def run_windows(
         )
         losses = jnp.concatenate([losses, record.losses])
     return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics, point.health.sound)
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def _push(past: Float[Array, "window ..."], new: Float[Array, "1 ..."]) -> Float[Array, "window ..."]:

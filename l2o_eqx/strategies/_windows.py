@@ -3,7 +3,7 @@ from typing import Literal
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Keys
+from .._types import Keys, State
 from ..estimators import AbstractEstimator, Auto
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
@@ -87,6 +87,7 @@ class EveryWindow(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
         key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
         return run_windows(
             optimizer,
@@ -144,6 +145,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
         key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
         return run_windows(
             optimizer,
@@ -212,6 +214,7 @@ class EveryStep(AbstractUpdateStrategy):
         init_keys: Keys,
         loss_keys: Keys,
         key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
         return run_windows(
             optimizer,

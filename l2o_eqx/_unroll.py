@@ -37,7 +37,7 @@ def unroll(
     - `optimizer`: learned or wrapped by `FromOptax`.
     - `objective`: e.g. `Quadratic().sample(key)`.
     - `params`, `state`: from `objective.init(key)` and `optimizer.init(params)`, or the end of an earlier
-        unroll.
+        unroll. A learned start is taken if they are from `optimizer.initial_params`.
     - `num_steps`: how many inner steps.
     - `start`: number of the first step in its super epoch.
     - `key`: with the step's number it picks each minibatch; keep it for the whole super epoch.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import LEARNED, assert_trees_close, to_float64
+from helpers import ESTIMATORS, LEARNED, assert_trees_close, to_float64
 from jax import lax
 
 import l2o_eqx
@@ -177,6 +177,37 @@ def grads_of(estimator, optimizer, window, key=None):
         return estimator.estimate(optimizer, window, Linear(), state, key=key)[0].grads
 
     return run(optimizer, window, jr.key(5) if key is None else key)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_says_where_the_window_ends(name, getkey):
+    """And the meta-loss of the run itself; its gradient has the structure of the optimizer."""
+    optimizer, estimator = LEARNED["lstm_log_sign"](getkey()), ESTIMATORS[name]()
+    keys = jr.split(jr.key(3), 2)
+    window = first_window(
+        optimizer,
+        sample_objectives(Quadratic(3), keys),
+        4,
+        num_steps=4,
+        init_keys=keys,
+        loss_keys=keys,
+    )
+
+    @eqx.filter_jit
+    def run(optimizer, window):
+        state = estimator.init(optimizer, window, key=keys[0])
+        return estimator.estimate(optimizer, window, Linear(), state, key=keys[1])[0]
+
+    result = run(optimizer, window)
+    params, _, record = window.run(optimizer)
+    meta_loss, health = window.meta_loss(Linear(), record)
+    assert_trees_close((result.params, result.losses), (params, record.losses))
+    np.testing.assert_allclose(result.meta_loss, meta_loss, rtol=1e-5)
+    assert_trees_close(result.health, health)
+    trained = eqx.filter(optimizer, eqx.is_inexact_array)
+    assert jax.tree.structure(result.grads) == jax.tree.structure(trained)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
+    assert any(np.any(g != 0) for g in jax.tree.leaves(result.grads))
 
 
 @pytest.mark.parametrize("include_final_loss", [False, True])

@@ -9,10 +9,10 @@ from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
+from ._groups import Groups as Groups
 from ._hierarchical import Hierarchical as Hierarchical
 from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
-from ._layouts import Groups as Groups
 from ._layouts import Seen as Seen
 from ._layouts import Whole as Whole
 from ._layouts import take_step as take_step

@@ -9,7 +9,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
-from ._layouts import Groups, Seen, split_by_label, take_step
+from ._groups import Groups, split_by_label
+from ._layouts import Seen, take_step
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
 Label = Callable[[tuple[Any, ...], Any], str]

@@ -178,16 +178,8 @@ def run_windows(
         return carry, (losses, result.meta_loss, grad_metrics(result.grads))
 
     point, early = (_Running if overlap else _Apart).begin(optimizer, first)
-    carry, found = (arrays, meta_state, estimator_state, point), []
-    if first.begins:
-        # By itself, because it alone is differentiated through where it begins.
-        carry, one = train(carry, starts[0], begins=True)
-        found.append(jax.tree.map(lambda x: x[None], one))
-        starts = starts[1:]
-    if len(starts):
-        carry, out = lax.scan(train, carry, starts)
-        found.append(out)
-    losses, meta_losses, metrics = _joined(found)
+    carry = (arrays, meta_state, estimator_state, point)
+    carry, (losses, meta_losses, metrics) = _over_windows(train, carry, starts, first.begins)
     losses = losses.reshape(-1, losses.shape[-1])
     losses = losses if early is None else jnp.concatenate([early, losses])
     if rest and train_rest:
@@ -198,17 +190,28 @@ def run_windows(
     arrays, meta_state, _, point = carry
     optimizer = eqx.combine(arrays, static)
     if rest and not train_rest:
-        *_, record = run_steps(
-            optimizer,
-            objectives,
-            point.params,
-            point.state,
-            rest,
-            start=num_steps - rest,
-            keys=loss_keys,
-        )
+        *_, record = _take_rest(optimizer, first, point, rest, num_steps - rest)
         losses = jnp.concatenate([losses, record.losses])
     return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics, point.health.sound)
+
+
+def _over_windows(train, carry, starts, begins):
+    found = []
+    if begins:
+        # By itself, because it alone is differentiated through where it begins.
+        carry, one = train(carry, starts[0], begins=True)
+        found.append(jax.tree.map(lambda x: x[None], one))
+        starts = starts[1:]
+    if len(starts):
+        carry, out = lax.scan(train, carry, starts)
+        found.append(out)
+    return carry, _joined(found)
+
+
+def _take_rest(optimizer, window, point, count, start):
+    return run_steps(
+        optimizer, window.objectives, point.params, point.state, count, start=start, keys=window.keys
+    )
 
 
 def _joined(parts):

@@ -12,6 +12,7 @@ __version__ = importlib.metadata.version("l2o-eqx")
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from . import data as data
+    from . import estimators as estimators
     from . import files as files
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 _NAMESPACES = [
     "callbacks",
     "data",
+    "estimators",
     "files",
     "meta_optimizers",
     "objectives",

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from ._errors import ArgumentError
-from ._layout import add_axis, batched_init, batched_update, drop_axis, lay_out
+from ._layout import add_axis, batched_init, batched_update, drop_axis
 from ._misc import unit_rms
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, Seen
 
 
 def as_optax(
@@ -40,9 +40,9 @@ def as_optax(
 
     **Returns:** the transformation. With `"update"` its updates are added to the params by
     `optax.apply_updates`; it may be chained with others. `params` is needed in `update` only if the optimizer
-    looks at it.
+    looks at it, and so are `value=` (the loss) and `key=`. A learned starting point is not taken.
 
-    **Raises:** `ValueError` for an unknown output.
+    **Raises:** `ValueError` for an unknown output, and on `update` if what the optimizer wants is not given.
     """
     if output not in ("update", "rms"):
         raise ArgumentError(
@@ -55,14 +55,28 @@ def as_optax(
     def init(params: Any) -> Any:
         return batched_init(optimizer, add_axis(params), num_steps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, value: Any = None, key: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra  # what others in a chain ask for
         grads = add_axis(updates)
         params = None if params is None else add_axis(params)
-        shown = lay_out(optimizer, state, grads)
-        updates, state = batched_update(optimizer, shown, state, params, like=grads)
+        layout, given = state.layout, {"value": value, "key": key}
+        if missing := sorted(name for name in optimizer.wants() if given[name] is None):
+            raise ValueError(
+                f"`as_optax({type(optimizer).__name__})`: hand `{missing[0]}` to `update`, "
+                f"`update(grads, state, params, {missing[0]}=...)`."
+            )
+        wanted = {
+            name: lay_out(add_axis(jnp.asarray(given[name])))
+            for name, lay_out in (("value", layout.lay_out_values), ("key", layout.lay_out_keys))
+            if name in optimizer.wants()
+        }
+        seen = Seen(layout.lay_out(grads), **wanted)
+        updates, state = batched_update(optimizer, seen, state, params, like=grads)
         updates = drop_axis(updates)
         if output == "rms":
             updates = jax.tree.map(jnp.negative, unit_rms(updates))
         return updates, state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -19,7 +19,7 @@ from .callbacks._base import Callback
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer
-from .strategies import AbstractUpdateStrategy
+from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting
 
 # Far from the numbers of super epochs, with which the training's own draws are made.
@@ -149,7 +149,8 @@ def train_curriculum(
     """
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     draws = jr.fold_in(key, _DRAWS)
-    state = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+    start = EveryWindow() if strategy is None else strategy
+    state = init_meta_state(optimizer, meta_optimizer, start, restarts=restarts, key=key)
     stages, wish = [], None
     with attended(callbacks, Progress(0, super_epochs, {}, state)) as attendance:
         for i, horizon in enumerate(curriculum.horizons):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._devices import chunk_size, sharded_over_devices
 from ._inner import init_params, run_steps
-from ._layout import batched_init
+from ._layout import batched_init, begin_at
 from ._types import Keys, Params
 from .objectives import AbstractObjectiveFamily, ObjectiveBatch, sample_objectives
 from .optimizers import AbstractOptimizer
@@ -58,8 +58,9 @@ def draw(family: AbstractObjectiveFamily, keys: Keys) -> Draws:
 
 def losses_of(optimizer: AbstractOptimizer, draws: Draws, num_steps: int) -> Float[Array, "objectives steps"]:
     """The losses of an optimizer on draws that are run side by side. Meant for use under jit."""
-    state = batched_init(optimizer, draws.params, num_steps)
-    run = run_steps(optimizer, draws.objectives, draws.params, state, num_steps, start=0, keys=draws.keys)
+    params = begin_at(optimizer, draws.params)
+    state = batched_init(optimizer, params, num_steps)
+    run = run_steps(optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys)
     return run[2].losses.T
 
 

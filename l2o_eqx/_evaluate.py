@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ._checks import check_sizes
 from ._devices import Restarts, chunk_size, num_devices, sharded_over_devices
 from ._inner import init_params, run_steps
-from ._layout import batched_init
+from ._layout import batched_init, begin_at
 from ._loop import run
 from ._types import Keys, Params
 from .callbacks._base import Callback
@@ -150,7 +150,7 @@ def run_on(
     def run_chunk(keys):
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
         objectives = sample_objectives(family, okeys)
-        params = init_params(objectives, ikeys)
+        params = begin_at(optimizer, init_params(objectives, ikeys))
         state = batched_init(optimizer, params, num_steps)
         params, _, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
         if measure is None:

@@ -15,16 +15,16 @@ def grad_metrics(grads: AbstractOptimizer) -> dict[str, Scalar]:
     - `grads`: a meta-gradient, with the structure of the optimizer.
 
     **Returns:** `grad_norm`, the Euclidean norm, and `zero_share`, the share of entries that are exactly
-    zero; if the optimizer has several blocks, also `grad_norm/<block>` and `zero_share/<block>`.
+    zero; if the optimizer has several parts, also `grad_norm/<part>` and `zero_share/<part>`.
 
     Reference: thesis sec. 5.4.3, where the meta-gradient of a layer's optimizer vanishes.
     """
     metrics = {"grad_norm": optax.tree.norm(grads), "zero_share": _zero_share(grads)}
-    blocks = grads.blocks()
-    if len(blocks) > 1:
-        for name, block in blocks.items():
-            metrics[f"grad_norm/{name}"] = optax.tree.norm(block)
-            metrics[f"zero_share/{name}"] = _zero_share(block)
+    parts = grads.parts()
+    if len(parts) > 1:
+        for name, part in parts.items():
+            metrics[f"grad_norm/{name}"] = optax.tree.norm(part)
+            metrics[f"zero_share/{name}"] = _zero_share(part)
     return metrics
 
 

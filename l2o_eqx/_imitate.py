@@ -18,7 +18,7 @@ from ._meta_step import init_meta_state
 from ._types import Params, Scalar
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily, sample_objectives
-from .optimizers import AbstractOptimizer, as_optimizer
+from .optimizers import AbstractOptimizer, Seen, as_optimizer, take_step
 
 
 class ImitationSolution(eqx.Module):
@@ -179,18 +179,23 @@ def _run_baseline(baseline, objectives, params, state, steps, keys):
     # Its steps, and of each what the optimizer is shown (∇f and θ) and what it should answer.
     def one_step(carry, step):
         params, state = carry
-        _, grads = losses_and_grads(objectives, params, step, keys)
-        updates, state = jax.vmap(baseline.update)(grads, state, params)
-        return (eqx.apply_updates(params, updates), state), (grads, params, updates)
+        losses, grads = losses_and_grads(objectives, params, step, keys)
+        seen = Seen(grads, losses, jax.vmap(lambda key: jr.fold_in(key, step))(keys))
+        updates, state = _update_each(baseline, seen, state, params)
+        return (eqx.apply_updates(params, updates), state), (seen, params, updates)
 
     (params, state), shown = lax.scan(one_step, (params, state), steps)
     return params, state, shown
 
 
+def _update_each(optimizer, seen, state, params):
+    return jax.vmap(lambda *args: take_step(optimizer, *args))(seen, state, params)
+
+
 def _error(optimizer: AbstractOptimizer, state: PyTree, shown: PyTree) -> tuple[Float[Array, ""], PyTree]:
     def one_step(state, shown):
-        grads, params, targets = shown
-        updates, state = jax.vmap(optimizer.update)(grads, state, params)
+        seen, params, targets = shown
+        updates, state = _update_each(optimizer, seen, state, params)
         return state, jnp.mean(jax.vmap(relative_error)(updates, targets))
 
     state, errors = lax.scan(one_step, state, shown)

@@ -12,20 +12,23 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._devices import Placement, Restarts, place
 from ._errors import ArgumentError
-from ._layout import default_block_size, has_blocks
 from ._snapshots import Average, Snapshot
-from ._types import Keys
-from .objectives import AbstractObjectiveFamily, count_coordinates, sample_objectives
-from .optimizers import AbstractOptimizer
-from .strategies import AbstractUpdateStrategy
+from ._types import Keys, State
+from .objectives import AbstractObjectiveFamily, count_coordinates, params_shapes, sample_objectives
+from .optimizers import AbstractOptimizer, default_block_size
+from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting
+
+# Far from the numbers of draws made with the key of a super epoch.
+_STRATEGY = 2**31 - 5
 
 
 class MetaState(eqx.Module):
     """Where a meta-training stands: all that is needed to go on.
 
     With `restarts` every array but `super_epoch` and the number of optimizers averaged has their axis in
-    front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to.
+    front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to;
+    `strategy_state` is what the update strategy remembers.
     """
 
     optimizer: AbstractOptimizer
@@ -33,6 +36,7 @@ class MetaState(eqx.Module):
     super_epoch: Int[Array, ""]
     best: Snapshot | None = None
     average: Average | None = None
+    strategy_state: State = None
 
     def with_kept(self, other: "MetaState") -> "MetaState":
         """This state with the best snapshot and the average of another one."""
@@ -42,10 +46,14 @@ class MetaState(eqx.Module):
 def init_meta_state(
     optimizer: AbstractOptimizer,
     meta_optimizer: optax.GradientTransformation,
+    strategy: AbstractUpdateStrategy | None = None,
     *,
     restarts: int | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> MetaState:
     """The state of a meta-training before its first super epoch; arguments as in `meta_train`.
+
+    Without a `strategy`, for one that remembers nothing. `key` is for one that draws what it remembers.
 
     **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
     """
@@ -63,11 +71,15 @@ def init_meta_state(
     )
     meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
     super_epoch = jnp.zeros((), jnp.int32)
+    key = jr.fold_in(jr.key(0) if key is None else key, _STRATEGY)
+    strategy = EveryWindow() if strategy is None else strategy
     if restarts is None:
-        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch)
+        remembered = strategy.init(optimizer, key=key)
+        return MetaState(optimizer, meta_optimizer.init(meta_params), super_epoch, strategy_state=remembered)
     Restarts.of("meta_train", optimizer, restarts)
     meta_state = jax.vmap(meta_optimizer.init)(meta_params)
-    return MetaState(optimizer, meta_state, super_epoch)
+    remembered = eqx.filter_vmap(lambda o, k: strategy.init(o, key=k))(optimizer, jr.split(key, restarts))
+    return MetaState(optimizer, meta_state, super_epoch, strategy_state=remembered)
 
 
 def meta_step(
@@ -114,7 +126,8 @@ def placed(
     """
 
     def worth_sharing_coordinates(num_devices):
-        if not (has_blocks(state.optimizer) and strategy.coordinates_apart()):
+        layout = state.optimizer.layout(params_shapes(family))
+        if not (strategy.coordinates_apart() and any(leaf.coordinates_apart for leaf in layout.leaves())):
             return False
         return num_objectives * count_coordinates(family) >= num_devices * default_block_size()
 
@@ -123,6 +136,7 @@ def placed(
         placement.put(state.optimizer),
         placement.put(state.meta_optimizer_state),
         placement.put_everywhere(state.super_epoch),
+        strategy_state=placement.put(state.strategy_state),
     )
     return state, placement.put_everywhere(family), placement
 
@@ -150,11 +164,13 @@ def compiled_step(
         return eqx.apply_updates(optimizer, updates), meta_state
 
     def draw(key):
-        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
+        # What is drawn for strategies comes from elsewhere than the objectives.
+        each = tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
+        return each, jr.fold_in(key, _STRATEGY)
 
-    def train(own, keys):
-        arrays, meta_state = own
-        okeys, ikeys, lkeys = keys
+    def train(own, draws):
+        arrays, meta_state, strategy_state = own
+        (okeys, ikeys, lkeys), other_key = draws
         num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, placement=placement)
         result = strategy.super_epoch(
@@ -166,6 +182,8 @@ def compiled_step(
             num_steps=num_steps,
             init_keys=ikeys,
             loss_keys=lkeys,
+            key=other_key,
+            strategy_state=strategy_state,
         )
         skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
@@ -181,16 +199,19 @@ def compiled_step(
             "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
             "failed_objectives": jnp.sum(failed),
         }
-        return eqx.filter(result.optimizer, eqx.is_array), result.meta_state, metrics, failed
+        states = result.meta_state, result.strategy_state
+        return eqx.filter(result.optimizer, eqx.is_array), states, metrics, failed
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
     key = jr.fold_in(key, state.super_epoch)
-    own = (arrays, state.meta_optimizer_state)
-    arrays, meta_state, metrics, failed = placement.run(
+    own = (arrays, state.meta_optimizer_state, state.strategy_state)
+    arrays, states, metrics, failed = placement.run(
         train, own, key, draw, lambda: num_objectives * count_coordinates(family)
     )
     optimizer = eqx.combine(arrays, static)
-    return MetaState(optimizer, meta_state, state.super_epoch + 1), metrics, failed
+    meta_state, remembered = states
+    next_state = MetaState(optimizer, meta_state, state.super_epoch + 1, strategy_state=remembered)
+    return next_state, metrics, failed
 
 
 def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:

@@ -38,7 +38,7 @@ class Progress(eqx.Module):
     - `metrics`: host numbers, arrays over restarts if there are any: `meta_loss`, the mean over the super
         epoch's windows; `mean_loss` and `final_loss` of the inner steps, means over objectives;
         `grad_norm` and `zero_share`, the mean norm of the meta-gradient and its share of exact zeros, for
-        an optimizer of several blocks also for each (`grad_norm/<block>`); `skipped_updates`, how many
+        an optimizer of several parts also for each (`grad_norm/<part>`); `skipped_updates`, how many
         meta-updates were left out so far because their gradient was not finite; `failed_objectives`, how
         many objectives of the super epoch were not finite and left out of it; with a validation,
         `validation_loss`, the score, NaN where there was none.
@@ -182,7 +182,8 @@ def meta_train(
     for length in lengths:
         strategy.num_updates(length)
     runs = Restarts(restarts)
-    state = _fitting(init_meta_state(optimizer, meta_optimizer, restarts=restarts), state)
+    start = init_meta_state(optimizer, meta_optimizer, strategy, restarts=restarts, key=key)
+    state = _fitting(start, state)
     valid = validation_of(validation, max(lengths), super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
     keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
@@ -214,7 +215,7 @@ def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
     if shapes_of(dataclasses.replace(given, best=None, average=None)) != shapes_of(start):
         raise ArgumentError(
             "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer and restarts as those given.",
+            "meta-optimizer, strategy and restarts as those given.",
             argument="state",
         )
     return given

@@ -117,6 +117,12 @@ def answer(
     """The updates to one row of inputs after the other, and the state after the last."""
     params = jnp.zeros_like(inputs[0])
 
+    if wanted := sorted(optimizer.wants()):
+        raise ValueError(
+            f"`{type(optimizer).__name__}` wants {' and '.join(wanted)}; random gradients have no objective "
+            "that could show them."
+        )
+
     def one_step(state, grads):
         updates, state = optimizer.update(grads, state, params)
         return state, updates

@@ -1,14 +1,16 @@
 """The second phase of the meta-gradient: backpropagation through the optimizer along a record."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ._layout import BlockedState, drop_axis, lay_out, of_one
-from ._types import Params, State
-from .optimizers import AbstractOptimizer, PerLayer
+from ._layout import BatchState, begin_at
+from ._types import Params
+from .optimizers import AbstractLayout, AbstractOptimizer, Seen
 
 
 def suffix_sums(
@@ -30,8 +32,9 @@ def suffix_sums(
 def replay(
     optimizer: AbstractOptimizer,
     params: Params,
-    state: State,
-    grads: PyTree[Float[Array, "losses ..."]],
+    state: BatchState,
+    seen: Seen,
+    slopes: PyTree[Float[Array, "losses ..."]],
     weights: Float[Array, "losses objectives"],
     *,
     detach_state: bool = False,
@@ -42,7 +45,8 @@ def replay(
     **Arguments:**
 
     - `params`, `state`: at the start of the window, with an objectives axis; the state from `batched_init`.
-    - `grads`: ∇f at every loss, as `run_steps` records them.
+    - `seen`: what the optimizer was shown at every loss, laid out.
+    - `slopes`: the gradients of the losses that are weighed, laid out.
     - `weights`: w_t of every loss.
     - `detach_state`: whether the optimizer's state counts as a constant at every step.
     - `history`: the floating-point arrays of the optimizers that took the steps, if they were others than
@@ -50,80 +54,61 @@ def replay(
 
     **Returns:** the sum over steps, objectives and devices, with the structure of the optimizer.
     """
-    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     num_updates = len(weights) - 1
     if num_updates == 0:
-        return zeros
-    if isinstance(optimizer, PerLayer):
-        groups = optimizer.split(params, of_one(params))
-        result = dict(zeros.optimizers)
-        for name, group in groups.items():
-            result[name] = replay(
-                optimizer.optimizers[name],
-                group,
-                state[name],
-                grads[name],
-                weights,
-                detach_state=detach_state,
-                history=None if history is None else history.optimizers[name],
-            )
-        return eqx.tree_at(lambda o: o.optimizers, zeros, result)
-
+        return jax.tree.map(jnp.zeros_like, eqx.filter(optimizer, eqx.is_inexact_array))
     history = jax.tree.map(lambda x: x[:num_updates], history)
-
-    def backpropagate(update, params, state, grads, weights):
-        shown = jax.tree.map(lambda x: x[:num_updates], grads)
-        record = (shown, suffix_sums(grads, weights), history)
-        return _backpropagate(optimizer, update, detach_state, params, state, record)
-
-    if not isinstance(state, BlockedState):
-        return backpropagate(_update_each, params, state, grads, weights)
-
-    blocks = state.blocks
-
-    def one_block(total, block):
-        number, params, arrays = block
-        objectives, real = blocks.objectives_of(number)
-        # What fills the last block has w = 0 and adds nothing.
-        own_weights = jnp.where(real, weights[:, objectives], 0)
-        own_grads = lax.dynamic_index_in_dim(grads, number, axis=1, keepdims=False)
-        result = backpropagate(_update_flat, params, arrays, own_grads, own_weights)
-        return eqx.apply_updates(total, result), None
-
-    each = (jnp.arange(blocks.count), lay_out(optimizer, state, params), state.arrays)
-    if blocks.count == 1:
-        total, _ = one_block(zeros, drop_axis(each))
-    else:
-        total, _ = lax.scan(one_block, zeros, each)
-    return total if blocks.axis is None else lax.psum(total, blocks.axis)
+    backpropagate = functools.partial(_backpropagate, detach_state=detach_state)
+    return state.layout.replay(backpropagate, optimizer, params, state.arrays, seen, slopes, weights, history)
 
 
-def _update_each(optimizer, grads, state, params):
-    return jax.vmap(optimizer.update)(grads, state, params)
+def start_gradient(
+    optimizer: AbstractOptimizer,
+    params: Params,
+    layout: AbstractLayout,
+    slopes: PyTree[Float[Array, "losses ..."]],
+    weights: Float[Array, "losses objectives"],
+) -> PyTree:
+    """λ_0ᵀ ∂θ_1/∂φ, with λ_0 = Σ_t w_t ∇f(θ_t) and θ_1 = `optimizer.initial_params` of the params drawn."""
+
+    def add(total, step):
+        slopes, weights = step
+
+        def one(total, slope):
+            along = weights.reshape(weights.shape + (1,) * (slope.ndim - 1))
+            return total + along.astype(slope.dtype) * slope
+
+        return jax.tree.map(one, total, layout.restore(slopes, params)), None
+
+    cotangents, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (slopes, weights))
+    trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
+    _, pull_back = jax.vjp(lambda trained: begin_at(eqx.combine(trained, rest), params), trained)
+    return pull_back(cotangents)[0]
 
 
-def _update_flat(optimizer, grads, state, params):
-    return optimizer.update(grads, state, params)
+def _backpropagate(
+    optimizer, update, params, state, seen, slopes, weights, history, *, recompute, detach_state
+):
+    cotangents = suffix_sums(slopes, weights)
+    shown = jax.tree.map(lambda x: x[: len(weights) - 1], seen)
 
-
-def _backpropagate(optimizer, update, detach_state, params, state, record):
     @eqx.filter_grad
     def total(optimizer):
         def one_step(carry, inputs):
             params, state = carry
-            grads, cotangents, past = inputs
+            seen, cotangents, past = inputs
             now = optimizer if past is None else _moved_to(optimizer, past)
             if detach_state:
                 state = lax.stop_gradient(state)
-            updates, state = update(now, grads, state, params)
+            updates, state = update(now, seen, state, params)
             gain = sum(map(_dot, jax.tree.leaves(updates), jax.tree.leaves(cotangents)))
             # Params are shown as constants, and need not be recorded: they follow from the updates.
             params = eqx.apply_updates(params, lax.stop_gradient(updates))
             return (params, state), gain
 
-        if not optimizer.coordinatewise:
+        if recompute:
             one_step = jax.checkpoint(one_step)
-        _, gains = lax.scan(one_step, (params, state), record)
+        _, gains = lax.scan(one_step, (params, state), (shown, cotangents, history))
         return jnp.sum(gains)
 
     return total(optimizer)

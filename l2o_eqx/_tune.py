@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._baselines import Baseline, build
 from ._devices import num_devices, sharded_over_devices
 from ._draws import Draws, losses_of, over_draws
-from ._types import Params, State
+from ._types import Params, Scalar, State
 from .optimizers import AbstractOptimizer, FromOptax
 
 TuningMode = Literal["auto", "full", "staged"]
@@ -233,7 +233,15 @@ class _WithTracedNumbers(AbstractOptimizer):
     def init(self, params: Params) -> State:
         return self.transformation.init(params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         updates, new = self.transformation.update(grads, state, params)
         return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
 

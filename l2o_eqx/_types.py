@@ -1,6 +1,6 @@
 """Annotations shared by every part: what travels between objectives, preprocessors and optimizers."""
 
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
@@ -14,9 +14,5 @@ State = PyTree[Any]
 Scalar = Float[Array, ""]
 # One key per objective; keys of the old kind, `jax.random.PRNGKey`, are rows of two numbers.
 Keys = Key[Array, " objectives"] | UInt32[Array, "objectives 2"]
-# Whether second derivatives of the objective are dropped ("first") or not.
-Order = Literal["first", "second"]
-# What the reverse pass needs of the optimizer: kept from the first pass, or computed again block by block.
-Activations = Literal["auto", "keep", "recompute"]
 # The number of an inner step, as it comes from Python or from inside a compiled loop.
 StepNumber = int | Int[Array, ""]

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._errors import ArgumentError
 from ._inner import as_batch, run_steps
-from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state, uncut
+from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._types import Params, State, StepNumber
 from .objectives import AbstractObjective
 from .optimizers import AbstractOptimizer
@@ -38,7 +38,7 @@ def unroll(
     - `optimizer`: learned or wrapped by `FromOptax`.
     - `objective`: e.g. `Quadratic().sample(key)`.
     - `params`, `state`: from `objective.init(key)` and `optimizer.init(params)`, or the end of an earlier
-        unroll.
+        unroll. A learned start is taken if they are from `optimizer.initial_params`.
     - `num_steps`: how many inner steps.
     - `start`: number of the first step in its super epoch.
     - `key`: with the step's number it picks each minibatch; keep it for the whole super epoch.
@@ -58,9 +58,9 @@ def unroll(
 def _unroll(optimizer, objective, params, state, num_steps, start, key):
     params = add_axis(params)
     # In one block, because others may differentiate through it.
-    state = uncut(to_batched_state(optimizer, state, params))
+    state = to_batched_state(optimizer, state, params).uncut()
     params, state, record = run_steps(
         optimizer, as_batch(objective), params, state, num_steps, start=start, keys=key[None]
     )
-    state = from_batched_state(optimizer, state, params)
+    state = from_batched_state(state)
     return Unroll(record.losses[:, 0], drop_axis(params), state)

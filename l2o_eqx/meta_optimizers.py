@@ -149,7 +149,7 @@ def unit_norm(
     **Arguments:**
 
     - `per`: every weight `"tensor"` by itself, as the thesis's code does, all tensors of a `"block"` of the
-        optimizer together (see `AbstractOptimizer.blocks`), so that the meta-gradient of one layer's
+        optimizer together (see `AbstractOptimizer.parts`), so that the meta-gradient of one layer's
         optimizer is not small beside another's, or all there are, `"global"`.
     - `eps`: smallest norm to divide by; the released code has 1e-6. A zero gradient stays zero.
 
@@ -174,9 +174,9 @@ def unit_norm(
 
         if per == "tensor":
             return jax.tree.map(lambda u: _scaled(u, eps), updates), state
-        if per == "block" and isinstance(updates, AbstractOptimizer) and len(updates.blocks()) > 1:
-            scaled = [_scaled(block, eps) for block in updates.blocks().values()]
-            return eqx.tree_at(lambda u: list(u.blocks().values()), updates, scaled), state
+        if per == "block" and isinstance(updates, AbstractOptimizer) and len(updates.parts()) > 1:
+            scaled = [_scaled(part, eps) for part in updates.parts().values()]
+            return eqx.tree_at(lambda u: list(u.parts().values()), updates, scaled), state
         return _scaled(updates, eps), state
 
     return optax.GradientTransformation(init, update)

@@ -1,7 +1,7 @@
 """One list of every implementation: adding a class here gives it all conformance tests."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import l2o_eqx
-from l2o_eqx import objectives, optimizers, outputs, preprocessors, strategies, weightings
+from l2o_eqx import estimators, objectives, optimizers, outputs, preprocessors, strategies, weightings
 from l2o_eqx.optimizers import AbstractOptimizer
 
 
@@ -25,7 +25,7 @@ class ScaledGradient(AbstractOptimizer):
     def init(self, params):
         return jnp.zeros(())
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         def one(g, p):
             return -(self.rate * g + self.decay * p) / (1 + state)
 
@@ -35,15 +35,16 @@ class ScaledGradient(AbstractOptimizer):
 class LookingLSTM(AbstractOptimizer):
     """A coordinatewise optimizer that looks at the params, which the engine must hand over in blocks."""
 
-    coordinatewise: ClassVar[bool] = True
-
     lstm: optimizers.CoordinatewiseLSTM
     decay: jax.Array
+
+    def layout(self, shapes):
+        return self.lstm.layout(shapes)
 
     def init(self, params):
         return self.lstm.init(params)
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         updates, state = self.lstm.update(grads, state, params)
         return jax.tree.map(lambda u, p: u - self.decay * p, updates, params), state
 
@@ -51,14 +52,15 @@ class LookingLSTM(AbstractOptimizer):
 class RootMeanSquare(AbstractOptimizer):
     """Coordinatewise, and not finite where all gradients have been zero: padding must not show that."""
 
-    coordinatewise: ClassVar[bool] = True
-
     rate: jax.Array
+
+    def layout(self, shapes):
+        return optimizers.Blocks()
 
     def init(self, params):
         return jnp.zeros(sum(x.size for x in jax.tree.leaves(params)))
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         flat, unravel = ravel_pytree(grads)
         state = state + flat**2
         return unravel(-self.rate * flat / jnp.sqrt(state)), state
@@ -135,6 +137,10 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     "unit_rms": lambda key: optimizers.UnitRMS(
         optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
     ),
+    "clipped_lstm": lambda key: optimizers.Clipped(
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.02
+    ),
+    "clipped_per_layer": lambda key: optimizers.Clipped(_per_layer(key), 0.02),
     "learned_momentum": lambda key: optimizers.LearnedMomentum(4, key=key),
     "learned_momentum_per_layer": lambda key: optimizers.LearnedMomentum(
         3, per="layer", first_step="relative", key=key
@@ -195,17 +201,43 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }
 
+ESTIMATORS: dict[str, Callable[[], estimators.AbstractEstimator]] = {
+    "auto": estimators.Auto,
+    "backprop": estimators.Backprop,
+    "backprop_recompute": lambda: estimators.Backprop(recompute=True),
+    "second_order": lambda: estimators.Backprop(()),
+    "replay": estimators.Replay,
+    "recorded": estimators.Recorded,
+    "clipped": lambda: estimators.ClippedPerObjective(estimators.Replay(), 0.5),
+    "es": lambda: estimators.ES(0.05, 4),
+}
+
+
+def estimator_of(order="first", activations="auto", *, detach_state=False, objective_clip=None):
+    """The estimator with these properties."""
+    constants = estimators.FIRST_ORDER if order == "first" else frozenset()
+    constants |= {"state"} if detach_state else set()
+    if activations == "auto":
+        found = estimators.Auto(constants)
+    elif activations == "recompute" and order == "first":
+        found = estimators.Replay(detach_state)
+    else:
+        found = estimators.Backprop(constants, recompute=activations == "recompute")
+    return found if objective_clip is None else estimators.ClippedPerObjective(found, objective_clip)
+
+
 STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window": lambda: strategies.EveryWindow(3),
-    "every_window_second": lambda: strategies.EveryWindow(3, "second"),
-    "every_window_kept": lambda: strategies.EveryWindow(3, activations="keep"),
-    "every_window_recomputed": lambda: strategies.EveryWindow(3, activations="recompute"),
+    "every_window_second": lambda: strategies.EveryWindow(3, estimators.Auto(())),
+    "every_window_kept": lambda: strategies.EveryWindow(3, estimators.Backprop()),
+    "every_window_recomputed": lambda: strategies.EveryWindow(3, estimators.Replay()),
     "every_window_rest": lambda: strategies.EveryWindow(
-        3, detach_state=True, include_final_loss=True, remainder="train"
+        3, estimator_of(detach_state=True), include_final_loss=True, remainder="train"
     ),
+    "every_window_es": lambda: strategies.EveryWindow(3, estimators.ES(0.1, 2)),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),
-    "every_step_recorded": lambda: strategies.EveryStep(3, "recorded"),
+    "every_step_recorded": lambda: strategies.EveryStep(3, estimators.Recorded()),
 }
 
 

@@ -34,7 +34,7 @@ class ForOneSize(AbstractOptimizer):
     def init(self, params):
         return None
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         return -self.rates * grads, state
 
 

@@ -89,7 +89,7 @@ class Rate(l2o_eqx.optimizers.AbstractOptimizer):
     def init(self, params):
         return None
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         return jax.tree.map(lambda g: -self.rate * g, grads), state
 
 

@@ -21,6 +21,7 @@ if count > 1:
 import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
 from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import placed
+from l2o_eqx.estimators import ES, Auto, Backprop, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
 from l2o_eqx.strategies import EveryStep, EveryWindow
@@ -50,16 +51,17 @@ per_layer = PerLayer({"w": make(keys[0]), "b": make(keys[1])}, by_name)
 for optimizer, family, strategy, settings, spread in [
     (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, "restarts"),
     (make(keys[0]), Quadratic(3), EveryWindow(3), {"num_objectives": 4}, "objectives"),
-    (make(keys[0]), Quadratic(3), EveryStep(3, "recorded"), {"num_objectives": 4}, "objectives"),
-    (make(keys[0]), Quadratic(3), EveryWindow(3, "second"), {"num_objectives": 4}, "objectives"),
-    (make(keys[0]), Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
-    (make(keys[0]), Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
+    (make(keys[0]), Quadratic(3), EveryStep(3, Recorded()), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryWindow(3, Auto(())), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryWindow(3, ES(0.1, 2)), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Bowls(), EveryWindow(3, Backprop()), {}, "coordinates"),
+    (make(keys[0]), Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
     (make(keys[0]), Bowls(), EveryWindow(3, include_final_loss=True), {"num_objectives": 3}, "coordinates"),
     (make(keys[0]), Bowls(), EveryStep(3), {}, "coordinates"),
-    (per_layer, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
-    (per_layer, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
-    (mixed, Bowls(), EveryWindow(3, activations="keep"), {}, "coordinates"),
-    (mixed, Bowls(), EveryWindow(3, activations="recompute"), {}, "coordinates"),
+    (per_layer, Bowls(), EveryWindow(3, Backprop()), {}, "coordinates"),
+    (per_layer, Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
+    (mixed, Bowls(), EveryWindow(3, Backprop()), {}, "coordinates"),
+    (mixed, Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
 ]:
     solution = l2o_eqx.meta_train(
         optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings

@@ -11,6 +11,7 @@ from test_meta_gradient import meta_gradient_of_batch
 
 import l2o_eqx
 from l2o_eqx._inner import init_params
+from l2o_eqx.estimators import ES, Auto, ClippedPerObjective, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -90,7 +91,14 @@ def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getk
 
 @pytest.mark.parametrize(
     "strategy",
-    [EveryWindow(4), EveryWindow(4, "second"), OncePerSuperEpoch(), EveryStep(4), EveryStep(4, "recorded")],
+    [
+        EveryWindow(4),
+        EveryWindow(4, Auto(())),
+        EveryWindow(4, ES(0.1, 2)),
+        OncePerSuperEpoch(),
+        EveryStep(4),
+        EveryStep(4, Recorded()),
+    ],
     ids=str,
 )
 def test_meta_training_goes_on_and_reports_the_keys(strategy, getkey):
@@ -129,9 +137,10 @@ def test_keys_of_restarts(getkey):
 @pytest.mark.parametrize(
     "strategy",
     [
-        EveryWindow(4, activations="recompute"),
-        EveryWindow(4, "second", objective_clip=1.0),
-        EveryStep(4, "recorded"),
+        EveryWindow(4, Replay()),
+        EveryWindow(4, ClippedPerObjective(Auto(()), 1.0)),
+        EveryWindow(4, ES(0.1, 2)),
+        EveryStep(4, Recorded()),
     ],
     ids=str,
 )
@@ -189,6 +198,5 @@ def test_clipping_per_objective(name, order, getkey):
 
 
 def test_clip_must_be_positive():
-    for strategy in (EveryWindow, OncePerSuperEpoch, EveryStep):
-        with pytest.raises(ValueError, match=r"objective_clip=0.0\)`: .* above 0"):
-            strategy(objective_clip=0.0)
+    with pytest.raises(ValueError, match=r"max_norm=0.0\)`: .* above 0"):
+        ClippedPerObjective(Auto(), 0.0)

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, to_float64
+from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, estimator_of, to_float64
 from jax import lax
 
 import l2o_eqx
 from l2o_eqx._inner import init_params, run_steps
-from l2o_eqx._layout import BlockedState, batched_init
-from l2o_eqx._meta_gradient import batch_meta_gradient, kept_by_default
+from l2o_eqx._layout import batched_init, layout_of
 from l2o_eqx._replay import replay
+from l2o_eqx.estimators import Window
+from l2o_eqx.estimators._backprop import kept_by_default
+from l2o_eqx.estimators._window import first_health
 from l2o_eqx.objectives import MNIST, Quadratic, sample_objectives
-from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
+from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax, Seen
 from l2o_eqx.weightings import Constant, Exponential, Linear
 
 BOTH: tuple[Any, ...] = ("keep", "recompute")
@@ -56,7 +58,7 @@ def check(
     expected_loss, expected = plain(optimizer, objective, params, state, order=order, **kwargs)
     for kind in activations:
         result = l2o_eqx.meta_gradient(
-            optimizer, objective, params, state, order=order, activations=kind, **kwargs
+            optimizer, objective, params, state, estimator=estimator_of(order, kind), **kwargs
         )
         assert_trees_close(result.grads, expected, rtol=rtol, atol=atol)
         np.testing.assert_allclose(result.meta_loss, expected_loss, rtol=rtol)
@@ -72,6 +74,7 @@ SINGLE = [
         "lstm_two_feature",
         "lstm_curvature_output",
         "per_layer",
+        "clipped_per_layer",
         "hierarchical",
         "adam_mlp_matrices",
         "unit_rms",
@@ -108,7 +111,9 @@ def test_second_order_differs_from_first(getkey):
     params = objective.init(getkey())
     kwargs = {"window": 4, "weighting": Constant(), "key": getkey()}
     first, second = (
-        l2o_eqx.meta_gradient(optimizer, objective, params, optimizer.init(params), order=o, **kwargs)
+        l2o_eqx.meta_gradient(
+            optimizer, objective, params, optimizer.init(params), estimator=estimator_of(o), **kwargs
+        )
         for o in ("first", "second")
     )
     leaves = zip(jax.tree.leaves(first.grads), jax.tree.leaves(second.grads), strict=True)
@@ -152,22 +157,16 @@ def recorded_window(optimizer, family, key, window, *, num_objectives=1, block_s
     state = batched_init(optimizer, params, block_size=block_size)
     keys = jr.split(lkey, num_objectives)
     *end, record = run_steps(optimizer, objectives, params, state, window, start=0, keys=keys)
-    return (params, state, record.grads, 0.5 + record.losses), end
+    return (params, state, Seen(record.grads), record.grads, 0.5 + record.losses), end
 
 
 def _joined(state):
-    def is_blocked(x):
-        return isinstance(x, BlockedState)
-
-    def join(part):
-        return jax.tree.map(part.blocks.join, part.arrays) if is_blocked(part) else part
-
-    return jax.tree.map(join, state, is_leaf=is_blocked)
+    return state.layout.to_one(state.arrays)
 
 
 @pytest.mark.parametrize("num_objectives, block_size", [(1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64)])
 @pytest.mark.parametrize(
-    "name", ["lstm_adam_like", "per_layer", "user_looking_lstm", "user_root_mean_square"]
+    "name", ["lstm_adam_like", "per_layer", "clipped_lstm", "user_looking_lstm", "user_root_mean_square"]
 )
 def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
     """43 coordinates each: blocks of one, that leave a rest, all but one, exactly one, across objectives."""
@@ -187,19 +186,10 @@ def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
 @eqx.filter_jit
 def meta_gradient_of_batch(optimizer, objectives, params, keys, activations, block_size=None, **settings):
     """Of three steps from step 1 on."""
-    return batch_meta_gradient(
-        optimizer,
-        objectives,
-        params,
-        batched_init(optimizer, params, block_size=block_size),
-        window=3,
-        start=1,
-        num_steps=4,
-        weighting=Linear(),
-        keys=keys,
-        activations=activations,
-        **settings,
-    )
+    state = batched_init(optimizer, params, block_size=block_size)
+    window = Window(objectives, params, state, 1, 4, keys, first_health(params), 3)
+    estimator = estimator_of(activations=activations, **settings)
+    return estimator.estimate(optimizer, window, Linear(), None, key=jr.key(0))[0]
 
 
 @pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
@@ -221,10 +211,11 @@ def test_kept_activations_of_several_blocks(name, getkey):
 
 def test_what_is_kept_by_default(getkey):
     if jax.default_backend() == "cpu":
-        kept = functools.partial(kept_by_default, LEARNED["per_layer"](getkey()))
+        params = jnp.ones((1, 3))
+        kept = functools.partial(kept_by_default, layout_of(LEARNED["per_layer"](getkey()), params))
         assert kept(320, 256) and not kept(16, 257)
         # A hierarchical optimizer has no blocks: even for few coordinates recomputing saves memory.
-        kept = functools.partial(kept_by_default, LEARNED["hierarchical"](getkey()))
+        kept = functools.partial(kept_by_default, layout_of(LEARNED["hierarchical"](getkey()), params))
         assert kept(16, 1024) and not kept(320, 256)
 
 
@@ -303,8 +294,7 @@ def test_zero_gradients_give_finite_meta_gradients(name, order, activations, get
         window=3,
         weighting=Constant(),
         key=getkey(),
-        order=order,
-        activations=activations,
+        estimator=estimator_of(order, activations),
     )
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
 
@@ -368,7 +358,7 @@ def test_analytic_one_coordinate():
         def init(self, params):
             return None
 
-        def update(self, grads, state, params):
+        def update(self, grads, state, params, *, value=None, key=None):
             return -self.rate * grads, state
 
     result = l2o_eqx.meta_gradient(
@@ -430,7 +420,7 @@ def test_objective_is_differentiated_once_per_step(activations, getkey):
             start=start,
             weighting=Constant(),
             key=getkey(),
-            activations=activations,
+            estimator=estimator_of(activations=activations),
         )
     assert len(traces) == {"keep": 2, "recompute": 1}[activations]
 
@@ -476,7 +466,7 @@ def test_objectives_need_no_second_derivative(activations, getkey):
             window=4,
             weighting=Constant(),
             key=jr.key(0),
-            activations=activations,
+            estimator=estimator_of(activations=activations),
         )
         for objective in (Outside(), Inside())
     )
@@ -495,8 +485,6 @@ def test_mnist_batches_follow_step_and_key(getkey):
     "change, message",
     [
         ({"window": 0}, "window=0"),
-        ({"order": "third"}, "'first'.* 'second'"),
-        ({"activations": "none"}, "'auto', 'keep'.* 'recompute'"),
     ],
 )
 def test_errors_name_the_argument(change, message, getkey):

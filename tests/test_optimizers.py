@@ -9,6 +9,7 @@ from helpers import LEARNED, OPTIMIZERS, assert_trees_close
 
 import l2o_eqx
 from l2o_eqx.optimizers import (
+    Blocks,
     CoordinatewiseLSTM,
     FromOptax,
     Hierarchical,
@@ -25,7 +26,7 @@ PARAMS = {"layers": [{"w": jnp.ones((3, 2)), "b": jnp.zeros(3)}, {"w": jnp.ones(
 
 def params_of(name):
     """Params whose layers a `PerLayer` of the list has labels for."""
-    if name == "per_layer":
+    if name in ("per_layer", "clipped_per_layer"):
         return {"layers": tuple(PARAMS["layers"])}
     return {**PARAMS, "scalar": jnp.array(0.5)}
 
@@ -64,7 +65,11 @@ def test_vmap_is_loop(name, getkey):
         assert_trees_close(one, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in LEARNED if LEARNED[n](jr.key(0)).coordinatewise])
+SHAPES = {"params": jax.ShapeDtypeStruct((2,), "float32")}
+COORDINATEWISE = [n for n, make in LEARNED.items() if isinstance(make(jr.key(0)).layout(SHAPES), Blocks)]
+
+
+@pytest.mark.parametrize("name", COORDINATEWISE)
 def test_coordinatewise_means_blocks_and_permutations(name, getkey):
     """Any part of the coordinates, with its part of the state, gives its part of the updates."""
     optimizer = LEARNED[name](getkey())

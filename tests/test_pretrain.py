@@ -27,7 +27,7 @@ class Descent(AbstractOptimizer):
         del params
         return jnp.int32(0)
 
-    def update(self, grads, state, params):
+    def update(self, grads, state, params, *, value=None, key=None):
         del params
         rate = jnp.where(state < self.patience, self.rate, 0.0)
         return jax.tree.map(lambda g: -rate * g, grads), state + 1

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close, to_float64
+from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close, estimator_of, to_float64
 from jax import lax
 
 import l2o_eqx
+from l2o_eqx.estimators import Auto, Recorded
 from l2o_eqx.objectives import Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer, by_leaf
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -43,9 +44,13 @@ def run_strategy(strategy, optimizer, objective, key, *, num_steps, weighting, r
         num_steps=num_steps,
         init_keys=key[None],
         loss_keys=key[None],
+        key=key,
     )
     grads = [jax.tree.map(lambda x, i=i: x[i], result.meta_state[1]) for i in range(num_updates)]
     return result, grads
+
+
+REPLAYED_OR_RECORDED = {"replayed": Auto(), "recorded": Recorded()}
 
 
 class _Only(l2o_eqx.objectives.AbstractObjectiveFamily):
@@ -75,7 +80,7 @@ def test_every_step_is_the_gradient_of_its_window(gradient, getkey):
         window, num_steps, rate, weighting = 3, 7, 0.5, Linear()
         optimizer = to_float64(LEARNED["lstm_adam_like"](getkey()))
         objective, key = to_float64(Quadratic(3).sample(getkey())), getkey()
-        strategy = EveryStep(window, gradient)
+        strategy = EveryStep(window, REPLAYED_OR_RECORDED[gradient])
         settings = {"num_steps": num_steps, "weighting": weighting}
         result, found = run_strategy(strategy, optimizer, objective, key, rate=rate, **settings)
 
@@ -112,7 +117,9 @@ def test_every_step_at_rest_is_meta_gradient(name, gradient, getkey):
     """While the meta-parameters stand still, both gradients are those of the same windows."""
     optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
     key, settings = getkey(), {"num_steps": 5, "weighting": Linear()}
-    _, found = run_strategy(EveryStep(3, gradient), optimizer, objective, key, rate=0.0, **settings)
+    _, found = run_strategy(
+        EveryStep(3, REPLAYED_OR_RECORDED[gradient]), optimizer, objective, key, rate=0.0, **settings
+    )
     params = objective.init(key)
     begin = l2o_eqx.unroll(optimizer, objective, params, optimizer.init(params), 2, key=key)
     result = l2o_eqx.meta_gradient(
@@ -134,10 +141,10 @@ def test_the_first_update_of_every_step_is_that_of_every_window(getkey):
     "strategy",
     [
         EveryStep(4),
-        EveryStep(4, "recorded"),
+        EveryStep(4, Recorded()),
         EveryWindow(4),
-        EveryWindow(4, "second"),
-        EveryWindow(4, detach_state=True, include_final_loss=True, remainder="train"),
+        EveryWindow(4, Auto(())),
+        EveryWindow(4, estimator_of(detach_state=True), include_final_loss=True, remainder="train"),
     ],
     ids=str,
 )
@@ -159,6 +166,7 @@ def test_memory_does_not_grow_with_the_horizon(strategy, getkey):
                 num_steps=num_steps,
                 init_keys=key[None],
                 loss_keys=key[None],
+                key=key,
             )
             return result.optimizer
 
@@ -202,8 +210,7 @@ def test_detached_state(order, include_final_loss, getkey):
                 window=4,
                 weighting=Constant(),
                 key=key,
-                order=order,
-                detach_state=detach,
+                estimator=estimator_of(order, detach_state=detach),
                 include_final_loss=include_final_loss,
             )
             for detach in (True, False)
@@ -296,10 +303,10 @@ def test_unit_norm_of_blocks(make, getkey):
     optimizer = make(getkey())
     grads = jax.tree.map(lambda x: 1e-12 * x, eqx.filter(optimizer, eqx.is_inexact_array))
     scaled: Any = unit_norm("block").update(grads, unit_norm("block").init(grads))[0]
-    assert len(scaled.blocks()) >= 3
-    for name, block in scaled.blocks().items():
+    assert len(scaled.parts()) >= 3
+    for name, block in scaled.parts().items():
         flat, given = (
-            np.concatenate([x.ravel() for x in jax.tree.leaves(b)]) for b in (block, grads.blocks()[name])
+            np.concatenate([x.ravel() for x in jax.tree.leaves(b)]) for b in (block, grads.parts()[name])
         )
         np.testing.assert_allclose(np.linalg.norm(flat), 1, rtol=1e-5)
         np.testing.assert_allclose(flat, given / np.linalg.norm(given.astype(np.float64)), rtol=1e-4)
@@ -310,9 +317,6 @@ def test_unit_norm_of_blocks(make, getkey):
     [
         (lambda: EveryWindow(1), "window=1"),
         (lambda: EveryStep(1), "window=1"),
-        (lambda: EveryStep(gradient="recorded", order="second"), "no second derivatives"),
-        (lambda: EveryStep(gradient="recorded", activations="keep"), "not of activations"),
-        (lambda: EveryStep(gradient="recorded", objective_clip=1.0), "replayed for all objectives together"),
         (lambda: EveryStep(9).num_updates(8), "longer than the super epoch of 8"),
     ],
 )

@@ -270,7 +270,7 @@ def test_training_helps(name, getkey):
     solution = l2o_eqx.meta_train(
         optimizer,
         family,
-        l2o_eqx.strategies.EveryWindow(10, "second", include_final_loss=True),
+        l2o_eqx.strategies.EveryWindow(10, l2o_eqx.estimators.Auto(()), include_final_loss=True),
         weighting=LogMean(),
         meta_optimizer=l2o_eqx.default_meta_optimizer(3e-3, normalization="clip"),
         num_steps=40,

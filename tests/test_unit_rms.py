@@ -69,7 +69,7 @@ def test_rate_is_no_meta_parameter_and_the_horizon_gets_through(getkey):
     wrapper = UnitRMS(inner, 0.1)
     assert l2o_eqx.count_meta_parameters(wrapper) == l2o_eqx.count_meta_parameters(inner)
     assert wrapper.init_for(PARAMS, 7).inner.horizon == 7
-    assert wrapper.blocks() == inner.blocks()
+    assert wrapper.parts() == inner.parts()
 
 
 def test_errors_name_the_argument(getkey):

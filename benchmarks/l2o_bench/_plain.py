@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 import l2o_eqx as l2o
 from l2o_eqx.optimizers import AbstractOptimizer, CoordinatewiseLSTM
@@ -28,7 +28,15 @@ class VmappedLSTM(AbstractOptimizer):
         size = sum(x.size for x in jax.tree.leaves(params))
         return [(jnp.zeros((size, c.hidden_size)), jnp.zeros((size, c.hidden_size))) for c in self.like.cells]
 
-    def update(self, grads: PyTree, state: PyTree, params: PyTree | None) -> tuple[PyTree, PyTree]:
+    def update(
+        self,
+        grads: PyTree,
+        state: PyTree,
+        params: PyTree | None,
+        *,
+        value: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[PyTree, PyTree]:
         del params
         flat, unravel = ravel_pytree(grads)
         assert self.like.preprocessor is not None

@@ -9,6 +9,7 @@ import jax
 import jax.random as jr
 
 import l2o_eqx as l2o
+from l2o_eqx.estimators import FIRST_ORDER, Auto
 from l2o_eqx.objectives import MNIST, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import AbstractOptimizer, AdamMLP, CoordinatewiseLSTM, LearnedMomentum, SubspaceRNN
 from l2o_eqx.strategies import EveryWindow
@@ -40,7 +41,10 @@ def make(
     order: Order,
 ) -> tuple[Callable[[], Any], int]:
     """A function that trains for one super epoch, and the bytes of its program's temporaries."""
-    strategy, meta_optimizer = EveryWindow(WINDOW, order), l2o.default_meta_optimizer()
+    strategy, meta_optimizer = (
+        EveryWindow(WINDOW, Auto(() if order == "second" else FIRST_ORDER)),
+        l2o.default_meta_optimizer(),
+    )
     state = l2o.init_meta_state(optimizer, meta_optimizer)
     program: Any = eqx.filter_jit(
         lambda state, family, key: l2o.meta_step(

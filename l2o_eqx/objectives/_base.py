@@ -30,6 +30,17 @@ class AbstractObjective(eqx.Module):
             same pair always gives the same function.
         """
 
+    def outer_loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
+        """What a weighting weighs in place of `loss` when an optimizer is trained, e.g. on held-out data.
+
+        By default the loss itself. A wrapper around an objective overrides this and `has_outer_loss`.
+        """
+        return self.loss(params, step, key)
+
+    def has_outer_loss(self) -> bool:
+        """Whether the outer loss is another than the loss; a wrapper answers with what it wraps."""
+        return type(self).outer_loss is not AbstractObjective.outer_loss
+
 
 class AbstractObjectiveFamily(eqx.Module):
     """A distribution that objectives are drawn from: the expectation E_f of the thesis, eq. 3.5.

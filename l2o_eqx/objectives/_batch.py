@@ -29,6 +29,11 @@ class ObjectiveBatch(eqx.Module):
         """Means over the objectives of this device as means over those of all."""
         return tree if self.placement is None else self.placement.mean(tree)
 
+    @property
+    def has_outer_loss(self) -> bool:
+        """Whether its objectives have an outer loss other than their loss."""
+        return self.shared is not None and self.select(self.own).has_outer_loss()
+
     def select(self, own: PyTree) -> AbstractObjective:
         return eqx.combine(own, self.shared)
 

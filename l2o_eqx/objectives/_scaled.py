@@ -32,6 +32,13 @@ class ScaledObjective(AbstractObjective):
         loss = self.objective.loss(self.unscaled(params), step, key)
         return self.factor.astype(loss.dtype) * loss
 
+    def outer_loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
+        loss = self.objective.outer_loss(self.unscaled(params), step, key)
+        return self.factor.astype(loss.dtype) * loss
+
+    def has_outer_loss(self) -> bool:
+        return self.objective.has_outer_loss()
+
     def unscaled(self, params: Params) -> Params:
         """s∘θ: the params of `objective` that these stand for."""
         if self.scales is None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._errors import ArgumentError, check
 from .._misc import root_mean_square, tree_norm
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 
 # Running means of the gradient, beside the gradient itself, and of its square.
@@ -157,7 +157,15 @@ class AdamMLP(AbstractOptimizer):
     def init_for(self, params: Params, num_steps: StepNumber) -> State:
         return self.init(params, num_steps)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         if params is None:
             raise ArgumentError("`AdamMLP` looks at the params: hand them to `update`.", argument="params")
         leaves, treedef = jax.tree.flatten(grads)

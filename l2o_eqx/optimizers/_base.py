@@ -1,27 +1,31 @@
 import abc
-from typing import ClassVar
+from typing import Any
 
 import equinox as eqx
-from jaxtyping import PyTree
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
+from ._layouts import AbstractLayout, Whole
 
 
 class AbstractOptimizer(eqx.Module):
     """Something that proposes updates from gradients. Its floating-point arrays are its meta-parameters.
 
     To write your own, implement `init` and `update`. If every coordinate is treated alike and apart (the
-    update of an entry depends on that entry's gradients alone), also set
-
-        coordinatewise: ClassVar[bool] = True
-
-    and let every array of the state carry the coordinates, raveled, on its last axis. Any part of the
-    coordinates, handed over as one flat array with its part of the state, must then give that part of the
-    updates; in return the meta-gradient runs block by block over coordinates, in little memory, and a
-    batch of objectives is simply more coordinates.
+    update of an entry depends on that entry's gradients alone), also answer `Blocks()` to `layout`, and keep
+    what is said there; in return the meta-gradient runs block by block over coordinates, in little memory,
+    and a batch of objectives is simply more coordinates. A wrapper answers to `layout`, `for_group` and
+    `parts` with what its inner optimizer does.
     """
 
-    coordinatewise: ClassVar[bool] = False
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "coordinatewise" in cls.__dict__:
+            raise TypeError(
+                f"`{cls.__name__}.coordinatewise` is of an older version: give it "
+                "`def layout(self, shapes): return l2o_eqx.optimizers.Blocks()` instead."
+            )
 
     @abc.abstractmethod
     def init(self, params: Params) -> State:
@@ -37,7 +41,15 @@ class AbstractOptimizer(eqx.Module):
         return self.init(params)
 
     @abc.abstractmethod
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         """One inner step.
 
         **Arguments:**
@@ -46,13 +58,41 @@ class AbstractOptimizer(eqx.Module):
         - `state`: from `init` or the previous call.
         - `params`: the point itself, which most optimizers ignore. The verbs always hand it over; an optax
             loop may leave it out.
+        - `value`: f at `params`, for those that `want` it. With a layout of `Blocks` it is an array with the
+            coordinates on its last axis, each of which has the value of its objective.
+        - `key`: to draw with, another one at every step, for those that `want` it. With a layout of `Blocks`
+            it is that of a block, so that draws depend on how coordinates are cut.
 
         **Returns:** the updates, which are added to the params, and the next state, of the same
         structure, shapes and dtypes as before.
         """
 
-    def blocks(self) -> dict[str, PyTree]:
-        """Its parts that have meta-parameters of their own, by name; here a single one, the whole.
+    def wants(self) -> frozenset[str]:
+        """Which of `"value"` and `"key"` its `update` is called with; by default it needs neither."""
+        return frozenset()
+
+    def initial_params(self, params: Params) -> Params:
+        """Where an inner run begins that was drawn to begin at `params`; by default there.
+
+        A learned starting point answers with its own, and is trained: first windows of super epochs are
+        differentiated through it, too.
+        """
+        return params
+
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
+        """How it wants to be shown objectives whose params have these shapes; by default whole."""
+        del shapes
+        return Whole()
+
+    def for_group(self, name: str) -> "AbstractOptimizer":
+        """The optimizer that runs a group alone, if the layout is of `Groups`."""
+        raise NotImplementedError(
+            f"`{type(self).__name__}.for_group({name!r})`: an optimizer whose layout is of `Groups` must "
+            "say which optimizer runs a group."
+        )
+
+    def parts(self) -> dict[str, PyTree]:
+        """Its pieces that have meta-parameters of their own, by name; here a single one, the whole.
 
         Meta-training reports the norm of the meta-gradient for each, and
         `l2o_eqx.meta_optimizers.unit_norm("block")` scales each to norm one.

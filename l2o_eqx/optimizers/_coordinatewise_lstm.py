@@ -1,18 +1,18 @@
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
 from .._misc import unravel_like
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, Identity
 from ._base import AbstractOptimizer
+from ._blocks import Blocks
 from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
+from ._layouts import AbstractLayout
 from ._lstm import make_cells, run_cells, zero_states
 
 
@@ -38,8 +38,6 @@ class CoordinatewiseLSTM(AbstractOptimizer):
 
     Reference: thesis eq. 3.6, 3.7; Andrychowicz et al. 2016, sec. 2.1 (arXiv:1606.04474).
     """
-
-    coordinatewise: ClassVar[bool] = True
 
     cells: tuple[eqx.nn.LSTMCell, ...]
     readout: eqx.nn.Linear | None
@@ -83,11 +81,22 @@ class CoordinatewiseLSTM(AbstractOptimizer):
         self.learning_rate = learning_rate
         self.output = output
 
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
+        return Blocks()
+
     def init(self, params: Params) -> State:
         num_coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
         return zero_states(self.cells, num_coordinates), *init_ends(self.preprocessor, self.output, params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         del params
         lstm_state, _, output_state = state
         dtype = self.cells[0].weight_hh.dtype

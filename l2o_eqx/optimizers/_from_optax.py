@@ -1,6 +1,7 @@
 import optax
+from jaxtyping import PRNGKeyArray
 
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 
 
@@ -17,7 +18,15 @@ class FromOptax(AbstractOptimizer):
     def init(self, params: Params) -> State:
         return self.transformation.init(params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         return self.transformation.update(grads, state, params)
 
 

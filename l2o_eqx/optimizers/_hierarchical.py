@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import check
 from .._misc import unravel_like
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
@@ -76,7 +76,7 @@ class Hierarchical(AbstractOptimizer):
         self.readout = None if output is None else make_readout(coordinate_size, output)
         self.output = output
 
-    def blocks(self) -> dict[str, PyTree]:
+    def parts(self) -> dict[str, PyTree]:
         cells = {"coordinate": self.coordinate_cell, "tensor": self.tensor_cell, "global": self.global_cell}
         return cells if self.output is None else {**cells, "output": (self.readout, self.output)}
 
@@ -87,7 +87,15 @@ class Hierarchical(AbstractOptimizer):
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
         return levels, *init_ends(self.preprocessor, self.output, params)
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         del params
         (coordinate_state, tensor_state, global_state), _, output_state = state
         sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])

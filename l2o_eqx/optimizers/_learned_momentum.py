@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
@@ -148,7 +148,13 @@ class LearnedMomentum(AbstractOptimizer):
         return LearnedMomentumState(zeros, length, length, zeros, lstm, nothing, unknown, reference)
 
     def update(
-        self, grads: Params, state: LearnedMomentumState, params: Params | None
+        self,
+        grads: Params,
+        state: LearnedMomentumState,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Params, LearnedMomentumState]:
         del params
         groups = groups_of(grads, self.per)

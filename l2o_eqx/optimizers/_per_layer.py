@@ -8,8 +8,10 @@ import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
+from ._groups import Groups, split_by_label
+from ._layouts import Seen, take_step
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
 Label = Callable[[tuple[Any, ...], Any], str]
@@ -52,7 +54,7 @@ def by_kind(path: tuple[Any, ...], leaf: Any) -> str:
 class PerLayer(AbstractOptimizer):
     """Several optimizers, each for its own group of params; with one group it is that optimizer.
 
-    `PerLayer.make` builds one block per group of a tree of params. To give groups different learning
+    `PerLayer.make` builds one optimizer per group of a tree of params. To give groups different learning
     rates, preprocessors or kinds of optimizer, hand over the mapping yourself.
 
     **Arguments:**
@@ -99,43 +101,15 @@ class PerLayer(AbstractOptimizer):
         keys = jr.split(key, len(labels))
         return cls({name: make_optimizer(k) for name, k in zip(labels, keys, strict=True)}, label)
 
-    def blocks(self) -> dict[str, PyTree]:
+    def parts(self) -> dict[str, PyTree]:
         return dict(self.optimizers)
 
-    def init(self, params: Params) -> State:
-        return self.init_with(lambda optimizer, group: optimizer.init(group), params, like=params)
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> Groups:
+        """By label, each group as its optimizer wants it.
 
-    def init_for(self, params: Params, num_steps: StepNumber) -> State:
-        def init(optimizer, group):
-            return optimizer.init_for(group, num_steps)
-
-        return self.init_with(init, params, like=params)
-
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
-        param_groups = {} if params is None else self.split(params, grads)
-        updates, next_state = {}, {}
-        for name, group in self.split(grads, grads).items():
-            updates[name], next_state[name] = self.optimizers[name].update(
-                group, state[name], param_groups.get(name)
-            )
-        return eqx.combine(*updates.values()), next_state
-
-    def init_with(
-        self, init: Callable[[AbstractOptimizer, PyTree], State], params: PyTree, *, like: PyTree
-    ) -> State:
-        """`init(optimizer, group)` for every group, by label; `like` as in `split`."""
-        groups = self.split(params, like)
-        return {name: init(self.optimizers[name], group) for name, group in groups.items()}
-
-    def split(self, tree: PyTree, like: PyTree) -> dict[str, PyTree]:
-        """`tree` by group, with `None` for the leaves of other groups.
-
-        **Arguments:**
-
-        - `tree`: arrays in the structure of the params.
-        - `like`: the params (or their shapes) that the labels are made from.
+        **Raises:** `ValueError` if a leaf's label has no optimizer.
         """
-        labels = labels_of(like, self.label)
+        labels = labels_of(shapes, self.label)
         used = sorted(set(jax.tree.leaves(labels)))
         missing = [name for name in used if name not in self.optimizers]
         if missing:
@@ -146,11 +120,49 @@ class PerLayer(AbstractOptimizer):
                 given=used,
                 possible=sorted(self.optimizers),
             )
+        groups = split_by_label(shapes, labels, used)
+        return Groups(labels, {name: self.optimizers[name].layout(groups[name]) for name in used})
 
-        def group(name):
-            return jax.tree.map(lambda x, label: x if label == name else None, tree, labels)
+    def for_group(self, name: str) -> AbstractOptimizer:
+        return self.optimizers[name]
 
-        return {name: group(name) for name in used}
+    def wants(self) -> frozenset[str]:
+        return frozenset().union(*(optimizer.wants() for optimizer in self.optimizers.values()))
+
+    def initial_params(self, params: Params) -> Params:
+        groups = self.layout(_shapes(params)).split(params)
+        return eqx.combine(*(self.optimizers[name].initial_params(group) for name, group in groups.items()))
+
+    def init(self, params: Params) -> State:
+        groups = self.layout(_shapes(params)).split(params)
+        return {name: self.optimizers[name].init(group) for name, group in groups.items()}
+
+    def init_for(self, params: Params, num_steps: StepNumber) -> State:
+        groups = self.layout(_shapes(params)).split(params)
+        return {name: self.optimizers[name].init_for(group, num_steps) for name, group in groups.items()}
+
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
+        layout = self.layout(_shapes(grads))
+        param_groups = {} if params is None else layout.split(params)
+        updates, next_state = {}, {}
+        for name, group in layout.split(grads).items():
+            own_key = None if key is None else jr.fold_in(key, sorted(state).index(name))
+            updates[name], next_state[name] = take_step(
+                self.optimizers[name], Seen(group, value, own_key), state[name], param_groups.get(name)
+            )
+        return eqx.combine(*updates.values()), next_state
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def labels_of(params: PyTree, label: Label) -> PyTree[str]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .._types import Params, State
+from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
@@ -171,7 +171,13 @@ class SubspaceRNN(AbstractOptimizer):
         )
 
     def update(
-        self, grads: Params, state: SubspaceRNNState, params: Params | None
+        self,
+        grads: Params,
+        state: SubspaceRNNState,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Params, SubspaceRNNState]:
         del params
         groups = groups_of(grads, self.per)

@@ -2,12 +2,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
 from .._misc import unit_rms
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
+from ._layouts import Seen, take_step
 
 
 class _UnitRMSState(eqx.Module):
@@ -50,8 +51,14 @@ class UnitRMS(AbstractOptimizer):
                 given=self.weight_decay,
             )
 
-    def blocks(self) -> dict[str, PyTree]:
-        return self.inner.blocks()
+    def wants(self) -> frozenset[str]:
+        return self.inner.wants()
+
+    def initial_params(self, params: Params) -> Params:
+        return self.inner.initial_params(params)
+
+    def parts(self) -> dict[str, PyTree]:
+        return self.inner.parts()
 
     def init(self, params: Params) -> State:
         return _UnitRMSState(jnp.zeros((), jnp.int32), self.inner.init(params))
@@ -59,13 +66,21 @@ class UnitRMS(AbstractOptimizer):
     def init_for(self, params: Params, num_steps: StepNumber) -> State:
         return _UnitRMSState(jnp.zeros((), jnp.int32), self.inner.init_for(params, num_steps))
 
-    def update(self, grads: Params, state: State, params: Params | None) -> tuple[Params, State]:
+    def update(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, State]:
         if params is None and self.weight_decay:
             raise ArgumentError(
                 "`UnitRMS(weight_decay=...)` needs the params: hand them to `update`.",
                 argument="params",
             )
-        updates, inner = self.inner.update(grads, state.inner, params)
+        updates, inner = take_step(self.inner, Seen(grads, value, key), state.inner, params)
         rate = self.learning_rate(state.step) if callable(self.learning_rate) else self.learning_rate
         updates = jax.tree.map(lambda u: (rate * u).astype(u.dtype), unit_rms(updates))
         if self.weight_decay:

@@ -2,9 +2,9 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._types import Keys
+from .._types import Keys, State
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -18,8 +18,8 @@ class SuperEpoch(eqx.Module):
 
     `losses` are those of the inner steps, in order. `meta_losses` and every entry of `metrics` have one
     number per meta-update: the meta-loss, and the norms and shares of zeros of the meta-gradient before
-    the meta-optimizer touched it. `sound` tells which objectives were finite all along; `None` counts all as
-    such.
+    the meta-optimizer touched it (see `grad_metrics`). `sound` tells which objectives were finite all along;
+    `None` counts all as such. `strategy_state` is the strategy's next state.
     """
 
     optimizer: AbstractOptimizer
@@ -28,10 +28,15 @@ class SuperEpoch(eqx.Module):
     meta_losses: Float[Array, " updates"]
     metrics: dict[str, Float[Array, " updates"]]
     sound: Bool[Array, " objectives"] | None = None
+    strategy_state: State = None
 
 
 class AbstractUpdateStrategy(eqx.Module):
-    """Which windows of losses train the optimizer during a super epoch, and how often."""
+    """Which windows of losses train the optimizer during a super epoch, and how often.
+
+    To write your own, implement `num_updates` and `super_epoch`. Begin with `estimators.first_window`, ask an
+    estimator about it, and go on where it ended: `window.after(result)`; or let `run_windows` do that.
+    """
 
     @abc.abstractmethod
     def num_updates(self, num_steps: int) -> int:
@@ -40,10 +45,18 @@ class AbstractUpdateStrategy(eqx.Module):
         **Raises:** `ValueError` if the strategy cannot train on a super epoch of this length.
         """
 
+    def init(self, optimizer: AbstractOptimizer, *, key: PRNGKeyArray) -> State:
+        """What the strategy remembers from super epoch to super epoch, before the first; by default nothing.
+
+        It is part of `MetaState`. With restarts there is one for each.
+        """
+        del optimizer, key
+        return None
+
     def coordinates_apart(self) -> bool:
         """Whether different devices may run different coordinates of one objective.
 
-        A strategy whose meta-gradients come from `batch_meta_gradient` in first order may say so.
+        Then its estimator's `coordinates_apart()` is the answer.
         """
         return False
 
@@ -59,6 +72,8 @@ class AbstractUpdateStrategy(eqx.Module):
         num_steps: int,
         init_keys: Keys,
         loss_keys: Keys,
+        key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
         """Runs one inner optimization per objective and trains the optimizer along the way.
 
@@ -74,4 +89,6 @@ class AbstractUpdateStrategy(eqx.Module):
         - `weighting`: turns a window's losses into the meta-loss.
         - `num_steps`: length of the super epoch.
         - `init_keys`, `loss_keys`: for the starting points and for the minibatches.
+        - `key`: for whatever else is drawn; the same on all devices.
+        - `strategy_state`: from `init` or the super epoch before.
         """

@@ -1,20 +1,15 @@
 from typing import Literal
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._grad_metrics import grad_metrics
-from .._inner import init_params, run_steps
-from .._layout import batched_init
-from .._meta_gradient import batch_meta_gradient, check_objective_clip, check_order, first_health
-from .._types import Activations, Keys, Order
+from .._types import Keys, State
+from ..estimators import AbstractEstimator, Auto
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import AbstractUpdateStrategy, MetaUpdate, SuperEpoch
+from ._loop import run_windows
 
 Remainder = Literal["skip", "train"]
 
@@ -28,30 +23,23 @@ class EveryWindow(AbstractUpdateStrategy):
 
     - `window`: T ≥ 2; the last update of a window moves no loss of it, so that T = 1 trains nothing
         without `include_final_loss`.
-    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see
-        `l2o_eqx.meta_gradient`.
+    - `estimator`: how a window's meta-gradient is got; by default of first order.
+    - `include_final_loss`: adds the loss after the window's last update, which is then trained, too.
     - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
         takes them but trains nothing on them; `"train"` makes a shorter window of them.
-    - `objective_clip`: largest norm of one objective's meta-gradient, so that none outweighs all others; by
-        default they are not looked at one by one.
 
-    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, settings that
-    `meta_gradient` refuses, or, when training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, or, when training, for a
+    T longer than the super epoch.
 
     Reference: thesis sec. 5.5.2.
     """
 
     window: int = eqx.field(static=True, default=16)
-    order: Order = eqx.field(static=True, default="first")
-    detach_state: bool = eqx.field(static=True, default=False)
+    estimator: AbstractEstimator = Auto()
     include_final_loss: bool = eqx.field(static=True, default=False)
     remainder: Remainder = eqx.field(static=True, default="skip")
-    activations: Activations = eqx.field(static=True, default="auto")
-    objective_clip: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_order("EveryWindow", self.order, self.activations)
-        check_objective_clip("EveryWindow", self.objective_clip)
         if self.window < self._shortest:
             raise ValueError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
@@ -85,7 +73,7 @@ class EveryWindow(AbstractUpdateStrategy):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
 
     def coordinates_apart(self) -> bool:
-        return self.order == "first" and self.objective_clip is None
+        return self.estimator.coordinates_apart()
 
     def super_epoch(
         self,
@@ -98,60 +86,24 @@ class EveryWindow(AbstractUpdateStrategy):
         num_steps: int,
         init_keys: Keys,
         loss_keys: Keys,
+        key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
-        num_full = num_steps // self.window
-        # To a weighting the super epoch ends with the last window: its last loss must be a trained one.
-        trained = self.num_trained_steps(num_steps)
-        params = init_params(objectives, init_keys)
-        arrays, static = eqx.partition(optimizer, eqx.is_array)
-
-        def train_window(carry, start, window):
-            arrays, meta_state, params, state, health = carry
-            optimizer = eqx.combine(arrays, static)
-            result = batch_meta_gradient(
-                optimizer,
-                objectives,
-                params,
-                state,
-                window=window,
-                start=start,
-                num_steps=trained + self.include_final_loss,
-                weighting=weighting,
-                keys=loss_keys,
-                order=self.order,
-                detach_state=self.detach_state,
-                include_final_loss=self.include_final_loss,
-                activations=self.activations,
-                objective_clip=self.objective_clip,
-                health=health,
-            )
-            optimizer, meta_state = meta_update(optimizer, meta_state, result.grads)
-            out = (result.losses[:window], result.meta_loss, grad_metrics(result.grads))
-            arrays = eqx.filter(optimizer, eqx.is_array)
-            return (arrays, meta_state, result.params, result.state, result.health), out
-
-        starts = self.window * jnp.arange(num_full)
-        state = batched_init(optimizer, params, num_steps, axis=objectives.coordinate_axis)
-        carry = (arrays, meta_state, params, state, first_health(params))
-        carry, out = lax.scan(lambda c, start: train_window(c, start, self.window), carry, starts)
-        losses, meta_losses, metrics = out
-        losses = losses.reshape(-1, losses.shape[-1])
-
-        rest = num_steps % self.window
-        if self._trains_rest(num_steps):
-            carry, (rest_losses, *last) = train_window(carry, num_steps - rest, rest)
-            meta_losses, metrics = jax.tree.map(
-                lambda x, y: jnp.concatenate([x, y[None]]), (meta_losses, metrics), tuple(last)
-            )
-            losses = jnp.concatenate([losses, rest_losses])
-        arrays, meta_state, params, state, health = carry
-        optimizer = eqx.combine(arrays, static)
-        if trained < num_steps:
-            *_, record = run_steps(
-                optimizer, objectives, params, state, rest, start=num_steps - rest, keys=loss_keys
-            )
-            losses = jnp.concatenate([losses, record.losses])
-        return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics, health.sound)
+        return run_windows(
+            optimizer,
+            meta_state,
+            objectives,
+            estimator=self.estimator,
+            length=self.window,
+            train_rest=self._trains_rest(num_steps),
+            include_final_loss=self.include_final_loss,
+            meta_update=meta_update,
+            weighting=weighting,
+            num_steps=num_steps,
+            init_keys=init_keys,
+            loss_keys=loss_keys,
+            key=key,
+        )
 
 
 class OncePerSuperEpoch(AbstractUpdateStrategy):
@@ -162,24 +114,13 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `order`, `detach_state`, `include_final_loss`, `activations`: of the meta-gradient, see
-        `l2o_eqx.meta_gradient`.
-    - `objective_clip`: as in `EveryWindow`.
-
-    **Raises:** `ValueError` for settings that `meta_gradient` refuses.
+    - `estimator`, `include_final_loss`: as in `EveryWindow`.
 
     Reference: thesis sec. 5.5.1.
     """
 
-    order: Order = eqx.field(static=True, default="first")
-    detach_state: bool = eqx.field(static=True, default=False)
+    estimator: AbstractEstimator = Auto()
     include_final_loss: bool = eqx.field(static=True, default=False)
-    activations: Activations = eqx.field(static=True, default="auto")
-    objective_clip: float | None = eqx.field(static=True, default=None)
-
-    def __check_init__(self):
-        check_order("OncePerSuperEpoch", self.order, self.activations)
-        check_objective_clip("OncePerSuperEpoch", self.objective_clip)
 
     def num_updates(self, num_steps: int) -> int:
         if num_steps < 2 and not self.include_final_loss:
@@ -190,7 +131,7 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         return 1
 
     def coordinates_apart(self) -> bool:
-        return self.order == "first" and self.objective_clip is None
+        return self.estimator.coordinates_apart()
 
     def super_epoch(
         self,
@@ -203,22 +144,89 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
         num_steps: int,
         init_keys: Keys,
         loss_keys: Keys,
+        key: PRNGKeyArray,
+        strategy_state: State = None,
     ) -> SuperEpoch:
-        whole = EveryWindow(
-            num_steps,
-            self.order,
-            self.detach_state,
-            self.include_final_loss,
-            activations=self.activations,
-            objective_clip=self.objective_clip,
-        )
-        return whole.super_epoch(
+        return run_windows(
             optimizer,
             meta_state,
             objectives,
+            estimator=self.estimator,
+            length=num_steps,
+            include_final_loss=self.include_final_loss,
             meta_update=meta_update,
             weighting=weighting,
             num_steps=num_steps,
             init_keys=init_keys,
             loss_keys=loss_keys,
+            key=key,
+        )
+
+
+class EveryStep(AbstractUpdateStrategy):
+    """A meta-update after every step, on the losses of the last T steps: a window that runs along.
+
+    The meta-parameters change inside the window, so that two gradients can be meant. Most estimators run the
+    window again, from the params and the state where it began, by the optimizer as it is now; this is the
+    gradient of the window's meta-loss. `estimators.Recorded` counts each step as it was taken, by the
+    optimizer of its time, as an automatic-differentiation tape that runs along would have it; the objective
+    is not evaluated again. Both need memory for T steps, however long the super epoch.
+
+    The first update comes with the first full window, after step T.
+
+    **Arguments:**
+
+    - `window`: T ≥ 2.
+    - `estimator`: how a window's meta-gradient is got; by default of first order, the window being run again.
+
+    **Raises:** `ValueError` for T < 2, or, when training, for a T longer than the super epoch.
+
+    Reference: thesis sec. 5.5.3, which gives it up as too expensive.
+    """
+
+    window: int = eqx.field(static=True, default=16)
+    estimator: AbstractEstimator = Auto()
+
+    def __check_init__(self):
+        if self.window < 2:
+            raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
+
+    def num_updates(self, num_steps: int) -> int:
+        if self.window > num_steps:
+            raise ValueError(
+                f"`EveryStep(window={self.window})`: the window is longer than the super epoch of "
+                f"{num_steps} steps. It can have 2 to {num_steps} steps."
+            )
+        return num_steps - self.window + 1
+
+    def coordinates_apart(self) -> bool:
+        return self.estimator.coordinates_apart()
+
+    def super_epoch(
+        self,
+        optimizer: AbstractOptimizer,
+        meta_state: PyTree,
+        objectives: ObjectiveBatch,
+        *,
+        meta_update: MetaUpdate,
+        weighting: AbstractWeighting,
+        num_steps: int,
+        init_keys: Keys,
+        loss_keys: Keys,
+        key: PRNGKeyArray,
+        strategy_state: State = None,
+    ) -> SuperEpoch:
+        return run_windows(
+            optimizer,
+            meta_state,
+            objectives,
+            estimator=self.estimator,
+            length=self.window,
+            overlap=True,
+            meta_update=meta_update,
+            weighting=weighting,
+            num_steps=num_steps,
+            init_keys=init_keys,
+            loss_keys=loss_keys,
+            key=key,
         )

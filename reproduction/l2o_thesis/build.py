@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from l2o_eqx.data import Digits
+from l2o_eqx.estimators import FIRST_ORDER, Auto, Backprop, Recorded, Replay
 from l2o_eqx.objectives import (
     MLP,
     MNIST,
@@ -22,7 +23,7 @@ from l2o_eqx.objectives import (
     digit_cross_entropy,
     params_shapes,
 )
-from l2o_eqx.optimizers import AbstractOptimizer, CoordinatewiseLSTM, PerLayer
+from l2o_eqx.optimizers import AbstractLayout, AbstractOptimizer, CoordinatewiseLSTM, PerLayer
 from l2o_eqx.preprocessors import AbstractPreprocessor, Identity, LogSign, TwoFeature
 from l2o_eqx.strategies import AbstractUpdateStrategy, EveryStep, EveryWindow
 from l2o_eqx.weightings import AbstractWeighting, Constant, Linear
@@ -39,8 +40,8 @@ _PREPROCESSORS: dict[str, Callable[[], AbstractPreprocessor]] = {
 _HELD_OUT = 1000
 
 ORDERS: dict[str, dict[str, Any]] = {
-    "first": {"order": "first", "activations": "recompute"},
-    "second": {"order": "second", "activations": "keep"},
+    "first": {"estimator": Replay()},
+    "second": {"estimator": Backprop(())},
 }
 """How `l2o_eqx.meta_gradient` is asked for the two orders of the meta-gradient, without an eye on speed."""
 
@@ -92,9 +93,11 @@ def make_strategy(spec: Spec) -> AbstractUpdateStrategy:
     """Every `window` steps (sec. 5.5.2), or with `every_step` at every one of them (sec. 5.5.3)."""
     # In the released code nothing is backpropagated through the state.
     constant = spec.get("detach_state", False)
+    estimator = Auto(FIRST_ORDER | {"state"} if constant else FIRST_ORDER)
     if "every_step" in spec:
-        return EveryStep(spec["window"], spec["every_step"], detach_state=constant)
-    return EveryWindow(spec["window"], detach_state=constant)
+        recorded = spec["every_step"] == "recorded"
+        return EveryStep(spec["window"], Recorded(constant) if recorded else estimator)
+    return EveryWindow(spec["window"], estimator)
 
 
 def make_weighting(spec: Spec) -> AbstractWeighting:
@@ -113,15 +116,18 @@ class BiasedReadout(AbstractOptimizer):
     Reference: thesis sec. 5, footnote 4.
     """
 
-    coordinatewise: ClassVar[bool] = True
-
     lstm: CoordinatewiseLSTM
     bias: Float[Array, ""]
+
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
+        return self.lstm.layout(shapes)
 
     def init(self, params: PyTree) -> PyTree:
         return self.lstm.init(params)
 
-    def update(self, grads: PyTree, state: PyTree, params: PyTree | None) -> tuple[PyTree, PyTree]:
+    def update(
+        self, grads: PyTree, state: PyTree, params: PyTree | None, *, value: Any = None, key: Any = None
+    ) -> tuple[PyTree, PyTree]:
         updates, state = self.lstm.update(grads, state, params)
         drift = self.lstm.learning_rate * self.bias
         return jax.tree.map(lambda u: u + drift.astype(u.dtype), updates), state

@@ -150,11 +150,11 @@ def compiled_step(
         return eqx.apply_updates(optimizer, updates), meta_state
 
     def draw(key):
-        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3))
+        return tuple(jr.split(k, num_objectives) for k in jr.split(key, 3)), ()
 
-    def train(own, keys):
+    def train(own, draws):
         arrays, meta_state = own
-        okeys, ikeys, lkeys = keys
+        (okeys, ikeys, lkeys), _ = draws
         num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, placement=placement)
         result = strategy.super_epoch(

@@ -63,10 +63,10 @@ class Placement(eqx.Module):
 
     def run(
         self,
-        train: Callable[[PyTree, PyTree], Any],
+        train: Callable[[PyTree, tuple[PyTree, PyTree]], Any],
         own: PyTree,
         key: PRNGKeyArray,
-        draw: Callable[[PRNGKeyArray], PyTree],
+        draw: Callable[[PRNGKeyArray], tuple[PyTree, PyTree]],
         num_coordinates: Callable[[], int],
     ) -> Any:
         """One super epoch of all trainings. Meant for use under jit.
@@ -76,12 +76,14 @@ class Placement(eqx.Module):
         - `train`: `(arrays of one training, draws) -> arrays`.
         - `own`: the arrays of the trainings.
         - `key`: of the super epoch.
-        - `draw`: `key -> draws` of one training, the objectives on their leading axis.
+        - `draw`: `key -> (draws of each objective, draws for all)` of one training; the first with the
+            objectives on the leading axis.
         - `num_coordinates`: says how many one training has, all objectives together.
         """
         alike, cut = PartitionSpec(), PartitionSpec(DEVICES)
         if self.restarts.count is None:
-            specs = (alike, cut if self.shared == "objectives" else alike)
+            each = cut if self.shared == "objectives" else alike
+            specs = (alike, (each, alike))
             return over_devices(train, self.mesh, specs, alike)(own, draw(key))
 
         def train_all(own, keys):

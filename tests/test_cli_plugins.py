@@ -1,5 +1,6 @@
 """Plug-ins: of a package that is built and installed, and of a module beside where one stands."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import jax.random as jr
 import pytest
+from l2o_cli import _kinds
+from test_cli import l2o_cli
+
+import l2o_eqx as l2o
 
 OUTSIDE = Path(__file__).parent / "outside_package"
 TINY = [
@@ -37,19 +42,31 @@ def site(tmp_path_factory):
     return folder
 
 
-def run(arguments, *, site=None, cwd, code=0):
-    """The command line in a process of its own."""
-    paths = [*([str(site)] if site else []), *filter(None, sys.path)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"}
-    words = [str(a) for a in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "l2o_cli", *words], cwd=cwd, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == code, (done.stdout, done.stderr)
-    return done
+def _forget():
+    _kinds._entry_points.cache_clear()
+    _kinds._NAMED.clear()
+    for name in ("mine", "more", "outside"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
 
 
-def test_an_installed_package_adds_one_of_each(site, tmp_path):
+@pytest.fixture
+def run(monkeypatch):
+    """The command line as in a new process, in a folder and with an installation; without baselines."""
+    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
+    path = [*sys.path]
+
+    def call(arguments, *, site=None, cwd, code=0):
+        _forget()
+        monkeypatch.setattr(sys, "path", [*([str(site)] if site else []), *path])
+        monkeypatch.chdir(cwd)
+        return l2o_cli(*arguments, code=code)
+
+    yield call
+    _forget()
+
+
+def test_an_installed_package_adds_one_of_each(site, tmp_path, run):
     """Seen in the help, trained with, repeated from the file of the run, and evaluated."""
     text = " ".join(run(["train", *ALL_OUTSIDE, "--help"], site=site, cwd=tmp_path).stdout.split())
     for words in (
@@ -80,18 +97,24 @@ def test_an_installed_package_adds_one_of_each(site, tmp_path):
 
 
 def test_an_installed_package_adds_a_command(site, tmp_path):
-    listed = run(["--help"], site=site, cwd=tmp_path).stdout
+    """In processes of their own."""
+
+    def call(*words):
+        paths = [str(site), *filter(None, sys.path)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"}
+        words = [sys.executable, "-m", "l2o_cli", *words]
+        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    listed = call("--help").stdout
     assert "outside-hello" in listed and "Greet somebody." in listed
-    assert run(["outside-hello", "--name", "you"], site=site, cwd=tmp_path).stdout == "Hello, you.\n"
-    failed = run(["outside-hello", "--name", ""], site=site, cwd=tmp_path, code=2)
-    assert failed.stderr == "l2o: option '--name': must not be empty\n"
+    assert call("outside-hello", "--name", "you").stdout == "Hello, you.\n"
+    failed = call("outside-hello", "--name", "")
+    assert failed.stderr == "l2o: option '--name': must not be empty\n" and failed.returncode == 2
 
 
 def test_the_installed_package_is_used_from_python(site, monkeypatch):
     monkeypatch.syspath_prepend(str(site))
     import outside
-
-    import l2o_eqx as l2o
 
     inner = outside.LearnedRate(0.05, outside.SignedRoot(0.7), key=jr.key(0))
     solution = l2o.meta_train(
@@ -116,7 +139,7 @@ def beside(tmp_path):
     return tmp_path
 
 
-def test_a_module_of_ones_own(beside):
+def test_a_module_of_ones_own(beside, run):
     """Named by `module:name`; without it the command line says why."""
     chosen = ["--objective", "mine:make_bowls", "--size", 2, "--optimizer=mine:LearnedRate", "--start", 0.2]
     text = run(["train", *chosen, "--help"], cwd=beside).stdout
@@ -137,7 +160,7 @@ def test_a_module_of_ones_own(beside):
         assert stderr.startswith("l2o: option '--objective' (objective.kind): ") and stderr.count("\n") == 1
 
 
-def test_a_plug_in_takes_no_name_from_the_library(beside):
+def test_a_plug_in_takes_no_name_from_the_library(beside, run):
     """Such a setting has a longer option; what it shares with the library is explained in its words."""
     (beside / "more.py").write_text(
         "import mine\n"
@@ -156,13 +179,9 @@ def test_a_plug_in_takes_no_name_from_the_library(beside):
     assert made["objective"]["window"] == 5 and made["strategy"]["window"] == 3
 
 
-def test_a_file_saved_from_python_with_ones_own_classes(beside):
-    code = (
-        "import jax.random as jr, l2o_eqx as l2o, mine\n"
-        "l2o.save('mine.safetensors', mine.LearnedRate(key=jr.key(0)))\n"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", code], cwd=beside, env=env, check=True)
+def test_a_file_saved_from_python_with_ones_own_classes(beside, run, monkeypatch):
+    monkeypatch.syspath_prepend(str(beside))
+    l2o.save(beside / "mine.safetensors", importlib.import_module("mine").LearnedRate(key=jr.key(0)))
     options = ["--dim", 2, "--steps", 5, "--objectives", 2, "--no-baselines", "--json"]
     stderr = run(["evaluate", "mine.safetensors", *options], cwd=beside, code=2).stderr
     assert "mine:LearnedRate" in stderr and stderr.count("\n") == 1
@@ -185,6 +204,6 @@ def test_a_file_saved_from_python_with_ones_own_classes(beside):
         (["--objective", "bowls"], ["'bowls'", "possible: mnist, quadratic", "module:name"]),
     ],
 )
-def test_mistakes_with_plug_ins_give_one_line(words, named, beside):
+def test_mistakes_with_plug_ins_give_one_line(words, named, beside, run):
     stderr = run(["train", *words], cwd=beside, code=2).stderr
     assert stderr.count("\n") == 1 and [part for part in named if part not in stderr] == [], stderr

@@ -278,6 +278,15 @@ VALUES |= {
     "optimizer.inner.learning_rate": ("0.5", 0.5),
     "optimizer.weight_decay": ("0.5", 0.5),
     "optimizer.output.start": ("0.5", 0.5),
+    "optimizer.max_delta": ("0.5", 0.5),
+    "strategy.estimator.kind": ("es", "es"),
+    "strategy.estimator.constants": ("state", frozenset({"state"})),
+    "strategy.estimator.recompute": ("", True),
+    "strategy.estimator.detach_state": ("", True),
+    "strategy.estimator.inner.kind": ("es", "es"),
+    "strategy.estimator.max_norm": ("0.5", 0.5),
+    "strategy.estimator.std": ("0.5", 0.5),
+    "strategy.estimator.num_pairs": ("7", 7),
 }
 # Settings of files and options of earlier versions, and where they are today.
 OLD = {

@@ -24,6 +24,8 @@ Names = tuple[str, ...]
 # Two ways to say how long a super epoch is: a layer that has one takes the other out of those below.
 LENGTHS = ("num_steps", "num_epochs")
 _OWN = ("key", "params", "unknown")
+# What stands where a part must be given and no preset says which.
+_DEFAULT_KINDS = {"objectives": DEFAULT_OBJECTIVE, "estimators": "auto"}
 
 
 class Table(dict[str, Any]):
@@ -204,8 +206,8 @@ class _Node:
             return _called(parameter.default.text, self.group)
         if parameter is not None and parameter.default is None:
             return NONE, {}
-        if self.role == "objective":
-            return DEFAULT_OBJECTIVE, {}
+        if self.group in _DEFAULT_KINDS:
+            return _DEFAULT_KINDS[self.group], {}
         raise UsageError(f"{label(self.path)}: must be given")
 
     def signature(self, kind: Any) -> Signature:

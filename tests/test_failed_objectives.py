@@ -73,7 +73,8 @@ def part_of(tree, indices):
 def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getkey):
     optimizer = LEARNED[name](getkey())
     good = np.array([0, 2, 3])
-    for kind in VALUES:
+    # All kinds where it costs least to compile.
+    for kind in VALUES if name == "lstm_adam_like" else ["nan"]:
         objectives, params, keys = batch([False, True, False, False], kind)
         result = meta_gradient_of_batch(optimizer, objectives, params, keys, activations, order=order)
         own = eqx.tree_at(lambda o: o.own, objectives, part_of(objectives.own, good))

@@ -233,7 +233,12 @@ def test_memory_follows_the_block(getkey):
     assert temporaries(64) < temporaries(512) / 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each way to be laid out, and those that see a tensor, a layer or the whole.
+LAID_OUT = ["lstm_adam_like", "per_layer", "hierarchical", "adam_mlp_matrices", "learned_momentum_per_layer"]
+LAID_OUT += ["user_looking_lstm", "user_scaled_gradient"]
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
 def test_batch_is_the_mean_over_objectives(name, getkey):
     """Objectives folded into the coordinates, split by layer, or vmapped: always the mean."""
     optimizer, family = LEARNED[name](getkey()), FAMILIES["from_model"]()
@@ -273,8 +278,13 @@ def test_float64_on_every_objective_and_later_windows(family, getkey):
         check(optimizer, objective, params, optimizer.init(params), rtol=1e-10, atol=1e-10, **common)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "user" not in name])
-@pytest.mark.parametrize("order, activations", [("first", "recompute"), ("second", "keep")])
+@pytest.mark.parametrize(
+    "name, order, activations",
+    [
+        *((name, "second", "keep") for name in NAMES if "user" not in name),
+        *((name, "first", "recompute") for name in ("lstm_adam_like", "lstm_two_feature", "hierarchical")),
+    ],
+)
 def test_zero_gradients_give_finite_meta_gradients(name, order, activations, getkey):
     """As the weights of pixels that are always black have."""
 

@@ -37,7 +37,7 @@ class Seen(eqx.Module):
 class Cutting(eqx.Module):
     """How the engine wants coordinates cut that do not see each other.
 
-    `axis` is that of a mesh over whose devices they are spread, inside `shard_map`; `block_size` is by
+    `axis` is that of the devices that they are spread over; `block_size` is by
     default what suits the device.
     """
 

@@ -228,7 +228,7 @@ def test_a_learned_start_is_differentiated_by_every_estimator(inner, include_fin
         assert grads_of(Replay(), optimizer, later).shift == 0
 
 
-@pytest.mark.parametrize("estimator", [Auto(), Recorded()], ids=str)
+@pytest.mark.parametrize("estimator", [Auto(), Recorded()])
 @pytest.mark.parametrize("make", [EveryWindow, EveryStep, OncePerSuperEpoch])
 def test_strategies_train_a_learned_start(make, estimator, getkey):
     """The first meta-gradient is that of the first window, the others leave the start alone."""

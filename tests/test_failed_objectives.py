@@ -100,7 +100,6 @@ def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getk
         EveryStep(4),
         EveryStep(4, Recorded()),
     ],
-    ids=str,
 )
 def test_meta_training_goes_on_and_reports_the_keys(strategy, getkey):
     """2 % of 64 objectives fail: no meta-update is lost, and the keys reported draw the bad ones again."""
@@ -143,7 +142,6 @@ def test_keys_of_restarts(getkey):
         EveryWindow(4, ES(0.1, 2)),
         EveryStep(4, Recorded()),
     ],
-    ids=str,
 )
 def test_if_all_fail_the_update_is_left_out(strategy, getkey):
     """Instead of a gradient of zero, which a meta-optimizer with momentum would move on."""

@@ -146,7 +146,6 @@ def test_the_first_update_of_every_step_is_that_of_every_window(getkey):
         EveryWindow(4, Auto(())),
         EveryWindow(4, estimator_of(detach_state=True), include_final_loss=True, remainder="train"),
     ],
-    ids=str,
 )
 def test_memory_does_not_grow_with_the_horizon(strategy, getkey):
     optimizer, family = CoordinatewiseLSTM(key=getkey()), Quadratic(64)

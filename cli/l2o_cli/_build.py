@@ -244,5 +244,6 @@ def _make_validation(config: Table, family: objectives.AbstractObjectiveFamily) 
         return None
     key = jr.fold_in(jr.key(config.seed), _VALIDATION)
     steps = table.num_steps or config.meta.num_steps
+    last = table.last or min(config.evaluation.last, steps)
     with blaming(("validation",), table):
-        return l2o.Validation(family, steps, table.num_objectives, table.every, table.last, key=key)
+        return l2o.Validation(family, steps, table.num_objectives, table.every, last, key=key)

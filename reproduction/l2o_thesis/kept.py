@@ -6,13 +6,13 @@ relative error of 1.2e-4), and the settings they come from. Its folder is named 
 
 import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from l2o_eqx import files
 
 from .experiment import Experiment, Results, join
 
@@ -21,14 +21,10 @@ _DIGITS = 13
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`: whole or not at all."""
+    """A temporary path to write to, which then takes the place of `path`; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with files.replacing(path) as temporary:
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

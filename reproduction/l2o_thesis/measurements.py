@@ -5,9 +5,7 @@ gives numbers as JSON has them, lists of one number per repetition or single one
 """
 
 import functools
-import importlib.metadata
 import json
-import os
 import platform
 import re
 import time
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
-import jax
 import jax.random as jr
 import numpy as np
 import optax
@@ -33,7 +30,6 @@ from .kept import write_json
 if TYPE_CHECKING:
     from .reproduce import Request
 
-_PACKAGES = ("l2o-eqx", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy")
 
 # As the thesis has them: their learning rates are tuned, and nothing else.
 _BASELINES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
@@ -162,10 +158,10 @@ def measurement(request: "Request", figure: Figure, *, measure: bool) -> dict[st
 
 def describe_environment() -> dict[str, Any]:
     """The versions and the machine that numbers and times may depend on."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = l2o.environment(("scipy",))
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": found["python"], **found["versions"]},
         "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
+        "cores": found["cores"],
+        "device": found["device_kind"],
     }

@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 import jax.random as jr
+import numpy as np
+import optax
 import pytest
 from l2o_cli import _kinds
 from test_cli import l2o_cli
@@ -23,8 +25,9 @@ TINY = [
 ]
 ALL_OUTSIDE = [
     *("--objective", "outside-bowls", "--size", "2", "--widest", "3"),
-    *("--optimizer", "outside-clipped", "--max-delta", "0.5"),
+    *("--optimizer", "outside-clipped", "--largest", "0.5"),
     *("--inner", "outside-rate", "--start", "0.05", "--preprocessor", "outside-root", "--power", "0.7"),
+    *("--estimator", "outside-differences", "--width", "0.01"),
     *("--strategy", "outside-halves", "--weighting", "outside-last", "--share", "0.4"),
 ]
 
@@ -71,9 +74,10 @@ def test_an_installed_package_adds_one_of_each(site, tmp_path, run):
     text = " ".join(run(["train", *ALL_OUTSIDE, "--help"], site=site, cwd=tmp_path).stdout.split())
     for words in (
         "--size INT How many coordinates. For objective outside-bowls. Default: 3.",
-        "--max-delta FLOAT The largest move of an entry. Default: 0.1.",
+        "--largest FLOAT The largest move of an entry. Default: 0.1.",
         "--start FLOAT The rate at first. Default: 0.1.",
         "--power FLOAT The p. For preprocessor outside-root. Default: 0.5.",
+        "--width FLOAT How far a meta-parameter is moved.",
         "--share FLOAT Which share of them. For weighting outside-last. Default: 0.5.",
     ):
         assert words in text
@@ -83,8 +87,13 @@ def test_an_installed_package_adds_one_of_each(site, tmp_path, run):
     assert config["objective"] == {"kind": "outside-bowls", "size": 2, "widest": 3.0}
     preprocessor = {"kind": "outside-root", "power": 0.7}
     inner = {"kind": "outside-rate", "start": 0.05, "preprocessor": preprocessor}
-    assert config["optimizer"] == {"kind": "outside-clipped", "inner": inner, "max_delta": 0.5}
-    assert config["strategy"] == {"kind": "outside-halves", "include_final_loss": False}
+    assert config["optimizer"] == {"kind": "outside-clipped", "inner": inner, "largest": 0.5}
+    estimator = {"kind": "outside-differences", "width": 0.01}
+    assert config["strategy"] == {
+        "kind": "outside-halves",
+        "estimator": estimator,
+        "include_final_loss": False,
+    }
     assert config["weighting"] == {"kind": "outside-last", "share": 0.4}
     again = ["train", "--config", "run/config.toml", "--out", "again", "--quiet"]
     run(again, site=site, cwd=tmp_path)
@@ -117,19 +126,27 @@ def test_the_installed_package_is_used_from_python(site, monkeypatch):
     import outside
 
     inner = outside.LearnedRate(0.05, outside.SignedRoot(0.7), key=jr.key(0))
-    solution = l2o.meta_train(
-        outside.ClippedUpdates(inner, 0.5),
-        outside.make_bowls(2),
-        outside.Halves(),
-        weighting=outside.LastShare(0.4),
-        num_steps=6,
-        super_epochs=2,
-        num_objectives=2,
-        key=jr.key(1),
-    )
-    trained = solution.optimizer
+
+    def train(estimator):
+        return l2o.meta_train(
+            outside.ClippedUpdates(inner, 0.5),
+            outside.make_bowls(2),
+            outside.Halves(estimator),
+            weighting=outside.LastShare(0.4),
+            meta_optimizer=optax.sgd(1e-2),
+            num_steps=6,
+            super_epochs=2,
+            num_objectives=2,
+            key=jr.key(1),
+        ).optimizer
+
+    trained = train(outside.Differences())
     assert isinstance(trained, outside.ClippedUpdates) and isinstance(trained.inner, outside.LearnedRate)
-    assert trained.inner.log_rate != inner.log_rate
+    assert trained.inner.log_rate != inner.log_rate and trained.inner.shift != 0
+    # Differences are of the meta-loss itself: the true gradient.
+    exact = train(l2o.estimators.Backprop(())).inner
+    np.testing.assert_allclose(trained.inner.log_rate, exact.log_rate, rtol=1e-3)
+    np.testing.assert_allclose(trained.inner.shift, exact.shift, rtol=1e-2, atol=1e-4)
 
 
 @pytest.fixture

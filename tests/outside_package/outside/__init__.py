@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import typer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from l2o_cli.plugin import Output, UsageError
 
+from l2o_eqx.estimators import AbstractEstimator, Auto, WindowResult
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily
 from l2o_eqx.optimizers import AbstractOptimizer
 from l2o_eqx.preprocessors import AbstractPreprocessor
@@ -43,7 +45,7 @@ class SignedRoot(AbstractPreprocessor):
 
 
 class LearnedRate(AbstractOptimizer):
-    """Gradient descent on preprocessed gradients, with a rate that is trained.
+    """Gradient descent on preprocessed gradients, with a rate and a shift of the start that are trained.
 
     **Arguments:**
 
@@ -53,13 +55,18 @@ class LearnedRate(AbstractOptimizer):
     """
 
     log_rate: Float[Array, ""]
+    shift: Float[Array, ""]
     preprocessor: AbstractPreprocessor | None
 
     def __init__(
         self, start: float = 0.1, preprocessor: AbstractPreprocessor | None = None, *, key: PRNGKeyArray
     ):
         self.log_rate = jnp.log(start) + 0.01 * jr.normal(key)
+        self.shift = jnp.zeros(())
         self.preprocessor = preprocessor
+
+    def initial_params(self, params):
+        return jax.tree.map(lambda x: x + self.shift, params)
 
     def init(self, params):
         return None if self.preprocessor is None else self.preprocessor.init(params)
@@ -77,18 +84,48 @@ class ClippedUpdates(AbstractOptimizer):
     **Arguments:**
 
     - `inner`: whose updates are clipped.
-    - `max_delta`: the largest move of an entry.
+    - `largest`: the largest move of an entry.
     """
 
     inner: AbstractOptimizer
-    max_delta: float = eqx.field(static=True, default=0.1)
+    largest: float = eqx.field(static=True, default=0.1)
+
+    def initial_params(self, params):
+        return self.inner.initial_params(params)
 
     def init(self, params):
         return self.inner.init(params)
 
     def update(self, grads, state, params=None, **more):
         updates, state = self.inner.update(grads, state, params, **more)
-        return jax.tree.map(lambda u: jnp.clip(u, -self.max_delta, self.max_delta), updates), state
+        return jax.tree.map(lambda u: jnp.clip(u, -self.largest, self.largest), updates), state
+
+
+class Differences(AbstractEstimator):
+    """Central differences of a window's meta-loss by every meta-parameter.
+
+    **Arguments:**
+
+    - `width`: how far a meta-parameter is moved.
+    """
+
+    width: float = eqx.field(static=True, default=1e-3)
+
+    def estimate(self, optimizer, window, weighting, state, *, key):
+        params, end, record = window.run(optimizer)
+        meta_loss, health = window.meta_loss(weighting, record)
+        trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
+        flat, unravel = ravel_pytree(trained)
+
+        def meta_loss_at(point):
+            *_, record = window.run(eqx.combine(unravel(point), rest))
+            return window.meta_loss(weighting, record)[0]
+
+        def slope(move):
+            return (meta_loss_at(flat + move) - meta_loss_at(flat - move)) / (2 * self.width)
+
+        grads = unravel(jax.vmap(slope)(self.width * jnp.eye(flat.size)))
+        return WindowResult(record.losses, meta_loss, grads, params, end, health), state
 
 
 class Halves(AbstractUpdateStrategy):
@@ -96,9 +133,10 @@ class Halves(AbstractUpdateStrategy):
 
     **Arguments:**
 
-    - `include_final_loss`: as in `EveryWindow`.
+    - `estimator`, `include_final_loss`: as in `EveryWindow`.
     """
 
+    estimator: AbstractEstimator = Auto()
     include_final_loss: bool = eqx.field(static=True, default=False)
 
     def num_updates(self, num_steps):
@@ -109,7 +147,7 @@ class Halves(AbstractUpdateStrategy):
         return windows.super_epoch(optimizer, *arguments, num_steps=num_steps, **settings)
 
     def _windows(self, num_steps):
-        return EveryWindow(num_steps // 2, include_final_loss=self.include_final_loss)
+        return EveryWindow(num_steps // 2, self.estimator, self.include_final_loss)
 
 
 class LastShare(AbstractWeighting):

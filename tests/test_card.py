@@ -237,7 +237,7 @@ def test_the_command_shows_and_keeps_a_card(few, saved):
     out = saved / "card"
     output = _l2o("evaluate", saved, *OPTIONS, "--card", "--out", out).output
     assert "card 0%: as trained" in output and "card 100%: done" in output
-    assert "activation leaky_relu: cannot be run: ValueError: `PerLayer`" in output
+    assert "activation leaky_relu: cannot be run: ArgumentError: `PerLayer`" in output
     table = output[output.index("beyond quadratic") :].split("Median losses")[0]
     assert all(len(line) <= 80 for line in table.splitlines()) and "ratio" in table
     assert {"card.json", "card.png", "comparison.json"} <= {p.name for p in out.iterdir()}

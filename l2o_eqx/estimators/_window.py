@@ -149,7 +149,7 @@ class Window(eqx.Module):
         Also the health at the window's end.
         """
         losses, sound = record.weighed, record.sound
-        first = jnp.where(jnp.isnan(self.health.first_losses), losses[0], self.health.first_losses)
+        first = self._first_losses(losses)
         count = count_sound(sound, self.objectives)
         # If none is sound, the weights of all losses are NaN, and with them the whole meta-gradient: zeros
         # would be followed by a meta-optimizer that has momentum. (XLA makes 0/0 of a truth value zero.)
@@ -161,9 +161,13 @@ class Window(eqx.Module):
     def meta_losses(self, weighting: AbstractWeighting, record: Record) -> Float[Array, " objectives"]:
         """Of every objective by itself; 0 where it is not sound."""
         losses, sound = record.weighed, record.sound
-        first = jnp.where(jnp.isnan(self.health.first_losses), losses[0], self.health.first_losses)
+        first = self._first_losses(losses)
         meta_losses = self._weigh(weighting, jnp.where(sound, losses, 1), jnp.where(sound, first, 1))
         return jnp.where(sound, meta_losses, 0)
+
+    def _first_losses(self, losses):
+        # Of the super epoch; the window's own where none are known yet.
+        return jnp.where(jnp.isnan(self.health.first_losses), losses[0], self.health.first_losses)
 
     def _weigh(self, weighting, losses, first):
         def weigh(losses, first):

@@ -29,7 +29,7 @@ def mean_squared_error(model, batch):
 
 family = l2o_eqx.objectives.FromModel(make_model, mean_squared_error, (x, y), batch_size=32)
 optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM(
-    preprocessor=l2o_eqx.preprocessors.LogSign(), learning_rate=0.01, key=init_key
+    preprocessor=l2o_eqx.preprocessors.SignedLog(), learning_rate=0.01, key=init_key
 )
 solution = l2o_eqx.meta_train(
     optimizer, family, num_steps=96, super_epochs=25, num_objectives=4, key=train_key

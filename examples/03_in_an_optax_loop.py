@@ -21,7 +21,7 @@ family = l2o_eqx.objectives.MNIST(hidden_sizes=(8,), batch_size=64, data="embedd
 
 def train_one(path):
     optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM(
-        (10,), l2o_eqx.preprocessors.LogSign(), learning_rate=0.02, key=jr.key(0)
+        (10,), l2o_eqx.preprocessors.SignedLog(), learning_rate=0.02, key=jr.key(0)
     )
     solution = l2o_eqx.meta_train(optimizer, family, num_steps=64, super_epochs=5, key=jr.key(1))
     l2o_eqx.save(path, solution.optimizer)

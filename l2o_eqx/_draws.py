@@ -38,7 +38,7 @@ class Draws(eqx.Module):
         return sum(leaf.size for leaf in jax.tree.leaves(self.params)) // self.count
 
     def chunks(self) -> list["Draws"]:
-        """Parts of equal size that are run side by side; the last is filled up with the first draws."""
+        """Parts of equal size that are run in parallel; the last is filled up with the first draws."""
         size = min(self.count, chunk_size(self.num_coordinates))
         return [self.take(jnp.arange(i, i + size) % self.count) for i in range(0, self.count, size)]
 
@@ -57,7 +57,7 @@ def draw(family: AbstractObjectiveFamily, keys: Keys) -> Draws:
 
 
 def losses_of(optimizer: AbstractOptimizer, draws: Draws, num_steps: int) -> Float[Array, "objectives steps"]:
-    """The losses of an optimizer on draws that are run side by side. Meant for use under jit."""
+    """The losses of an optimizer on draws that are run in parallel. Meant for use under jit."""
     params = begin_at(optimizer, draws.params)
     state = batched_init(optimizer, params, num_steps)
     run = run_steps(optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys)

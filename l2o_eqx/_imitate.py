@@ -66,7 +66,7 @@ def imitate(
     - `num_steps`: inner steps of a super epoch; those after its last full window are left out.
     - `window`: steps that one update sees; states are constants where it begins.
     - `super_epochs`: how many, each on new draws.
-    - `num_objectives`: inner optimizations side by side.
+    - `num_objectives`: inner optimizations in parallel.
     - `meta_optimizer`: any optax transformation; by default Adam at 3e-3 after clipping at norm 1.
     - `restarts`: if given, `optimizer` is a batch of that many, each trained on its own draws.
     - `key`: the same key gives the same result.

@@ -142,7 +142,7 @@ def meta_train(
     - `num_steps`: length of a super epoch; of several, one is drawn for each super epoch. Every length is one
         compiled program.
     - `super_epochs`: how many; with `state`, how many in all.
-    - `num_objectives`: inner optimizations side by side, whose meta-gradients are averaged.
+    - `num_objectives`: inner optimizations in parallel, whose meta-gradients are averaged.
     - `restarts`: if given, `optimizer` is a batch of that many, e.g. `eqx.filter_vmap(make)(keys)`, each
         trained independently, on its own draws, in the same program.
     - `validation`: keeps the best snapshot on fixed objectives, as a `Validation` says. A family alone

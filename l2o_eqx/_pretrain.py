@@ -22,10 +22,10 @@ from ._pretraining_report import (
     NUM_SAMPLES,
     NUM_STEPS,
     PretrainReport,
-    blocks_of,
     check_positive,
     dtype_of,
     measure,
+    optimizers_in,
     rate_of,
 )
 from .callbacks._base import Callback
@@ -61,7 +61,7 @@ class PretrainSolution(eqx.Module):
     **Fields:**
 
     - `optimizer`: the pretrained optimizer; with `restarts`, a batch of them.
-    - `losses`: before every update; the mean over the blocks of a `PerLayer`.
+    - `losses`: before every update; the mean over the parts of a `PerLayer`.
     - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
     - `state`: pass it to `pretrain` to go on.
@@ -109,7 +109,7 @@ def pretrain(
     """Trains an optimizer to start as gradient descent: to answer random inputs ∇ with −α·∇.
 
     No objective is needed: for each update `batch_size` coordinates, all at zero, are given `num_steps`
-    random gradients one after the other, and all answers are compared with their targets. Each block of a
+    random gradients one after the other, and all answers are compared with their targets. Each part of a
     `PerLayer` is pretrained as if alone.
 
     The thesis's code does `pretrain(num_steps=1, carry_state=True)`. With `num_steps=1` alone, only the very
@@ -119,7 +119,7 @@ def pretrain(
     **Arguments:**
 
     - `optimizer`: what to train; every floating-point array in it is a meta-parameter.
-    - `learning_rate`: α; by default the optimizer's own `learning_rate`, or that of each block.
+    - `learning_rate`: α; by default the optimizer's own `learning_rate`, or that of each part.
     - `omega`: of `sign_weighted_loss`.
     - `loss`: `"sign-weighted"`, or `"squared"` for the mean of (g − g*)².
     - `input_std`: standard deviation of the inputs, whose mean is zero.
@@ -149,9 +149,9 @@ def pretrain(
     _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std)
     settings = PretrainSettings(omega, loss, input_std, num_steps, batch_size, carry_state)
     runs = Restarts.of("pretrain", optimizer, restarts)
-    keys, blocks = runs.keys(key), blocks_of(optimizer)
-    rates = [rate_of("pretrain", block, learning_rate, runs.shape) for block in blocks]
-    states = [init_meta_state(block, meta_optimizer, restarts=restarts) for block in blocks]
+    keys, parts = runs.keys(key), optimizers_in(optimizer)
+    rates = [rate_of("pretrain", part, learning_rate, runs.shape) for part in parts]
+    states = [init_meta_state(part, meta_optimizer, restarts=restarts) for part in parts]
     state = _fitting(_first_state(states, settings, runs), state)
     num_updates = num_samples // batch_size
     losses = [np.zeros((*runs.shape, 0), dtype_of(optimizer))]
@@ -181,7 +181,7 @@ def pretrain(
             runs=runs,
         )
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
-        pretrained = eqx.tree_at(blocks_of, optimizer, trained)
+        pretrained = eqx.tree_at(optimizers_in, optimizer, trained)
         found = np.concatenate(losses, axis=-1)
         return PretrainSolution(pretrained, found, report, result, state, reason)
 

@@ -15,7 +15,7 @@ from ._devices._restarts import RunKeys
 from ._errors import ArgumentError
 from ._misc import tree_dtype
 from ._types import State
-from .optimizers import AbstractOptimizer, PerLayer
+from .optimizers import AbstractOptimizer
 
 # As many as the default window of `meta_train` has.
 NUM_STEPS = 16
@@ -25,7 +25,8 @@ NUM_SAMPLES = 4096
 class PretrainReport(eqx.Module):
     """How far an optimizer is from gradient descent, g* = −α·∇, on random inputs.
 
-    With `restarts`, arrays over them. A `PerLayer` is judged over all of its blocks.
+    With `restarts`, arrays over them. One that is made of optimizers, as a `PerLayer`, is judged
+    over all of them.
 
     **Fields:**
 
@@ -67,10 +68,10 @@ def pretraining_report(
     check_sizes("pretraining_report", num_steps=num_steps, num_samples=num_samples)
     check_positive("pretraining_report", input_std=input_std)
     runs = Restarts.of("pretraining_report", optimizer, restarts)
-    blocks = blocks_of(optimizer)
-    rates = [rate_of("pretraining_report", block, learning_rate, runs.shape) for block in blocks]
+    parts = optimizers_in(optimizer)
+    rates = [rate_of("pretraining_report", part, learning_rate, runs.shape) for part in parts]
     return measure(
-        blocks,
+        parts,
         rates,
         runs.keys(key),
         jnp.int32(0),
@@ -83,7 +84,7 @@ def pretraining_report(
 
 @eqx.filter_jit
 def measure(
-    blocks: list[AbstractOptimizer],
+    parts: list[AbstractOptimizer],
     rates: list[Float[Array, "*restarts"]],
     keys: RunKeys,
     draw: Int[Array, ""],
@@ -93,14 +94,14 @@ def measure(
     num_samples: int,
     runs: Restarts,
 ) -> PretrainReport:
-    """The report on all blocks together; `draw` numbers the inputs that a key gives."""
-    arrays, static = eqx.partition(blocks, eqx.is_array)
+    """The report on all parts together; `draw` numbers the inputs that a key gives."""
+    arrays, static = eqx.partition(parts, eqx.is_array)
 
     def report(arrays, rates, key):
         right, errors = [], []
-        for block, rate in zip(eqx.combine(arrays, static), rates, strict=True):
+        for part, rate in zip(eqx.combine(arrays, static), rates, strict=True):
             inputs = input_std * jr.normal(jr.fold_in(key, draw), (num_steps, num_samples), rate.dtype)
-            updates, _ = answer(block, block.init(jnp.zeros_like(inputs[0])), inputs)
+            updates, _ = answer(part, part.init(jnp.zeros_like(inputs[0])), inputs)
             targets = -rate * inputs
             error = jnp.abs(updates - targets)
             right.append(jnp.sign(updates) == jnp.sign(targets))
@@ -131,26 +132,27 @@ def answer(
     return updates, state
 
 
-def blocks_of(optimizer: AbstractOptimizer) -> list[AbstractOptimizer]:
-    """The optimizers inside a `PerLayer`, by label; another optimizer is its own only block."""
-    if not isinstance(optimizer, PerLayer):
+def optimizers_in(optimizer: AbstractOptimizer) -> list[AbstractOptimizer]:
+    """Its parts that are optimizers themselves, by name; one whose parts are none is its own only one."""
+    parts = [part for _, part in sorted(optimizer.parts().items())]
+    if any(part is optimizer or not isinstance(part, AbstractOptimizer) for part in parts):
         return [optimizer]
-    return [block for _, inner in sorted(optimizer.optimizers.items()) for block in blocks_of(inner)]
+    return [inner for part in parts for inner in optimizers_in(part)]
 
 
 def rate_of(
-    verb: str, block: AbstractOptimizer, given: float | None, shape: tuple[int, ...]
+    verb: str, part: AbstractOptimizer, given: float | None, shape: tuple[int, ...]
 ) -> Float[Array, "*restarts"]:
-    """α of a block's targets: the learning rate given, or its own; of the shape of the restarts."""
-    rate: Any = getattr(block, "learning_rate", None) if given is None else given
+    """α of a part's targets: the learning rate given, or its own; of the shape of the restarts."""
+    rate: Any = getattr(part, "learning_rate", None) if given is None else given
     if not eqx.is_array_like(rate) or np.shape(rate) not in ((), shape):
         raise ArgumentError(
             f"`{verb}(learning_rate=...)` must be given, the α of the target −α·∇: "
-            f"{type(block).__name__} has no `learning_rate` of its own that is a number.",
+            f"{type(part).__name__} has no `learning_rate` of its own that is a number.",
             argument="learning_rate",
         )
     check_positive(verb, learning_rate=rate)
-    return jnp.asarray(np.broadcast_to(np.asarray(rate, dtype_of(block)), shape))
+    return jnp.asarray(np.broadcast_to(np.asarray(rate, dtype_of(part)), shape))
 
 
 def check_positive(verb: str, **values: Any) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
+from ._renamed import RENAMED
 from .files import replacing
 
 StrPath = str | os.PathLike[str]
@@ -276,6 +277,7 @@ def _digest(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 
 def _import(name: str, *, function: bool) -> Any:
+    name = RENAMED.get(name, name)
     module, _, qualname = name.partition(":")
     allowed = module.split(".")[0] in PACKAGES
     if function:

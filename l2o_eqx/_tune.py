@@ -21,7 +21,7 @@ TuningMode = Literal["auto", "full", "staged"]
 # The numbers of a schedule, a choice of the grid, and a learning rate.
 Index = tuple[int, int, int]
 
-# Coordinates of all settings and draws that one device runs side by side. More than `chunk_size` gives: all
+# Coordinates of all settings and draws that one device runs in parallel. More than `chunk_size` gives: all
 # settings see the same minibatches, so that narrow products become one wide product.
 _CHUNK_COORDINATES = 2**17
 _CHUNK_COORDINATES_ACCELERATOR = 2**24

@@ -16,7 +16,7 @@ from ._errors import ArgumentError
 from ._misc import tree_norm
 from .optimizers import AbstractOptimizer
 
-Normalization = Literal["tensor", "block", "global", "clip", "none"]
+Normalization = Literal["tensor", "part", "global", "clip", "none"]
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def default_meta_optimizer(
     **Arguments:**
 
     - `learning_rate`: Adam's; with a schedule, its largest.
-    - `normalization`: unit norm per `"tensor"`, `"block"` or `"global"` (see `unit_norm`), `"clip"` for
+    - `normalization`: unit norm per `"tensor"`, `"part"` or `"global"` (see `unit_norm`), `"clip"` for
         `optax.clip_by_global_norm`, or `"none"`.
     - `norm_floor`: smallest norm that unit norm divides by; 1e-6 in the thesis's released code.
     - `clip_norm`: largest global norm that `"clip"` lets through.
@@ -62,7 +62,7 @@ def default_meta_optimizer(
     before: dict[str, Callable[[], optax.GradientTransformation]] = {
         "none": optax.identity,
         "clip": lambda: optax.clip_by_global_norm(clip_norm),
-        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "block", "global")},
+        **{per: functools.partial(unit_norm, per, eps=norm_floor) for per in ("tensor", "part", "global")},
     }
     if normalization not in before:
         raise ArgumentError(
@@ -140,7 +140,7 @@ def drop_spikes(largest_norm: float) -> optax.GradientTransformation:
 
 
 def unit_norm(
-    per: Literal["tensor", "block", "global"] = "tensor", *, eps: float = 0.0
+    per: Literal["tensor", "part", "global"] = "tensor", *, eps: float = 0.0
 ) -> optax.GradientTransformation:
     """Scales meta-gradients to Euclidean norm one.
 
@@ -148,7 +148,7 @@ def unit_norm(
 
     **Arguments:**
 
-    - `per`: every weight `"tensor"` by itself, as the thesis's code does, all tensors of a `"block"` of the
+    - `per`: every weight `"tensor"` by itself, as the thesis's code does, all tensors of a `"part"` of the
         optimizer together (see `AbstractOptimizer.parts`), so that the meta-gradient of one layer's
         optimizer is not small beside another's, or all there are, `"global"`.
     - `eps`: smallest norm to divide by; the released code has 1e-6. A zero gradient stays zero.
@@ -157,12 +157,12 @@ def unit_norm(
 
     Reference: thesis sec. 5.3.2.
     """
-    if per not in ("tensor", "block", "global"):
+    if per not in ("tensor", "part", "global"):
         raise ArgumentError(
-            f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'block' or 'global'.",
+            f"`unit_norm(per={per!r})`: a norm is taken per 'tensor', per 'part' or 'global'.",
             argument="per",
             given=per,
-            possible=("tensor", "block", "global"),
+            possible=("tensor", "part", "global"),
         )
 
     def init(params):
@@ -174,7 +174,7 @@ def unit_norm(
 
         if per == "tensor":
             return jax.tree.map(lambda u: _scaled(u, eps), updates), state
-        if per == "block" and isinstance(updates, AbstractOptimizer) and len(updates.parts()) > 1:
+        if per == "part" and isinstance(updates, AbstractOptimizer) and len(updates.parts()) > 1:
             scaled = [_scaled(part, eps) for part in updates.parts().values()]
             return eqx.tree_at(lambda u: list(u.parts().values()), updates, scaled), state
         return _scaled(updates, eps), state

@@ -87,8 +87,8 @@ def _adam_mlp(key, matrices=False):
 
 PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
     "identity": preprocessors.Identity,
-    "log_sign": preprocessors.LogSign,
-    "two_feature": preprocessors.TwoFeature,
+    "signed_log": preprocessors.SignedLog,
+    "log_and_sign": preprocessors.LogAndSign,
     "adam_like": preprocessors.AdamLike,
 }
 

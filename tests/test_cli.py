@@ -190,7 +190,7 @@ VALUES = {
     "optimizer.first_step": ("relative", "relative"),
     "optimizer.momentum_size": ("7", 7),
     "optimizer.subspace_size": ("7", 7),
-    "optimizer.preprocessor.kind": ("two-feature", "two-feature"),
+    "optimizer.preprocessor.kind": ("log-and-sign", "log-and-sign"),
     "optimizer.preprocessor.p": ("7", 7.0),
     "optimizer.preprocessor.b1": ("0.8", 0.8),
     "optimizer.preprocessor.b2": ("0.8", 0.8),
@@ -353,7 +353,7 @@ def test_later_layers_win_and_another_kind_replaces_the_table():
     config = resolve([file, {"objective": {"kind": "mnist"}}])
     assert config.objective.kind == "mnist"
     assert config.optimizer.kind == "coordinatewise-lstm"
-    assert config.optimizer.preprocessor.kind == "log-sign" and config.meta.num_steps == 50
+    assert config.optimizer.preprocessor.kind == "signed-log" and config.meta.num_steps == 50
 
 
 def test_the_meta_learning_rate_decays_over_the_meta_updates_there_are():
@@ -419,7 +419,7 @@ BAD = {
         "'global'",
         "'clip'",
     ],
-    "--norm-floor 1e-6 --normalization clip": ["--norm-floor", "1e-6", "'clip'", "'tensor' or 'block'"],
+    "--norm-floor 1e-6 --normalization clip": ["--norm-floor", "1e-6", "'clip'", "'tensor' or 'part'"],
     "--norm-floor 1e-6 --normalization none": ["--norm-floor", "'none'", "'global'"],
     "--meta-final-share 0.1 --meta-decay none": ["--meta-final-share", "'none'", "'cosine'"],
     "--num-steps 20 --super-epochs 3 --meta-warmup 3": ["--meta-warmup", "got 3", "the 3 meta-updates"],
@@ -458,10 +458,10 @@ BAD = {
     "--objective quadratc": ["--objective", "quadratc", "did you mean 'quadratic'", "mnist"],
     "--optimizer adam": ["--optimizer", "'adam'", "coordinatewise-lstm"],
     "--preprocessor identity": ["--preprocessor", "belongs to", "'hierarchical'", "'learned-momentum'"],
-    "--preset thesis --preprocessor foo": ["--preprocessor", "'foo'", "log-sign"],
-    "--normalization foo": ["--normalization", "'foo'", "tensor, block, global, clip, none"],
+    "--preset thesis --preprocessor foo": ["--preprocessor", "'foo'", "signed-log"],
+    "--normalization foo": ["--normalization", "'foo'", "tensor, part, global, clip, none"],
     "--objective mnist --dim 3": ["--dim", "belongs to", "'quadratic'", "'mnist'"],
-    "--preset thesis --p 3": ["--p", "'log-sign' or 'two-feature'", "'identity'"],
+    "--preset thesis --p 3": ["--p", "'signed-log' or 'log-and-sign'", "'identity'"],
     "--objective mnist --data-dir nowhere": ["--data-dir", "nowhere", "embedded"],
     "--objective mnist --data embedded --batch-size 6000": ["--batch-size", "6000", "5000"],
     "--objective mnist --data embedded --data-sha256 abc": ["--data-sha256", "abc", "03dc59"],
@@ -651,7 +651,7 @@ def test_all_baselines_take_part_and_a_comparison_can_be_interrupted(monkeypatch
 
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", ALL_BASELINES)
     monkeypatch.setattr("l2o_cli._comparison.run_comparison", interrupt)
-    settings = (*TINY, "--normalization", "block", "--weighting", "linear", "--super-epochs", 1)
+    settings = (*TINY, "--normalization", "part", "--weighting", "linear", "--super-epochs", 1)
     output = l2o_cli("train", *settings, "--out", "out", code=130).output
     assert "The trained optimizer is in out" in output
     assert seen == ["learned", "untrained", *(name for name in ALL_BASELINES if name != "Muon")]

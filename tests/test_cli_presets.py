@@ -154,7 +154,7 @@ FORMER_MNIST = {
         "num_examples": 48000,
         "data": "auto",
     },
-    "optimizer": {"learning_rate": 0.01, "preprocessor": {"kind": "log-sign", "p": 10.0}},
+    "optimizer": {"learning_rate": 0.01, "preprocessor": {"kind": "signed-log", "p": 10.0}},
     "meta": {"num_steps": 375, "super_epochs": 10, "num_objectives": 1},
     "evaluation": {"num_objectives": 32, "num_tuning_objectives": 4, "last": 20},
 }
@@ -226,6 +226,34 @@ def test_files_of_before_there_were_presets_mean_the_thesis(objective):
     assert over.meta.super_epochs == 7 and over.preset == "thesis" and over.optimizer == thesis.optimizer
     with pytest.raises(UsageError, match="'best', but the file has all settings"):
         resolve([former(objective), {"preset": "best"}])
+
+
+@pytest.mark.parametrize(
+    "old, path, today",
+    [
+        ("[optimizer]\npreprocessor = {kind = 'two-feature'}", "optimizer.preprocessor.kind", "log-and-sign"),
+        ("[optimizer.preprocessor]\nkind = 'log-sign'", "optimizer.preprocessor.kind", "signed-log"),
+        ("[meta]\nnormalization = 'block'", "meta.normalization", "part"),
+        ("[pretraining]\nenabled = true\nlearning_rate = 0.25", "pretraining.meta_learning_rate", 0.25),
+    ],
+)
+def test_names_of_before_in_a_file(old, path, today):
+    config = resolve([{"preset": "thesis", **tomllib.loads(old)}])
+    for name in path.split("."):
+        config = getattr(config, name)
+    assert config == today
+
+
+def test_options_of_before():
+    given = "--preprocessor log-sign --normalization block --pretrain-learning-rate 0.25 --pretrain"
+    small = "--preset thesis --dim 2 --num-steps 4 --window 2 --super-epochs 1 --num-objectives 1"
+    pretraining = "--pretrain-samples 8 --pretrain-batch-size 4 --learning-rates 0.1"
+    l2o_cli("train", *f"{given} {small} {pretraining} --eval-objectives 1 --hidden-sizes 2 --out run".split())
+    with open("run/config.toml", "rb") as file:
+        config = tomllib.load(file)
+    assert config["optimizer"]["preprocessor"]["kind"] == "signed-log"
+    assert config["meta"]["normalization"] == "part"
+    assert config["pretraining"]["meta_learning_rate"] == 0.25
 
 
 def test_a_file_of_the_first_version_and_its_old_name():

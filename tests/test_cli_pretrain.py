@@ -23,7 +23,7 @@ PRETRAIN = [
     "2",
     "--pretrain-omega",
     "1.5",
-    "--pretrain-learning-rate",
+    "--pretrain-meta-learning-rate",
     "0.01",
     "--pretrain-eps",
     "1e-9",

@@ -23,7 +23,7 @@ from l2o_eqx.optimizers import FromOptax
 @pytest.mark.parametrize("family", ["quadratic", "scaled_from_model", "mnist_mixed", "mnist_conv"])
 def test_evaluate_is_unroll(family, getkey):
     """Every row is `unroll` on the objective, start and minibatches that its key picks."""
-    optimizer, family, key = LEARNED["lstm_two_feature"](getkey()), FAMILIES[family](), getkey()
+    optimizer, family, key = LEARNED["lstm_log_and_sign"](getkey()), FAMILIES[family](), getkey()
     losses = l2o_eqx.evaluate(optimizer, family, num_steps=4, num_objectives=3, key=key).losses
     assert losses.shape == (3, 4)
     for row, k in zip(losses, jr.split(key, 3), strict=True):
@@ -35,7 +35,7 @@ def test_evaluate_is_unroll(family, getkey):
 
 
 def test_evaluate_measures_where_it_ends(getkey):
-    """More objectives than run side by side, so that the last chunk is filled up."""
+    """More objectives than run in parallel, so that the last chunk is filled up."""
     optimizer, family, key = LEARNED["lstm_identity"](getkey()), Quadratic(512), getkey()
 
     def measure(objective, params):

@@ -182,7 +182,7 @@ def grads_of(estimator, optimizer, window, key=None):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_says_where_the_window_ends(name, getkey):
     """And the meta-loss of the run itself; its gradient has the structure of the optimizer."""
-    optimizer, estimator = LEARNED["lstm_log_sign"](getkey()), ESTIMATORS[name]()
+    optimizer, estimator = LEARNED["lstm_signed_log"](getkey()), ESTIMATORS[name]()
     keys = jr.split(jr.key(3), 2)
     window = first_window(
         optimizer,

@@ -71,7 +71,7 @@ NAMES = [name for name in LEARNED if name != "adam_mlp"]
 # checked in float64 below.
 SINGLE = [
     *(
-        "lstm_two_feature",
+        "lstm_log_and_sign",
         "lstm_curvature_output",
         "per_layer",
         "clipped_per_layer",
@@ -82,7 +82,7 @@ SINGLE = [
     *("learned_momentum", "subspace_rnn", "user_scaled_gradient", "user_root_mean_square"),
 ]
 PAIRS = [(name, "quadratic") for name in SINGLE]
-PAIRS += [("lstm_log_sign", family) for family in ("mnist_mixed", "mnist_conv", "scaled_from_model")]
+PAIRS += [("lstm_signed_log", family) for family in ("mnist_mixed", "mnist_conv", "scaled_from_model")]
 
 
 @pytest.mark.parametrize("name, family", PAIRS)
@@ -271,7 +271,7 @@ def test_batch_is_the_mean_over_objectives(name, getkey):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float64_on_every_objective_and_later_windows(family, getkey):
     with jax.enable_x64(True):
-        optimizer = to_float64(LEARNED["lstm_log_sign"](getkey()))
+        optimizer = to_float64(LEARNED["lstm_signed_log"](getkey()))
         objective, key = to_float64(FAMILIES[family]().sample(getkey())), getkey()
         params = to_float64(objective.init(key))
         common = {"window": 3, "start": 2, "num_steps": 9, "weighting": Exponential(), "key": key}
@@ -282,7 +282,7 @@ def test_float64_on_every_objective_and_later_windows(family, getkey):
     "name, order, activations",
     [
         *((name, "second", "keep") for name in NAMES if "user" not in name),
-        *((name, "first", "recompute") for name in ("lstm_adam_like", "lstm_two_feature", "hierarchical")),
+        *((name, "first", "recompute") for name in ("lstm_adam_like", "lstm_log_and_sign", "hierarchical")),
     ],
 )
 def test_zero_gradients_give_finite_meta_gradients(name, order, activations, getkey):

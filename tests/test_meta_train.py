@@ -113,7 +113,7 @@ def test_the_last_trained_step_is_the_final_one(getkey):
 
 
 def test_same_seed_same_bits_and_resume(getkey):
-    optimizer, key = LEARNED["lstm_log_sign"](getkey()), getkey()
+    optimizer, key = LEARNED["lstm_signed_log"](getkey()), getkey()
 
     def train(**kwargs):
         return l2o_eqx.meta_train(optimizer, Quadratic(3), EveryWindow(3), key=key, **{**SMALL, **kwargs})
@@ -377,7 +377,7 @@ def test_nonfinite_meta_gradients_are_left_out(getkey):
     "family", ["quadratic_norm", "scaled_from_model", "mnist_mixed", "mnist_conv", "mnist_sigmoid_output"]
 )
 def test_every_kind_of_family_trains(family, getkey):
-    optimizer = LEARNED["lstm_two_feature"](getkey())
+    optimizer = LEARNED["lstm_log_and_sign"](getkey())
     solution = l2o_eqx.meta_train(optimizer, FAMILIES[family](), EveryWindow(3), key=getkey(), **SMALL)
     assert np.all(np.isfinite(solution.metrics["final_loss"]))
     assert np.all(solution.metrics["grad_norm"] > 0)
@@ -424,7 +424,7 @@ def test_window_of_one_is_refused():
 
 
 def test_memory_does_not_grow_with_restarts_beyond_their_own_arrays(getkey):
-    """Restarts too large to run side by side run one after the other in the same program."""
+    """Restarts too large to run in parallel run one after the other in the same program."""
     meta_optimizer = l2o_eqx.default_meta_optimizer()
 
     step: Any = compiled_step

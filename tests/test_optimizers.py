@@ -19,7 +19,7 @@ from l2o_eqx.optimizers import (
     by_rank,
     by_shape,
 )
-from l2o_eqx.preprocessors import AdamLike, LogSign
+from l2o_eqx.preprocessors import AdamLike, SignedLog
 
 PARAMS = {"layers": [{"w": jnp.ones((3, 2)), "b": jnp.zeros(3)}, {"w": jnp.ones((1, 3))}]}
 
@@ -87,7 +87,7 @@ def test_coordinatewise_means_blocks_and_permutations(name, getkey):
 
 def test_lstm_is_its_equations(getkey):
     """Two layers, three steps, written out in NumPy: gates i, f, g, o; the update is α·Σ h."""
-    optimizer = CoordinatewiseLSTM((5, 4), LogSign(), learning_rate=0.3, key=getkey())
+    optimizer = CoordinatewiseLSTM((5, 4), SignedLog(), learning_rate=0.3, key=getkey())
     params = jnp.zeros((2, 3))
     state = optimizer.init(params)
     weights = [
@@ -274,7 +274,7 @@ def test_save_and_load(name, tmp_path, getkey):
 
 def test_bfloat16_params_keep_their_dtype(getkey):
     params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2)}
-    for preprocessor in (LogSign(), AdamLike()):
+    for preprocessor in (SignedLog(), AdamLike()):
         optimizer = CoordinatewiseLSTM((3,), preprocessor, key=getkey())
         updates, _ = optimizer.update(params, optimizer.init(params), params)
         assert updates["a"].dtype == jnp.bfloat16 and updates["b"].dtype == jnp.float32

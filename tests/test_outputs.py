@@ -13,7 +13,7 @@ from helpers import LEARNED, OUTPUTS, assert_trees_close, to_float64
 
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
 from l2o_eqx.outputs import AdamOutput, CurvatureOutput, MomentumOutput
-from l2o_eqx.preprocessors import TwoFeature
+from l2o_eqx.preprocessors import LogAndSign
 
 # What they are with answers of zero.
 AT_FIRST = {
@@ -136,7 +136,7 @@ def test_features_of_momentum_are_ratios_to_the_last_update():
 def test_a_network_sees_the_output_s_features_and_the_preprocessor_s(getkey):
     assert CoordinatewiseLSTM((3,), output=MomentumOutput(), key=getkey()).preprocessor is None
     assert CoordinatewiseLSTM((3,), output=AdamOutput(), key=getkey()).cells[0].input_size == 1
-    optimizer = CoordinatewiseLSTM((3,), TwoFeature(), output=MomentumOutput(), key=getkey())
+    optimizer = CoordinatewiseLSTM((3,), LogAndSign(), output=MomentumOutput(), key=getkey())
     assert optimizer.cells[0].input_size == 2 + 6
 
 

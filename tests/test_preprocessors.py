@@ -8,7 +8,7 @@ import optax
 import pytest
 from helpers import PREPROCESSORS, assert_trees_close
 
-from l2o_eqx.preprocessors import AdamLike, Identity, LogSign, TwoFeature
+from l2o_eqx.preprocessors import AdamLike, Identity, LogAndSign, SignedLog
 
 TREE = {"w": jnp.array([[0.3, -2.0, 0.0], [1e-9, -1e-4, 5.0]]), "b": jnp.array(-0.7)}
 
@@ -47,8 +47,8 @@ def rho(g, p):
 
 @pytest.mark.parametrize("p", [1.0, 10.0])
 @pytest.mark.parametrize("g", [0.0, 1.0, -1.0, 1e-30, 1e30, -1e30, 0.5, -3.0, 2e-5, -1e-4])
-def test_log_sign_is_equation_5_2(g, p):
-    preprocessor = LogSign(p)
+def test_signed_log_is_equation_5_2(g, p):
+    preprocessor = SignedLog(p)
 
     def feature(x):
         return preprocessor(x, None)[0][0]
@@ -58,30 +58,30 @@ def test_log_sign_is_equation_5_2(g, p):
     assert np.isfinite(slope)
 
 
-def test_log_sign_at_its_branch_point():
+def test_signed_log_at_its_branch_point():
     """Both branches meet in −sgn ∇ where |∇| = e^(−p), and the map has zeros at 0 and ±1 (fig. 9)."""
     edge = np.float32(np.exp(-10.0))
     points = jnp.array([np.nextafter(edge, 0), edge, np.nextafter(edge, 1)], jnp.float32)
-    values = LogSign()(points, None)[0][:, 0]
+    values = SignedLog()(points, None)[0][:, 0]
     np.testing.assert_allclose(values, -1, rtol=1e-5)
-    np.testing.assert_allclose(LogSign()(-points, None)[0][:, 0], 1, rtol=1e-5)
-    np.testing.assert_array_equal(LogSign()(jnp.array([0.0, 1.0, -1.0]), None)[0], 0)
+    np.testing.assert_allclose(SignedLog()(-points, None)[0][:, 0], 1, rtol=1e-5)
+    np.testing.assert_array_equal(SignedLog()(jnp.array([0.0, 1.0, -1.0]), None)[0], 0)
 
 
 @pytest.mark.parametrize("g", [0.0, 1.0, -1.0, 1e-30, 1e30, 0.5, -3.0, 2e-5, -1e-4])
-def test_two_feature_is_appendix_a(g):
+def test_log_and_sign_is_appendix_a(g):
     p = 10.0
     large = abs(np.float32(g)) >= np.exp(-p)
     expected = (np.log(abs(g)) / p, np.sign(g)) if large else (-1.0, np.exp(p) * g)
-    features = TwoFeature(p)(jnp.float32(g), None)[0]
+    features = LogAndSign(p)(jnp.float32(g), None)[0]
     np.testing.assert_allclose(features, expected, rtol=2e-6, atol=1e-30)
-    assert np.all(np.isfinite(jax.jacobian(lambda x: TwoFeature(p)(x, None)[0])(jnp.float32(g))))
+    assert np.all(np.isfinite(jax.jacobian(lambda x: LogAndSign(p)(x, None)[0])(jnp.float32(g))))
 
 
-def test_two_feature_tells_apart_what_log_sign_confuses():
+def test_log_and_sign_tells_apart_what_signed_log_confuses():
     a, b = jnp.float32(np.exp(-5.0)), jnp.float32(-np.exp(5.0))
-    assert jnp.allclose(LogSign()(a, None)[0], LogSign()(b, None)[0])
-    assert not jnp.allclose(TwoFeature()(a, None)[0], TwoFeature()(b, None)[0])
+    assert jnp.allclose(SignedLog()(a, None)[0], SignedLog()(b, None)[0])
+    assert not jnp.allclose(LogAndSign()(a, None)[0], LogAndSign()(b, None)[0])
 
 
 def test_adam_like_is_adam(getkey):
@@ -102,7 +102,7 @@ def test_identity_shows_the_gradient():
     assert_trees_close(jax.tree.map(lambda f: f[..., 0], features), TREE)
 
 
-@pytest.mark.parametrize("make", [lambda: LogSign(0.0), lambda: TwoFeature(100.0), lambda: AdamLike(1.0)])
+@pytest.mark.parametrize("make", [lambda: SignedLog(0.0), lambda: LogAndSign(100.0), lambda: AdamLike(1.0)])
 def test_errors_give_the_range(make):
     with pytest.raises(ValueError, match=r"between|lie in"):
         make()

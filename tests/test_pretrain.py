@@ -11,7 +11,7 @@ from helpers import LEARNED, assert_trees_close, stop_at
 
 import l2o_eqx as l2o
 from l2o_eqx.optimizers import AbstractOptimizer, CoordinatewiseLSTM, FromOptax, PerLayer
-from l2o_eqx.preprocessors import LogSign
+from l2o_eqx.preprocessors import SignedLog
 
 TINY: dict[str, Any] = {"num_steps": 2, "batch_size": 4, "num_samples": 20}
 
@@ -34,7 +34,7 @@ class Descent(AbstractOptimizer):
 
 
 def lstm(key):
-    return CoordinatewiseLSTM((3,), LogSign(), 0.01, key=key)
+    return CoordinatewiseLSTM((3,), SignedLog(), 0.01, key=key)
 
 
 # The loss.
@@ -124,7 +124,7 @@ def test_an_update_follows_the_gradient_of_the_loss(loss, rate, getkey):
 
 
 def test_pretraining_teaches_an_lstm_the_sign(getkey):
-    optimizer = CoordinatewiseLSTM((8,), LogSign(), 0.01, key=getkey())
+    optimizer = CoordinatewiseLSTM((8,), SignedLog(), 0.01, key=getkey())
     before = l2o.pretraining_report(optimizer, key=getkey())
     solution = l2o.pretrain(optimizer, num_samples=128 * 300, key=getkey())
     assert before.sign_agreement < 0.7 and solution.report.sign_agreement > 0.9
@@ -207,7 +207,7 @@ def test_same_key_same_bits_and_callbacks_see_all(getkey):
     np.testing.assert_array_equal(resumed.losses, whole.losses[100:])
     with pytest.raises(ValueError, match="state"):
         l2o.pretrain(
-            CoordinatewiseLSTM((2,), LogSign(), 0.01, key=getkey()), key=key, state=stopped.state, **kwargs
+            CoordinatewiseLSTM((2,), SignedLog(), 0.01, key=getkey()), key=key, state=stopped.state, **kwargs
         )
 
 

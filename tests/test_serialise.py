@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from l2o_eqx import _serialise, optimizers
+from l2o_eqx._renamed import RENAMED
 from l2o_eqx._serialise import FileFormatError, load, load_metadata, save
 
 
@@ -303,6 +304,23 @@ def test_a_field_that_the_file_does_not_have_takes_its_default(path):
     new = types.new_class("Grown", (eqx.Module,), exec_body=lambda space: space.update(fields))
     loaded = load(save(path, old(jnp.ones(2))), classes=[new])
     assert type(loaded) is new and same((loaded.x, loaded.y, loaded.z), (jnp.ones(2), None, (1, 2)))
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_files_under_names_of_before(old, path, monkeypatch):
+    home, _, name = old.partition(":")
+    with pytest.warns(DeprecationWarning, match=f"`{home}.{name}` is called `"):
+        preprocessor = getattr(sys.modules[home], name)()
+    written, today = _serialise._import_name, RENAMED[old]
+    monkeypatch.setattr(_serialise, "_import_name", lambda x: {today: old}.get(written(x), written(x)))
+    save(path, preprocessor)
+    assert _serialise.dumps(old).encode() in path.read_bytes().replace(b"\\", b"")
+    assert load(path) == preprocessor
+
+
+def test_a_name_that_never_was():
+    with pytest.raises(AttributeError, match=r"'l2o_eqx.preprocessors' has no attribute 'Never'"):
+        _ = sys.modules["l2o_eqx.preprocessors"].Never
 
 
 @pytest.mark.parametrize("make", [optimizers.CoordinatewiseLSTM, optimizers.Hierarchical])

@@ -263,7 +263,7 @@ def test_remainder(remainder, num_updates, getkey):
 def test_one_group_per_layer_is_the_optimizer_itself(name, getkey):
     """To the bit, with every strategy: PerLayer with a single label adds nothing."""
     inner, objective, key = (
-        LEARNED["lstm_log_sign"](getkey()),
+        LEARNED["lstm_signed_log"](getkey()),
         FAMILIES["from_model"]().sample(getkey()),
         getkey(),
     )
@@ -283,7 +283,7 @@ def test_metrics_of_blocks(getkey):
     """The norms of the blocks make up the norm; a block whose gradient vanishes says so."""
     family = FAMILIES["from_model"]()
     params = family.sample(getkey()).init(getkey())
-    make = LEARNED["lstm_log_sign"]
+    make = LEARNED["lstm_signed_log"]
     optimizer = PerLayer.make(make, params, label=by_leaf, key=getkey())
     optimizer = PerLayer({**optimizer.optimizers, "unused": make(getkey())}, by_leaf)
     solution = l2o_eqx.meta_train(
@@ -298,10 +298,10 @@ def test_metrics_of_blocks(getkey):
 
 
 @pytest.mark.parametrize("make", [lambda k: Hierarchical(3, 4, 2, key=k), lambda k: LEARNED["per_layer"](k)])
-def test_unit_norm_of_blocks(make, getkey):
+def test_unit_norm_of_parts(make, getkey):
     optimizer = make(getkey())
     grads = jax.tree.map(lambda x: 1e-12 * x, eqx.filter(optimizer, eqx.is_inexact_array))
-    scaled: Any = unit_norm("block").update(grads, unit_norm("block").init(grads))[0]
+    scaled: Any = unit_norm("part").update(grads, unit_norm("part").init(grads))[0]
     assert len(scaled.parts()) >= 3
     for name, block in scaled.parts().items():
         flat, given = (

@@ -11,7 +11,7 @@ from jax import lax
 
 import l2o_eqx as l2o
 from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum, SubspaceRNN
-from l2o_eqx.preprocessors import LogSign
+from l2o_eqx.preprocessors import SignedLog
 
 from ._cases import HIDDEN_SIZES
 
@@ -22,7 +22,7 @@ def make(num_coordinates: int) -> dict[str, Callable[[], Any]]:
     """Functions that take `STEPS` steps each, by name."""
     key = jr.key(0)
     learned = {
-        "l2o_eqx.as_optax": CoordinatewiseLSTM(HIDDEN_SIZES, LogSign(), 0.01, key=key),
+        "l2o_eqx.as_optax": CoordinatewiseLSTM(HIDDEN_SIZES, SignedLog(), 0.01, key=key),
         "AdamMLP": AdamMLP(key=key),
         "LearnedMomentum": LearnedMomentum(key=key),
         "SubspaceRNN": SubspaceRNN(key=key),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import l2o_eqx as l2o
 from l2o_eqx.objectives import MNIST, AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM
-from l2o_eqx.preprocessors import LogSign
+from l2o_eqx.preprocessors import SignedLog
 from l2o_eqx.strategies import AbstractUpdateStrategy, EveryStep, EveryWindow, OncePerSuperEpoch
 
 WINDOW = 16
@@ -56,7 +56,7 @@ class Case:
 
         def make(key: PRNGKeyArray) -> CoordinatewiseLSTM:
             if self.is_network:
-                return CoordinatewiseLSTM(HIDDEN_SIZES, LogSign(), 0.01, key=key)
+                return CoordinatewiseLSTM(HIDDEN_SIZES, SignedLog(), 0.01, key=key)
             return CoordinatewiseLSTM(HIDDEN_SIZES, learning_rate=0.001, key=key)
 
         return make(key) if self.restarts is None else eqx.filter_vmap(make)(jr.split(key, self.restarts))

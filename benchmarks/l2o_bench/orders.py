@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, Callable[[Any], AbstractOptimizer]] = {
     "SubspaceRNN": lambda key: SubspaceRNN(key=key),
     "AdamMLP": lambda key: AdamMLP(key=key),
 }
-# Family, objectives side by side, windows in one measurement.
+# Family, objectives in parallel, windows in one measurement.
 FAMILIES: dict[str, tuple[Callable[[], AbstractObjectiveFamily], int, int]] = {
     "quadratic, 64 objectives": (Quadratic, 64, 20),
     "MNIST 784-32-10": (lambda: MNIST(data="embedded"), 1, 2),

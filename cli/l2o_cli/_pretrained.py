@@ -66,7 +66,7 @@ def run_pretraining(
             batch_size=settings.batch_size,
             num_samples=settings.num_samples,
             carry_state=settings.carry_state,
-            meta_optimizer=optax.adam(settings.learning_rate, eps=settings.eps),
+            meta_optimizer=optax.adam(settings.meta_learning_rate, eps=settings.eps),
             restarts=restarts,
             key=key,
             callbacks=[show],

@@ -14,7 +14,7 @@ from ._errors import UsageError
 from ._estimator import with_estimator
 from ._kinds import NONE, ROLES, kind_name, signature
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, PRESETS, kinds_of_line
-from ._settings import OLD_KINDS, OLD_SETTINGS, label, show, unknown_setting
+from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
 from ._tables import NEEDS, TABLES, Setting, settings
 
@@ -115,14 +115,15 @@ def _with_names_of_today(layer: Layer) -> Layer:
     if "format" in layer and "preset" not in layer:
         layer = {"preset": FORMER_PRESET, **layer}
 
-    def renamed(name: str, value: Any, names: dict[str, str]) -> Any:
-        if name == "kind" or not isinstance(value, dict):
-            return value
-        value = {names.get(k, k): renamed(k, v, {}) for k, v in value.items()}
-        kinds = OLD_KINDS.get(name, {})
-        return {**value, "kind": kinds[value["kind"]]} if value.get("kind") in kinds else value
+    def renamed(path: tuple[str, ...], value: Any) -> Any:
+        if not isinstance(value, dict):
+            kinds = OLD_KINDS.get(path[-2], {}) if path[1:] and path[-1] == "kind" else {}
+            names = kinds or OLD_VALUES.get(path, {})
+            return names.get(value, value) if isinstance(value, str) else value
+        names = OLD_SETTINGS.get(path[0], {}) if len(path) == 1 else {}
+        return {names.get(k, k): renamed((*path, k), v) for k, v in value.items()}
 
-    return {name: renamed(name, value, OLD_SETTINGS.get(name, {})) for name, value in layer.items()}
+    return {name: renamed((name,), value) for name, value in layer.items()}
 
 
 def _meta(data: Layer) -> Layer:

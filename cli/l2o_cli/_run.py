@@ -45,7 +45,7 @@ class Run:
 
     @property
     def restarts(self) -> int | None:
-        """How many there are side by side, if more than one."""
+        """How many there are in parallel, if more than one."""
         restarts = self.parts.config.meta.restarts
         return restarts if restarts > 1 else None
 

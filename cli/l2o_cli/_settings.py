@@ -37,8 +37,14 @@ OLD_SETTINGS: dict[str, dict[str, str]] = {
         "groups": "label",
     },
     "strategy": {"lookahead": "include_final_loss"},
+    "pretraining": {"learning_rate": "meta_learning_rate"},
 }
-OLD_KINDS: dict[str, dict[str, str]] = {"output": {"sum": NONE}}
+OLD_KINDS: dict[str, dict[str, str]] = {
+    "output": {"sum": NONE},
+    "preprocessor": {"log-sign": "signed-log", "two-feature": "log-and-sign"},
+}
+OLD_VALUES: dict[Path, dict[Any, Any]] = {("meta", "normalization"): {"block": "part"}}
+_OLD_OPTIONS = {("pretraining", "learning_rate"): "--pretrain-learning-rate"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +188,7 @@ def _name(path: Path, taken: set[str]) -> str:
 def old_options() -> dict[str, Path]:
     """Options of earlier versions, with the paths that they had."""
     return {
-        "--" + name.replace("_", "-"): (table, name)
+        _OLD_OPTIONS.get((table, name), "--" + name.replace("_", "-")): (table, name)
         for table, names in OLD_SETTINGS.items()
         for name in names
     }

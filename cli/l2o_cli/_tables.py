@@ -91,7 +91,7 @@ NEEDS: list[tuple[tuple[str, str], str, Any]] = [
     *((("pretraining", n), "enabled", (True,)) for n in _ROWS["pretraining"] if n != "enabled"),
     *((("validation", n), "every", _ANY) for n in _ROWS["validation"] if n != "every"),
     (("pretraining", "omega"), "loss", ("sign-weighted",)),
-    (("meta", "norm_floor"), "normalization", ("tensor", "block", "global")),
+    (("meta", "norm_floor"), "normalization", ("tensor", "part", "global")),
     (("meta", "clip_norm"), "normalization", ("clip",)),
     (("meta", "final_share"), "decay", ("cosine",)),
 ]

@@ -65,7 +65,7 @@ def num_devices() -> int:
 
 
 def chunk_size(num_coordinates: int) -> int:
-    """How many independent runs of so many coordinates each are worth running side by side on a device."""
+    """How many independent runs of so many coordinates each are worth running in parallel on a device."""
     wanted = _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
     return max(1, wanted // max(1, num_coordinates))
 

@@ -9,7 +9,7 @@ from ._base import AbstractObjective, AbstractObjectiveFamily
 
 
 class ObjectiveBatch(eqx.Module):
-    """Many objectives of one family side by side; what they share is held once.
+    """Many objectives of one family in parallel; what they share is held once.
 
     Made by `sample_objectives`. Inside a function batched over `own`, call `select(own)` to get one
     objective. `placement` says what of the batch is on this device, if several share it: these objectives, or

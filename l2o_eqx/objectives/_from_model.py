@@ -17,7 +17,7 @@ class FromModel(AbstractObjectiveFamily):
 
     Minibatches are reshuffled every epoch; what does not fill a batch is left out of that epoch. The
     data are held once, in the dtype they come in (uint8 images stay uint8), and indexed inside the
-    compiled step, however many objectives or restarts run side by side.
+    compiled step, however many objectives or restarts run in parallel.
 
     **Arguments:**
 

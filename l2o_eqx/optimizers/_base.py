@@ -95,6 +95,6 @@ class AbstractOptimizer(eqx.Module):
         """Its pieces that have meta-parameters of their own, by name; here a single one, the whole.
 
         Meta-training reports the norm of the meta-gradient for each, and
-        `l2o_eqx.meta_optimizers.unit_norm("block")` scales each to norm one.
+        `l2o_eqx.meta_optimizers.unit_norm("part")` scales each to norm one.
         """
         return {"optimizer": self}

@@ -9,7 +9,7 @@ from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
-from ..preprocessors import AbstractPreprocessor, TwoFeature
+from ..preprocessors import AbstractPreprocessor, LogAndSign
 from ._base import AbstractOptimizer
 from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
 from ._lstm import make_cells, run_cells, zero_states
@@ -27,7 +27,7 @@ class Hierarchical(AbstractOptimizer):
     **Arguments:**
 
     - `coordinate_size`, `tensor_size`, `global_size`: widths of the three networks.
-    - `preprocessor`: what a coordinate sees of its gradient; `TwoFeature()` by default, nothing beside an
+    - `preprocessor`: what a coordinate sees of its gradient; `LogAndSign()` by default, nothing beside an
         `output` that shows features of its own.
     - `learning_rate`: as in `CoordinatewiseLSTM`.
     - `output`: as in `CoordinatewiseLSTM`, of a coordinate's hidden state.
@@ -36,7 +36,7 @@ class Hierarchical(AbstractOptimizer):
     **Raises:** `ValueError` for sizes below 1.
 
     Reference: Wichrowska et al. 2017, "Learned optimizers that scale and generalize", sec. 3.1
-    (arXiv:1703.04813), with LSTMs for its GRUs and without its hand-made features.
+    (arXiv:1703.04813), with LSTMs for its GRUs and without its hand-designed features.
     """
 
     coordinate_cell: eqx.nn.LSTMCell
@@ -67,7 +67,7 @@ class Hierarchical(AbstractOptimizer):
             global_size=(global_size, global_size >= 1),
         )
         ckey, tkey, gkey = jr.split(key, 3)
-        self.preprocessor = preprocessor_for(preprocessor, output, TwoFeature())
+        self.preprocessor = preprocessor_for(preprocessor, output, LogAndSign())
         num_inputs = num_features(self.preprocessor, output) + tensor_size
         (self.coordinate_cell,) = make_cells(num_inputs, (coordinate_size,), key=ckey)
         (self.tensor_cell,) = make_cells(coordinate_size + global_size, (tensor_size,), key=tkey)

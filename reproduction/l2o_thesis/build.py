@@ -24,7 +24,7 @@ from l2o_eqx.objectives import (
     params_shapes,
 )
 from l2o_eqx.optimizers import AbstractLayout, AbstractOptimizer, CoordinatewiseLSTM, PerLayer
-from l2o_eqx.preprocessors import AbstractPreprocessor, Identity, LogSign, TwoFeature
+from l2o_eqx.preprocessors import AbstractPreprocessor, Identity, LogAndSign, SignedLog
 from l2o_eqx.strategies import AbstractUpdateStrategy, EveryStep, EveryWindow
 from l2o_eqx.weightings import AbstractWeighting, Constant, Linear
 
@@ -34,8 +34,8 @@ MakeOptimizer = Callable[[PRNGKeyArray], AbstractOptimizer]
 
 _PREPROCESSORS: dict[str, Callable[[], AbstractPreprocessor]] = {
     "none": Identity,
-    "rho": LogSign,
-    "two": TwoFeature,
+    "rho": SignedLog,
+    "two": LogAndSign,
 }
 _HELD_OUT = 1000
 
@@ -171,4 +171,4 @@ def rho(largest: float) -> tuple[np.ndarray, np.ndarray]:
     """Points of the preprocessing ρ of eq. 5.2 between −`largest` and `largest`."""
     # Dense about zero, where ρ jumps.
     x = (largest * np.sinh(np.linspace(-12, 12, 4001)) / np.sinh(12)).astype(np.float32)
-    return x, np.asarray(LogSign()(jnp.asarray(x), None)[0])[:, 0]
+    return x, np.asarray(SignedLog()(jnp.asarray(x), None)[0])[:, 0]

@@ -8,11 +8,11 @@ from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
 
-class LogSign(AbstractPreprocessor):
+class SignedLog(AbstractPreprocessor):
     """ρ(∇) = ln|∇|/p · sgn ∇ where |∇| ≥ e^(−p), else −e^p·∇: logarithm and sign in one feature.
 
     As the thesis prints it. The map is not one to one: e^(−p/2) and −e^(p/2) look alike, and so do 0 and ±1;
-    around 0 it swings from 1 to −1. `TwoFeature` keeps them apart.
+    around 0 it swings from 1 to −1. `LogAndSign` keeps them apart.
 
     **Arguments:**
 
@@ -26,7 +26,7 @@ class LogSign(AbstractPreprocessor):
     p: float = eqx.field(static=True, default=10.0)
 
     def __check_init__(self):
-        _check_p("LogSign", self.p)
+        _check_p("SignedLog", self.p)
 
     @property
     def num_features(self) -> int:
@@ -46,14 +46,14 @@ class LogSign(AbstractPreprocessor):
         return jnp.where(large, log * jnp.sign(grad), -jnp.exp(self.p) * grad)
 
 
-class TwoFeature(AbstractPreprocessor):
+class LogAndSign(AbstractPreprocessor):
     """(ln|∇|/p, sgn ∇) where |∇| ≥ e^(−p), else (−1, e^p·∇): logarithm and sign as two features.
 
     Use it when gradients span many orders of magnitude.
 
     **Arguments:**
 
-    - `p`: as in `LogSign`.
+    - `p`: as in `SignedLog`.
 
     **Raises:** `ValueError` unless `p` is positive and e^p a float32.
 
@@ -63,7 +63,7 @@ class TwoFeature(AbstractPreprocessor):
     p: float = eqx.field(static=True, default=10.0)
 
     def __check_init__(self):
-        _check_p("TwoFeature", self.p)
+        _check_p("LogAndSign", self.p)
 
     @property
     def num_features(self) -> int:

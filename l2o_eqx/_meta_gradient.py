@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._errors import ArgumentError
 from ._inner import Record, as_batch
 from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._types import Params, Scalar, State, StepNumber
@@ -120,9 +121,11 @@ def recorded_meta_gradient(
     window = losses.shape[0]
     steps = sorted({g.shape[0] for g in jax.tree.leaves(grads)} | {window})
     if len(steps) > 1:
-        raise ValueError(
+        raise ArgumentError(
             "`recorded_meta_gradient`: gradients and losses must have the same number of steps on their "
-            f"leading axis. Got {steps}."
+            f"leading axis. Got {steps}.",
+            argument="losses",
+            given=window,
         )
     length = _super_epoch_length(window, start, num_steps)
     start, length = jnp.asarray(start), jnp.asarray(length)
@@ -131,7 +134,11 @@ def recorded_meta_gradient(
 
 def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:
     if window < 1:
-        raise ValueError(f"`meta_gradient(window=...)` needs at least one step. Got window={window}.")
+        raise ArgumentError(
+            f"`meta_gradient(window=...)` needs at least one step. Got window={window}.",
+            argument="window",
+            given=window,
+        )
     return start + window if num_steps is None else num_steps
 
 

@@ -107,8 +107,8 @@ def blaming(
         yield
     except ValueError as error:
         named = getattr(error, "argument", None) or ""
-        words = [*re.findall(r"(\w+)=", str(error)), *re.findall(r"\w+", str(error))]
-        mentioned = [name for name in words if name in table]
+        # The library's errors say which; a plug-in's may write `name=`, as the library's do.
+        mentioned = [name for name in re.findall(r"(\w+)=", str(error)) if name in table]
         changed = [n for n in mentioned if not defaults or table[n] != defaults[n].default]
         name = next(iter([named] if named in table else changed or mentioned), None)
         blamed = (*path, name) if name else otherwise or path

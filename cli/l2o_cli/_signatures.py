@@ -288,7 +288,7 @@ def _of_fields(home: Module, node: ast.ClassDef) -> Iterator[tuple[str, ast.expr
             yield from _of_fields(*above)
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            if "ClassVar" in ast.unparse(field.annotation):
+            if re.search("ClassVar|Abstract(Class)?Var", ast.unparse(field.annotation)):
                 continue
             default: Any = field.value
             if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
@@ -327,7 +327,8 @@ def is_plugin(module: Module, name: str, abstract: str) -> bool:
             and isinstance(returned, ast.Name)
             and _derives(home, returned.id, abstract)
         )
-    return isinstance(node, ast.ClassDef) and _derives(module, name, abstract)
+    is_final = isinstance(node, ast.ClassDef) and not name.startswith("Abstract")
+    return is_final and _derives(module, name, abstract)
 
 
 def _derives(module: Module, name: str, abstract: str) -> bool:

@@ -2,6 +2,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._devices._axis import mean_over
+from .._errors import ArgumentError
 from .._inner import FIRST_ORDER
 from .._types import State
 from ..optimizers import AbstractLayout, AbstractOptimizer, default_block_size, own_coordinates
@@ -126,7 +127,10 @@ def kept_by_default(layout: AbstractLayout, window: int, num_coordinates: int) -
 
 def _check_constants(where, constants):
     if unknown := sorted(constants - _KNOWN):
-        raise ValueError(
+        raise ArgumentError(
             f"`{where}(constants=...)` can have {', '.join(map(repr, sorted(_KNOWN)))}, what is not "
-            f"differentiated. Got {', '.join(map(repr, unknown))}."
+            f"differentiated. Got {', '.join(map(repr, unknown))}.",
+            argument="constants",
+            given=constants,
+            possible=sorted(_KNOWN),
         )

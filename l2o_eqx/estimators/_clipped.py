@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._inner import Record
 from .._layout import add_axis
 from .._misc import tree_norm
@@ -35,8 +36,10 @@ class ClippedPerObjective(AbstractEstimator):
 
     def __check_init__(self):
         if not self.max_norm > 0:
-            raise ValueError(
-                f"`ClippedPerObjective(max_norm={self.max_norm})`: the largest norm must be above 0."
+            raise ArgumentError(
+                f"`ClippedPerObjective(max_norm={self.max_norm})`: the largest norm must be above 0.",
+                argument="max_norm",
+                given=self.max_norm,
             )
 
     def init(self, optimizer: AbstractOptimizer, window: Window, *, key: PRNGKeyArray) -> State:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._errors import ArgumentError
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._layouts import AbstractLayout, Seen, take_step
@@ -29,7 +30,11 @@ class Clipped(AbstractOptimizer):
 
     def __check_init__(self):
         if not self.max_delta > 0:
-            raise ValueError(f"`Clipped(max_delta=...)` must be positive. Got max_delta={self.max_delta}.")
+            raise ArgumentError(
+                f"`Clipped(max_delta=...)` must be positive. Got max_delta={self.max_delta}.",
+                argument="max_delta",
+                given=self.max_delta,
+            )
 
     def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
         return self.inner.layout(shapes)

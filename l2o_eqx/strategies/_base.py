@@ -35,7 +35,8 @@ class AbstractUpdateStrategy(eqx.Module):
     """Which windows of losses train the optimizer during a super epoch, and how often.
 
     To write your own, implement `num_updates` and `super_epoch`. Begin with `estimators.first_window`, ask an
-    estimator about it, and go on where it ended: `window.after(result)`; or let `run_windows` do that.
+    estimator about it, and go on where it ended: `window.after(result)`. `AbstractWindowStrategy`
+    does all that, if windows are of one length.
     """
 
     @abc.abstractmethod

@@ -1,8 +1,10 @@
-from typing import Literal
+import abc
+from typing import Any, Literal
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._errors import ArgumentError
 from .._types import Keys, State
 from ..estimators import AbstractEstimator, Auto
 from ..objectives import ObjectiveBatch
@@ -14,7 +16,49 @@ from ._loop import run_windows
 Remainder = Literal["skip", "train"]
 
 
-class EveryWindow(AbstractUpdateStrategy):
+class AbstractWindowStrategy(AbstractUpdateStrategy):
+    """A strategy that is a setting of the window loop: implement `num_updates` and `windows`."""
+
+    estimator: eqx.AbstractVar[AbstractEstimator]
+
+    @abc.abstractmethod
+    def windows(self, num_steps: int) -> dict[str, Any]:
+        """The settings of `run_windows` for a super epoch of `num_steps`: `length`, and others."""
+
+    def coordinates_apart(self) -> bool:
+        return self.estimator.coordinates_apart()
+
+    def super_epoch(
+        self,
+        optimizer: AbstractOptimizer,
+        meta_state: PyTree,
+        objectives: ObjectiveBatch,
+        *,
+        meta_update: MetaUpdate,
+        weighting: AbstractWeighting,
+        num_steps: int,
+        init_keys: Keys,
+        loss_keys: Keys,
+        key: PRNGKeyArray,
+        strategy_state: State = None,
+    ) -> SuperEpoch:
+        del strategy_state
+        return run_windows(
+            optimizer,
+            meta_state,
+            objectives,
+            estimator=self.estimator,
+            meta_update=meta_update,
+            weighting=weighting,
+            num_steps=num_steps,
+            init_keys=init_keys,
+            loss_keys=loss_keys,
+            key=key,
+            **self.windows(num_steps),
+        )
+
+
+class EveryWindow(AbstractWindowStrategy):
     """One meta-update every T steps, on the losses of these T steps: truncated backpropagation.
 
     Params and the optimizer's state are constants where a window begins.
@@ -41,15 +85,20 @@ class EveryWindow(AbstractUpdateStrategy):
 
     def __check_init__(self):
         if self.window < self._shortest:
-            raise ValueError(
+            raise ArgumentError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
                 "loss comes before the update it should judge, unless with `include_final_loss`. "
-                f"Got window={self.window}."
+                f"Got window={self.window}.",
+                argument="window",
+                given=self.window,
             )
         if self.remainder not in ("skip", "train"):
-            raise ValueError(
+            raise ArgumentError(
                 f"`EveryWindow(remainder={self.remainder!r})`: the steps after the last full window can be "
-                "'skip' or 'train'."
+                "'skip' or 'train'.",
+                argument="remainder",
+                given=self.remainder,
+                possible=("skip", "train"),
             )
 
     @property
@@ -58,9 +107,11 @@ class EveryWindow(AbstractUpdateStrategy):
 
     def num_updates(self, num_steps: int) -> int:
         if self.window > num_steps:
-            raise ValueError(
+            raise ArgumentError(
                 f"`EveryWindow(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps. It can have {self._shortest} to {num_steps} steps."
+                f"{num_steps} steps. It can have {self._shortest} to {num_steps} steps.",
+                argument="window",
+                given=self.window,
             )
         return num_steps // self.window + self._trains_rest(num_steps)
 
@@ -72,41 +123,15 @@ class EveryWindow(AbstractUpdateStrategy):
     def _trains_rest(self, num_steps):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
 
-    def coordinates_apart(self) -> bool:
-        return self.estimator.coordinates_apart()
-
-    def super_epoch(
-        self,
-        optimizer: AbstractOptimizer,
-        meta_state: PyTree,
-        objectives: ObjectiveBatch,
-        *,
-        meta_update: MetaUpdate,
-        weighting: AbstractWeighting,
-        num_steps: int,
-        init_keys: Keys,
-        loss_keys: Keys,
-        key: PRNGKeyArray,
-        strategy_state: State = None,
-    ) -> SuperEpoch:
-        return run_windows(
-            optimizer,
-            meta_state,
-            objectives,
-            estimator=self.estimator,
-            length=self.window,
-            train_rest=self._trains_rest(num_steps),
-            include_final_loss=self.include_final_loss,
-            meta_update=meta_update,
-            weighting=weighting,
-            num_steps=num_steps,
-            init_keys=init_keys,
-            loss_keys=loss_keys,
-            key=key,
-        )
+    def windows(self, num_steps: int) -> dict[str, Any]:
+        return {
+            "length": self.window,
+            "train_rest": self._trains_rest(num_steps),
+            "include_final_loss": self.include_final_loss,
+        }
 
 
-class OncePerSuperEpoch(AbstractUpdateStrategy):
+class OncePerSuperEpoch(AbstractWindowStrategy):
     """One meta-update per super epoch, on all of its losses.
 
     Memory for the recorded gradients, and for activations that are kept, grows with the length of the super
@@ -124,46 +149,19 @@ class OncePerSuperEpoch(AbstractUpdateStrategy):
 
     def num_updates(self, num_steps: int) -> int:
         if num_steps < 2 and not self.include_final_loss:
-            raise ValueError(
+            raise ArgumentError(
                 "`OncePerSuperEpoch`: a super epoch needs at least 2 steps, so that a loss comes after an "
-                f"update. Got {num_steps}."
+                f"update. Got {num_steps}.",
+                argument="num_steps",
+                given=num_steps,
             )
         return 1
 
-    def coordinates_apart(self) -> bool:
-        return self.estimator.coordinates_apart()
-
-    def super_epoch(
-        self,
-        optimizer: AbstractOptimizer,
-        meta_state: PyTree,
-        objectives: ObjectiveBatch,
-        *,
-        meta_update: MetaUpdate,
-        weighting: AbstractWeighting,
-        num_steps: int,
-        init_keys: Keys,
-        loss_keys: Keys,
-        key: PRNGKeyArray,
-        strategy_state: State = None,
-    ) -> SuperEpoch:
-        return run_windows(
-            optimizer,
-            meta_state,
-            objectives,
-            estimator=self.estimator,
-            length=num_steps,
-            include_final_loss=self.include_final_loss,
-            meta_update=meta_update,
-            weighting=weighting,
-            num_steps=num_steps,
-            init_keys=init_keys,
-            loss_keys=loss_keys,
-            key=key,
-        )
+    def windows(self, num_steps: int) -> dict[str, Any]:
+        return {"length": num_steps, "include_final_loss": self.include_final_loss}
 
 
-class EveryStep(AbstractUpdateStrategy):
+class EveryStep(AbstractWindowStrategy):
     """A meta-update after every step, on the losses of the last T steps: a window that runs along.
 
     The meta-parameters change inside the window, so that two gradients can be meant. Most estimators run the
@@ -189,44 +187,22 @@ class EveryStep(AbstractUpdateStrategy):
 
     def __check_init__(self):
         if self.window < 2:
-            raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
+            raise ArgumentError(
+                f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.",
+                argument="window",
+                given=self.window,
+            )
 
     def num_updates(self, num_steps: int) -> int:
         if self.window > num_steps:
-            raise ValueError(
+            raise ArgumentError(
                 f"`EveryStep(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps. It can have 2 to {num_steps} steps."
+                f"{num_steps} steps. It can have 2 to {num_steps} steps.",
+                argument="window",
+                given=self.window,
             )
         return num_steps - self.window + 1
 
-    def coordinates_apart(self) -> bool:
-        return self.estimator.coordinates_apart()
-
-    def super_epoch(
-        self,
-        optimizer: AbstractOptimizer,
-        meta_state: PyTree,
-        objectives: ObjectiveBatch,
-        *,
-        meta_update: MetaUpdate,
-        weighting: AbstractWeighting,
-        num_steps: int,
-        init_keys: Keys,
-        loss_keys: Keys,
-        key: PRNGKeyArray,
-        strategy_state: State = None,
-    ) -> SuperEpoch:
-        return run_windows(
-            optimizer,
-            meta_state,
-            objectives,
-            estimator=self.estimator,
-            length=self.window,
-            overlap=True,
-            meta_update=meta_update,
-            weighting=weighting,
-            num_steps=num_steps,
-            init_keys=init_keys,
-            loss_keys=loss_keys,
-            key=key,
-        )
+    def windows(self, num_steps: int) -> dict[str, Any]:
+        del num_steps
+        return {"length": self.window, "overlap": True}

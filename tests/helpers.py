@@ -76,13 +76,17 @@ def _per_layer(key):
     return optimizers.PerLayer({name: make(k) for name, k in keys.items()})
 
 
+def as_if_trained(optimizer, key):
+    """All its weights moved: with a last layer of zeros no other has a derivative."""
+    weights, static = eqx.partition(optimizer, eqx.is_inexact_array)
+    leaves, treedef = jax.tree.flatten(weights)
+    moved = [x + 0.1 * jr.normal(k, x.shape) for x, k in zip(leaves, jr.split(key, len(leaves)), strict=True)]
+    return eqx.combine(treedef.unflatten(moved), static)
+
+
 def _adam_mlp(key, matrices=False):
-    # As if trained: with a last layer of zeros no other has a derivative.
     optimizer = optimizers.AdamMLP((3, 4), learning_rate=0.1, num_steps=5, matrices=matrices, key=key)
-    leaves, treedef = jax.tree.flatten(optimizer)
-    return treedef.unflatten(
-        [x + 0.1 * jr.normal(k, x.shape) for x, k in zip(leaves, jr.split(key, len(leaves)), strict=True)]
-    )
+    return as_if_trained(optimizer, key)
 
 
 PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
@@ -132,6 +136,9 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     ),
     "per_layer": _per_layer,
     "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
+    "hierarchical_rnn": lambda key: as_if_trained(
+        optimizers.HierarchicalRNN(3, 4, 2, (0.01, 0.1), key=key), key
+    ),
     "adam_mlp": _adam_mlp,
     "adam_mlp_matrices": lambda key: _adam_mlp(key, matrices=True),
     "unit_rms": lambda key: optimizers.UnitRMS(

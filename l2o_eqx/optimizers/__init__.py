@@ -11,6 +11,7 @@ from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
 from ._groups import Groups as Groups
 from ._hierarchical import Hierarchical as Hierarchical
+from ._hierarchical_rnn import HierarchicalRNN as HierarchicalRNN
 from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
 from ._layouts import Seen as Seen

@@ -106,7 +106,7 @@ class Hierarchical(AbstractOptimizer):
         inputs = jnp.concatenate([own, tensor_state[0][:, tensor_of]])
         hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
 
-        means = _mean_by_tensor(hidden, tensor_of, sizes)
+        means = mean_by_tensor(hidden, tensor_of, sizes)
         from_above = jnp.broadcast_to(global_state[0], (global_state[0].shape[0], len(sizes)))
         inputs = jnp.concatenate([means, from_above])
         tensors, (tensor_state,) = run_cells((self.tensor_cell,), inputs, (tensor_state,))
@@ -122,8 +122,15 @@ class Hierarchical(AbstractOptimizer):
         return updates, (levels, preprocessor_state, output_state)
 
 
-def _mean_by_tensor(
+def mean_by_tensor(
     hidden: Float[Array, "hidden coordinates"], tensor_of: np.ndarray, sizes: np.ndarray
 ) -> Float[Array, "hidden tensors"]:
+    """The mean over the coordinates of every tensor, 0 where there are none.
+
+    **Arguments:**
+
+    - `tensor_of`: the number of each coordinate's tensor, in order.
+    - `sizes`: how many each has.
+    """
     sums = jax.ops.segment_sum(hidden.T, tensor_of, len(sizes), indices_are_sorted=True).T
     return sums / jnp.asarray(np.maximum(sizes, 1), hidden.dtype)[None]

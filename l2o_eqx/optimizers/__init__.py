@@ -15,6 +15,7 @@ from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
 from ._layouts import Seen as Seen
 from ._layouts import Whole as Whole
+from ._layouts import initial_state as initial_state
 from ._layouts import take_step as take_step
 from ._learned_momentum import LearnedMomentum as LearnedMomentum
 from ._per_layer import PerLayer as PerLayer
@@ -23,5 +24,8 @@ from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
+from ._sharing import is_spread as is_spread
+from ._spread import by_entry as by_entry
+from ._spread import specs_like as specs_like
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS

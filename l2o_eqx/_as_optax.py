@@ -9,12 +9,12 @@ import optax
 from jaxtyping import PyTree
 
 from ._errors import ArgumentError
-from ._layout import add_axis, batched_init, batched_update, drop_axis
+from ._layout import add_axis, batched_init, batched_update, drop_axis, of_one
 from ._misc import unit_rms
 from ._optax_trees import as_arrays, as_value, check_same_shapes, wide, with_dtypes
-from ._spread import spread_init, spread_update
+from ._spread import init_on_mesh, update_on_mesh
 from ._types import StepNumber
-from .optimizers import AbstractOptimizer, Seen, is_spread
+from .optimizers import AbstractOptimizer, Seen, by_entry, initial_state, is_spread, take_step
 
 Output = Literal["update", "rms"]
 
@@ -97,9 +97,10 @@ def as_optax(
     - `output`: `"update"`, the optimizer's own; or `"rms"`, which is `scale_by_learned`.
 
     **Returns:** the transformation. Its updates are added to the params by `optax.apply_updates`; it may be
-    chained, masked, partitioned and accumulated. `params` is needed in `update` only if the optimizer looks at
-    it, and so are `value=` (the loss, a scalar) and `key=`; other keywords are ignored. It is a PyTree, whose
-    arrays are the meta-parameters. A learned starting point is taken by those who ask its `initial_params`.
+    chained, masked, partitioned and accumulated. `params` is needed in `update` only if the optimizer looks
+    at it, and so are `value=` (the loss, a scalar) and `key=`; other keywords are ignored. It is a PyTree,
+    whose arrays are the meta-parameters. A learned starting point is taken by those who ask its
+    `initial_params`. For Flax NNX, import `flax.nnx` before you make the transformation.
 
     **Raises:** `ValueError` for an unknown output. On `init` and `update`, if what the optimizer wants is not
     given, and for leaves that are no arrays of real numbers: of a model, hand over
@@ -147,9 +148,9 @@ def _init(optimizer, num_steps, params):
         # One leaf that is none of the params': `optax.tree.map_params` leaves our states alone.
         return 0.0
     params = wide(as_arrays(params, where=_where(optimizer), argument="params"))
-    if is_spread(params):
-        return TransformationState(spread_init(optimizer, params, num_steps), True)
-    return TransformationState(batched_init(optimizer, add_axis(params), num_steps), False)
+    spread = is_spread(params)
+    init = _init_by_entry if spread else _init_in_blocks
+    return TransformationState(init_on_mesh(init, optimizer, params, num_steps), spread)
 
 
 def _update(optimizer, output, updates, state, params, given):
@@ -159,29 +160,27 @@ def _update(optimizer, output, updates, state, params, given):
     if params is not None:
         like = as_arrays(params, where=where, argument="params")
         check_same_shapes(grads, like, where=where)
-        # In the dtype of the params, so that states keep theirs.
-        grads = jax.tree.unflatten(
-            jax.tree.structure(grads),
-            [
-                g.astype(p.dtype)
-                for g, p in zip(jax.tree.leaves(grads), jax.tree.leaves(wide(like)), strict=True)
-            ],
-        )
         params = wide(like)
+        # In the dtype of the params, so that states keep theirs.
+        grads = with_dtypes(grads, params, jax.tree.structure(grads))
+    grads = wide(grads)
     if missing := sorted(name for name in optimizer.needs() if given[name] is None):
         raise ArgumentError(
             f"{where}: hand `{missing[0]}` to `update`, `update(grads, state, params, {missing[0]}=...)`.",
             argument=missing[0],
         )
-    grads = wide(grads)
     wanted = {name: given[name] for name in optimizer.wants() if given[name] is not None}
     if "value" in wanted:
         wanted["value"] = as_value(wanted["value"], grads)
-    run = spread_update if state.spread else _update_in_blocks
-    changes, inner = run(optimizer, Seen(grads, **wanted), state.inner, params)
+    step = _update_by_entry if state.spread else _update_in_blocks
+    changes, inner = update_on_mesh(step, optimizer, Seen(grads, **wanted), state.inner, params)
     if output == "rms":
         changes = jax.tree.map(jnp.negative, unit_rms(changes))
     return with_dtypes(changes, like, treedef), TransformationState(inner, state.spread)
+
+
+def _init_in_blocks(optimizer, params, num_steps):
+    return batched_init(optimizer, add_axis(params), num_steps)
 
 
 def _update_in_blocks(optimizer, seen, state, params):
@@ -195,6 +194,14 @@ def _update_in_blocks(optimizer, seen, state, params):
     params = None if params is None else add_axis(params)
     updates, state = batched_update(optimizer, shown, state, params, like=grads)
     return drop_axis(updates), state
+
+
+def _init_by_entry(optimizer, params, num_steps):
+    return initial_state(by_entry(optimizer, of_one(add_axis(params))), params, num_steps)
+
+
+def _update_by_entry(optimizer, seen, state, params):
+    return take_step(by_entry(optimizer, of_one(add_axis(seen.grads))), seen, state, params)
 
 
 def _where(optimizer):

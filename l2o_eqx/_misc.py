@@ -24,7 +24,7 @@ def wide_dtype_of(dtype: np.dtype) -> np.dtype:
 
 
 def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """As float32 at least: half precision has neither the digits nor the range that networks' features need."""
+    """As float32 at least: half precision has neither the digits nor the range that features need."""
     return x.astype(wide_dtype_of(x.dtype))
 
 

@@ -9,36 +9,37 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ._types import Params, State, StepNumber
-from .optimizers import AbstractOptimizer, Seen, by_entry, initial_state, specs_like, take_step
+from ._types import Params, State
+from .optimizers import AbstractOptimizer, Seen, specs_like
 
 
-def spread_init(optimizer: AbstractOptimizer, params: Params, num_steps: StepNumber | None) -> State:
-    """The optimizer's own state, spread as the params are.
+def init_on_mesh(function: Any, optimizer: AbstractOptimizer, params: Params, num_steps: Any) -> State:
+    """`function(optimizer, params, num_steps)`, a state that is spread as the params are.
 
     Under `jit` arrays do not say how axes of type `Auto` share them out. There XLA decides where the state
     is, as it does of any optax transformation, unless `out_shardings` tells it.
     """
-    optimizer = by_entry(optimizer, _shapes(params))
     mesh = _known_mesh(params)
     if mesh is None:
-        return initial_state(optimizer, params, num_steps)
-    shapes = eqx.filter_eval_shape(initial_state, optimizer, params, num_steps)
+        return function(optimizer, params, num_steps)
+    shapes = eqx.filter_eval_shape(function, optimizer, params, num_steps)
     specs = specs_like(shapes, params, jax.tree.leaves(_specs(params, mesh)))
-    return _run_on_mesh(initial_state, mesh, specs, (optimizer, params, num_steps))
+    return _run_on_mesh(function, mesh, specs, (optimizer, params, num_steps))
 
 
-def spread_update(
-    optimizer: AbstractOptimizer, seen: Seen, state: State, params: Params | None
+def update_on_mesh(
+    function: Any, optimizer: AbstractOptimizer, seen: Seen, state: State, params: Params | None
 ) -> tuple[Params, State]:
-    """One step: updates are where the params are (or else the gradients), and the state stays where it is."""
-    optimizer = by_entry(optimizer, _shapes(seen.grads))
+    """`function(optimizer, seen, state, params)`, one step.
+
+    Updates are where the params are (or else the gradients), and the state stays where it is.
+    """
     like = seen.grads if params is None else params
     mesh = _known_mesh(like)
     if mesh is None:
-        return take_step(optimizer, seen, state, params)
+        return function(optimizer, seen, state, params)
     specs = (_specs(like, mesh), _specs(state, mesh))
-    return _run_on_mesh(take_step, mesh, specs, (optimizer, seen, state, params))
+    return _run_on_mesh(function, mesh, specs, (optimizer, seen, state, params))
 
 
 def _run_on_mesh(function: Any, mesh: AbstractMesh | Mesh, specs: PyTree, args: Any) -> Any:
@@ -57,7 +58,7 @@ def _on_mesh(function, mesh, shardings, args):
     def run(arrays):
         return tuple(jax.tree.leaves(function(*eqx.combine(arrays, rest))))
 
-    if AxisType.Explicit not in mesh.axis_types:
+    if not _is_explicit(mesh):
         return lax.with_sharding_constraint(run(arrays), shardings)
     # Axes that are part of the arrays' types: operations that say nothing of them would be refused.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -67,15 +68,20 @@ def _on_mesh(function, mesh, shardings, args):
 def _known_mesh(params: Params) -> AbstractMesh | Mesh | None:
     """The mesh of arrays that say how they are spread over it: because they are there, or by their type."""
     leaves = jax.tree.leaves(params)
-    meshes = [x.sharding.mesh for x in leaves if _is_there(x) and not x.sharding.is_fully_replicated]
-    types = [jax.typeof(x).sharding for x in leaves]
-    meshes += [t.mesh for t in types if any(name is not None for name in t.spec)]
+    placed = [x.sharding for x in leaves if _is_there(x)]
+    meshes = [s.mesh for s in placed if _is_explicit(s.mesh) or not s.is_fully_replicated]
+    types = [jax.typeof(x).sharding.mesh for x in leaves]
+    meshes += [mesh for mesh in types if _is_explicit(mesh)]
     return meshes[0] if meshes else None
+
+
+def _is_explicit(mesh):
+    return AxisType.Explicit in mesh.axis_types
 
 
 def _specs(tree: PyTree, mesh: AbstractMesh | Mesh) -> PyTree[PartitionSpec]:
     def one(x):
-        if AxisType.Explicit in mesh.axis_types:
+        if _is_explicit(mesh):
             return jax.typeof(x).sharding.spec
         return x.sharding.spec if _is_there(x) and x.sharding.mesh == mesh else PartitionSpec()
 
@@ -84,7 +90,3 @@ def _specs(tree: PyTree, mesh: AbstractMesh | Mesh) -> PyTree[PartitionSpec]:
 
 def _is_there(x):
     return not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding)
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

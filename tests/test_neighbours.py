@@ -52,15 +52,15 @@ def test_flax_nnx_is_a_plain_loop():
     optimizer = LearnedMomentum(4, per="layer", key=jr.key(0))
     losses, _ = train(optimizer)
     x, net = jr.normal(jr.key(0), (8, 2)), Net(nnx.Rngs(0))
-    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    params = nnx.as_pure(nnx.state(net, nnx.Param))
     transformation = l2o_eqx.as_optax(optimizer)
 
     @jax.jit
     def step(params, state):
         def loss(params):
-            hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+            hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"][None])
             last = params["rest"][0]
-            return jnp.mean((hidden @ last["kernel"] + last["bias"] - x[:, :1]) ** 2)
+            return jnp.mean((hidden @ last["kernel"] + last["bias"][None] - x[:, :1]) ** 2)
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = transformation.update(grads, state, params)

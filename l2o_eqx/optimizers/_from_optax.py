@@ -15,8 +15,8 @@ class FromOptax(AbstractOptimizer):
 
     **Arguments:**
 
-    - `transformation`: e.g. `optax.adam(1e-3)`. What it closes over is not a meta-parameter; the arrays of one
-        that is itself a PyTree, as those of `l2o_eqx.as_optax` are, are.
+    - `transformation`: e.g. `optax.adam(1e-3)`. What it closes over is no meta-parameter; the arrays of one
+        that is itself a PyTree are, as those of `l2o_eqx.as_optax`.
     """
 
     transformation: optax.GradientTransformation

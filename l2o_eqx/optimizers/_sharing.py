@@ -17,9 +17,8 @@ def is_spread(tree: PyTree) -> bool:
 
 def _is_spread(x):
     mesh = jax.typeof(x).sharding.mesh
-    shared = [
-        size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual
-    ]
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    shared = [size for size, kind in kinds if kind != AxisType.Manual]
     if all(size == 1 for size in shared):
         return False
     if not isinstance(x, jax.core.Tracer):

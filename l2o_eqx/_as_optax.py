@@ -67,7 +67,8 @@ class LearnedTransformation(optax.GradientTransformationExtraArgs):
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> "LearnedTransformation":
-        return cls(*children, aux)
+        optimizer, num_steps = children
+        return cls(optimizer, num_steps, aux)
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return self.optimizer, self.num_steps, self.output

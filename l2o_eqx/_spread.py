@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -44,10 +45,11 @@ def update_on_mesh(
 
 def _run_on_mesh(function: Any, mesh: AbstractMesh | Mesh, specs: PyTree, args: Any) -> Any:
     """`function(*args)`, with XLA free to choose where things are, but for the results."""
-    shardings, treedef = jax.tree.flatten(jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    concrete: Any = mesh  # so are abstract ones taken, but the types of JAX do not say so
+    shardings, treedef = jax.tree.flatten(jax.tree.map(lambda spec: NamedSharding(concrete, spec), specs))
     # A state of zeros does not tell by itself which devices it is for.
     outside = isinstance(mesh, Mesh) and jax.sharding.get_abstract_mesh().empty
-    with jax.set_mesh(mesh) if outside else contextlib.nullcontext():
+    with jax.set_mesh(concrete) if outside else contextlib.nullcontext():
         return treedef.unflatten(_on_mesh(function, mesh, tuple(shardings), args))
 
 
@@ -89,4 +91,4 @@ def _specs(tree: PyTree, mesh: AbstractMesh | Mesh) -> PyTree[PartitionSpec]:
 
 
 def _is_there(x):
-    return not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding)
+    return not isinstance(x, Tracer) and isinstance(x.sharding, NamedSharding)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -120,7 +121,7 @@ def test_both_directions_are_the_optimizer(name):
         assert nothing == {"a": None}
         return through, direct, updates, (next_state, last)
 
-    transformation = l2o_eqx.as_optax(OPTIMIZERS[name](jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(OPTIMIZERS[name](jr.key(0)))
     through, direct, updates, states = program(transformation)
     program(jax.tree.map(lambda x: x, transformation))
     assert traces == 1
@@ -132,7 +133,7 @@ def test_both_directions_are_the_optimizer(name):
 @pytest.mark.parametrize("empty", [{}, (), None, optax.MaskedNode()])
 @pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "hierarchical", "learned_momentum"])
 def test_no_params_at_all(name, empty):
-    transformation = l2o_eqx.as_optax(OPTIMIZERS[name](jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(OPTIMIZERS[name](jr.key(0)))
     updates, state = transformation.update(empty, transformation.init(empty), empty)
     assert jax.tree.structure(updates) == jax.tree.structure(empty)
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, transformation.init(empty))
@@ -141,14 +142,14 @@ def test_no_params_at_all(name, empty):
 @pytest.mark.parametrize("loss, start", [(parabola, [-1.0, 10.0, 1.0]), (rosenbrock, [0.0, 0.0])])
 @pytest.mark.parametrize("make", [LearnedMomentum, AdamMLP])
 def test_what_starts_as_a_good_optimizer_goes_down(make, loss, start):
-    transformation = l2o_eqx.as_optax(make(key=jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(make(key=jr.key(0)))
     _, _, values = jax.jit(lambda: run(transformation, jnp.array(start), 60, loss))()
     assert np.all(np.isfinite(values)) and values[-1] < 0.9 * values[0]
 
 
 def test_numbers_of_python_are_params():
     """As with Adam; the state is that of an array."""
-    transformation = l2o_eqx.as_optax(LEARNED["lstm_adam_like"](jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(LEARNED["lstm_adam_like"](jr.key(0)))
     state = transformation.init({"t": 1.0})
     updates, next_state = transformation.update({"t": 2.0}, state, {"t": 1.0})
     expected, _ = transformation.update({"t": jnp.float32(2)}, transformation.init({"t": jnp.float32(1)}))
@@ -168,7 +169,7 @@ def test_an_instance_of_equal_structure_does_not_compile_again():
 
     results = []
     for seed in range(3):
-        transformation = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(seed)), 10)
+        transformation: Any = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(seed)), 10)
         results.append(update(transformation, jnp.ones(4), transformation.init(jnp.ones(4))))
     assert traces == 1
     assert not np.allclose(results[0], results[1])
@@ -197,7 +198,7 @@ def test_derivatives_pass_through_the_transformation(size):
 
 
 def test_vmap_is_a_loop():
-    transformation = l2o_eqx.as_optax(LEARNED["lstm_adam_like"](jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(LEARNED["lstm_adam_like"](jr.key(0)))
     params = jr.normal(jr.key(1), (3, 2, 150))
 
     def once(params):
@@ -210,13 +211,13 @@ def test_vmap_is_a_loop():
 
 def test_value_and_key_are_handed_on_and_missed():
     params = {"a": jnp.ones(3), "b": jnp.ones(())}
-    polyak = l2o_eqx.as_optax(Polyak(jnp.float32(0.5)))
+    polyak: Any = l2o_eqx.as_optax(Polyak(jnp.float32(0.5)))
     updates, state = polyak.update(params, polyak.init(params), value=3, surprise=1)
     assert_trees_close(updates, jax.tree.map(lambda x: -1.5 * x, params))
     assert polyak.update(params, state, value=jnp.float16(3))[0]["b"] == 0
     with pytest.raises(l2o_eqx.ArgumentError, match="hand `value` to `update`"):
         polyak.update(params, state, params)
-    noise = l2o_eqx.as_optax(Noise(jnp.float32(2)))
+    noise: Any = l2o_eqx.as_optax(Noise(jnp.float32(2)))
     first, second = (noise.update(params, noise.init(params), key=jr.key(i))[0] for i in range(2))
     assert np.all(first["a"] != second["a"])
     with pytest.raises(l2o_eqx.ArgumentError, match="hand `key` to `update`"):
@@ -235,7 +236,7 @@ def test_from_optax_hands_the_value_on():
     assert_trees_close(clipped.update(grads, clipped.init(params), params, value=2)[0], expected)
     with pytest.raises(TypeError, match="value"):
         clipped.update(grads, clipped.init(params), params)
-    plain = optax.GradientTransformation(optax.sgd(0.1).init, lambda g, s, p=None: (g, s))
+    plain: Any = optax.GradientTransformation(optax.sgd(0.1).init, lambda g, s, p=None: (g, s))
     for transformation in (optax.adam(0.1), plain):
         back = l2o_eqx.as_optax(FromOptax(transformation))
         expected, _ = transformation.update(grads, transformation.init(params), params)
@@ -255,7 +256,7 @@ def test_features_are_computed_in_float32(preprocessor):
     features, _ = preprocessor(grads, preprocessor.init(grads))
     assert_trees_close(features, preprocessor(wide, preprocessor.init(wide))[0])
     optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM((3,), preprocessor, 0.1, key=jr.key(0))
-    transformation = l2o_eqx.as_optax(optimizer)
+    transformation: Any = l2o_eqx.as_optax(optimizer)
     updates, _ = transformation.update(grads, transformation.init(grads), grads)
     expected, _ = optimizer.update(wide, optimizer.init(wide), wide)
     rounded = jax.tree.map(lambda u, g: u.astype(g.dtype), expected, grads)
@@ -266,7 +267,7 @@ def test_features_are_computed_in_float32(preprocessor):
 
 
 def test_what_is_no_real_array_is_refused():
-    transformation = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(0)))
+    transformation: Any = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(0)))
     model = eqx.nn.MLP(2, 1, 3, 1, key=jr.key(0))
     arrays = eqx.filter(model, eqx.is_inexact_array)
     state = transformation.init(arrays)
@@ -300,7 +301,7 @@ def test_a_learned_start_is_there_for_those_who_ask():
         def update(self, grads, state, params, *, value=None, key=None):
             return grads, None
 
-    transformation = l2o_eqx.as_optax(Start(jnp.float32(2)))
+    transformation: Any = l2o_eqx.as_optax(Start(jnp.float32(2)))
     start = transformation.initial_params({"w": jnp.ones(2, jnp.bfloat16), "t": 1.0})
     assert start["w"].dtype == jnp.bfloat16 and np.all(start["w"] == 3) and start["t"] == 3
     same = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(0))).initial_params(PARAMS)
@@ -308,7 +309,7 @@ def test_a_learned_start_is_there_for_those_who_ask():
 
 
 def test_a_transformation_is_copied_pickled_and_unpacked():
-    transformation = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(0)), 7, output="rms")
+    transformation: Any = l2o_eqx.as_optax(LEARNED["lstm_identity"](jr.key(0)), 7, output="rms")
     assert isinstance(transformation, optax.GradientTransformationExtraArgs)
     init, update = transformation
     expected, _ = update(PARAMS, init(PARAMS), PARAMS)

@@ -1,5 +1,7 @@
 """Learned optimizers inside of what optax puts around transformations."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,11 @@ GRADS = jax.tree.map(lambda x: x - 0.5, PARAMS)
 NAMES = ["lstm_log_sign", "per_layer", "hierarchical"]
 
 
-def learned(name="lstm_log_sign"):
+def learned(name="lstm_log_sign") -> Any:
     return l2o_eqx.as_optax(LEARNED[name](jr.key(0)))
 
 
-def updates_of(transformation, params=PARAMS, grads=GRADS, **extra):
+def updates_of(transformation: Any, params: Any = PARAMS, grads: Any = GRADS, **extra: Any) -> Any:
     """Of two steps at one point."""
 
     @jax.jit
@@ -43,7 +45,7 @@ def test_masked_and_partitioned(name):
     expected = updates_of(learned(name), alone, grads)["layers"][0]["w"]
     masked = updates_of(optax.masked(learned(name), mask))
     labels = jax.tree.map(lambda m: "learned" if m else "adam", mask)
-    groups = {"learned": learned(name), "adam": optax.adam(1e-3), "none": learned(name)}
+    groups: dict = {"learned": learned(name), "adam": optax.adam(1e-3), "none": learned(name)}
     split = updates_of(optax.partition(groups, labels))
     for updates in (masked, split):
         assert_trees_close(updates["layers"][0]["w"], expected, rtol=1e-5)
@@ -57,7 +59,7 @@ def test_a_model_that_can_be_called_is_partitioned():
     """Optax calls labels that can be called, as a tree with the structure of a model can: as a function."""
     model = eqx.filter(eqx.nn.MLP(2, 1, 3, 1, key=jr.key(1)), eqx.is_inexact_array)
     labels = jax.tree.map(lambda x: "learned" if x.ndim > 1 else "adam", model)
-    groups = {"learned": learned(), "adam": optax.adam(1e-3)}
+    groups: dict = {"learned": learned(), "adam": optax.adam(1e-3)}
     updates = updates_of(optax.partition(groups, lambda params: labels), model, model)
     assert jax.tree.structure(updates) == jax.tree.structure(model)
     mask = jax.tree.map(lambda x: x.ndim > 1, model)
@@ -104,7 +106,7 @@ def test_what_is_not_finite_is_left_out():
 def test_hyperparameters_are_injected(make):
     """The horizon is one; it may be an array."""
     optimizer = LEARNED["adam_mlp"](jr.key(0))
-    injected = optax.inject_hyperparams(make)(optimizer, num_steps=7)
+    injected: Any = optax.inject_hyperparams(make)(optimizer, num_steps=7)
     assert_trees_close(updates_of(injected), updates_of(make(optimizer, 7)), rtol=1e-5)
     assert injected.init(PARAMS).hyperparams["num_steps"] == 7
 
@@ -122,7 +124,7 @@ def test_lookahead_and_schedule_free():
     updates, _ = jax.jit(transformation.update)(GRADS, state, params)
     expected, _ = learned().update(GRADS, learned().init(PARAMS), PARAMS)
     assert_trees_close(updates.fast, expected, rtol=1e-5)
-    free = optax.contrib.schedule_free(learned(), learning_rate=0.1)
+    free: Any = optax.contrib.schedule_free(learned(), learning_rate=0.1)
     state = free.init(PARAMS)
     updates, state = jax.jit(free.update)(GRADS, state, PARAMS)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(updates))
@@ -133,7 +135,7 @@ def test_lookahead_and_schedule_free():
 @pytest.mark.parametrize("name", ["lstm_log_sign", "hierarchical"])
 def test_complex_params_in_two_real_parts(name):
     params = {"z": jnp.array([1 + 2j, 0.5 - 1j], jnp.complex64), "x": jnp.ones(2)}
-    transformation = optax.contrib.split_real_and_imaginary(learned(name))
+    transformation: Any = optax.contrib.split_real_and_imaginary(learned(name))
     updates, _ = transformation.update(params, transformation.init(params), params)
     assert updates["z"].dtype == jnp.complex64
     pair = {"x": params["x"], "z": (params["z"].real, params["z"].imag)}
@@ -146,8 +148,8 @@ def test_complex_params_in_two_real_parts(name):
 def test_no_part_of_a_state_is_like_the_params(name):
     """So optax leaves it alone: it is laid out in blocks."""
     chain = optax.chain(learned(name), optax.trace(0.9))
-    state = chain.init(PARAMS)
-    mapped = optax.tree.map_params(chain, lambda x: x + 1, state)
+    state: Any = chain.init(PARAMS)
+    mapped: Any = optax.tree.map_params(chain, lambda x: x + 1, state)
     assert_trees_close(mapped[0], state[0], rtol=0, atol=0)
     assert_trees_close(mapped[1].trace, jax.tree.map(lambda x: x + 1, state[1].trace))
 

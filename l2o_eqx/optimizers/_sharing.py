@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType
 from jaxtyping import PyTree
 
@@ -21,7 +22,7 @@ def _is_spread(x):
     shared = [size for size, kind in kinds if kind != AxisType.Manual]
     if all(size == 1 for size in shared):
         return False
-    if not isinstance(x, jax.core.Tracer):
+    if not isinstance(x, Tracer):
         return not x.sharding.is_fully_replicated
     explicit = any(name is not None for name in jax.typeof(x).sharding.spec)
     return explicit or AxisType.Auto in mesh.axis_types

@@ -8,13 +8,13 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import PyTree
 
+from ._devices import is_spread, keep_spread, spread_out
 from ._errors import ArgumentError
 from ._layout import add_axis, batched_init, batched_update, drop_axis, of_one
 from ._misc import unit_rms
 from ._optax_trees import as_arrays, as_value, check_same_shapes, wide, with_dtypes
-from ._spread import init_on_mesh, update_on_mesh
 from ._types import StepNumber
-from .optimizers import AbstractOptimizer, Seen, by_entry, initial_state, is_spread, take_step
+from .optimizers import AbstractOptimizer, Seen, by_entry, initial_state, take_step
 
 Output = Literal["update", "rms"]
 
@@ -151,7 +151,7 @@ def _init(optimizer, num_steps, params):
     params = wide(as_arrays(params, where=_where(optimizer), argument="params"))
     spread = is_spread(params)
     init = _init_by_entry if spread else _init_in_blocks
-    return TransformationState(init_on_mesh(init, optimizer, params, num_steps), spread)
+    return TransformationState(spread_out(init, params, optimizer, params, num_steps), spread)
 
 
 def _update(optimizer, output, updates, state, params, given):
@@ -174,7 +174,8 @@ def _update(optimizer, output, updates, state, params, given):
     if "value" in wanted:
         wanted["value"] = as_value(wanted["value"], grads)
     step = _update_by_entry if state.spread else _update_in_blocks
-    changes, inner = update_on_mesh(step, optimizer, Seen(grads, **wanted), state.inner, params)
+    where_to = (grads if params is None else params, state.inner)
+    changes, inner = keep_spread(step, where_to, optimizer, Seen(grads, **wanted), state.inner, params)
     if output == "rms":
         changes = jax.tree.map(jnp.negative, unit_rms(changes))
     return with_dtypes(changes, like, treedef), TransformationState(inner, state.spread)

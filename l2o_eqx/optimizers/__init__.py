@@ -5,6 +5,7 @@ from ._base import AbstractOptimizer as AbstractOptimizer
 from ._blocks import Blocks as Blocks
 from ._blocks import default_block_size as default_block_size
 from ._blocks import own_coordinates as own_coordinates
+from ._by_entry import by_entry as by_entry
 from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
@@ -24,8 +25,5 @@ from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
-from ._sharing import is_spread as is_spread
-from ._spread import by_entry as by_entry
-from ._spread import specs_like as specs_like
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS

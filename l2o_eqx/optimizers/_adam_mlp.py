@@ -12,11 +12,12 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._devices._spread import is_spread
 from .._errors import ArgumentError, check
 from .._misc import root_mean_square, tree_norm
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
-from ._sharing import is_spread, over_entries
+from ._by_entry import over_entries
 
 # Running means of the gradient, beside the gradient itself, and of its square.
 _DECAYS = (0.5, 0.9, 0.97)

@@ -7,15 +7,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._devices._spread import is_spread
 from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, TwoFeature
 from ._base import AbstractOptimizer
+from ._by_entry import over_entries
 from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
 from ._lstm import LSTMState, make_cells, run_cells, zero_states
-from ._sharing import is_spread, over_entries
 
 
 class Hierarchical(AbstractOptimizer):

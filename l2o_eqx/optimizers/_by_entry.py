@@ -1,23 +1,28 @@
-"""Params whose arrays are spread over the devices of a mesh: nothing cuts, joins or reshapes them.
+"""Optimizers entry by entry, for params whose arrays are spread over devices: nothing cuts or joins these.
 
 A reshape of an array whose axes are shared out would gather it. So a coordinatewise optimizer runs entry by
 entry, with the axes of the array in front of whatever it makes of an entry; XLA then leaves every entry where
 it is, on axes that it shares out by itself as on those that are part of an array's type.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.random as jr
-import jax.tree_util as jtu
-from jax.sharding import PartitionSpec
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._blocks import Blocks
 from ._layouts import Seen, initial_state, take_step
-from ._sharing import over_entries
+
+
+def over_entries(function: Callable[..., PyTree], num_axes: int) -> Callable[..., PyTree]:
+    """`function` of single entries for whole arrays: `num_axes` axes of theirs stay in front."""
+    for _ in range(num_axes):
+        function = jax.vmap(function)
+    return function
 
 
 class ByEntry(AbstractOptimizer):
@@ -84,29 +89,3 @@ def by_entry(optimizer: AbstractOptimizer, shapes: PyTree[jax.ShapeDtypeStruct])
         return isinstance(x, AbstractOptimizer) and isinstance(x.layout(shapes), Blocks)
 
     return jax.tree.map(lambda x: ByEntry(x) if is_apart(x) else x, optimizer, is_leaf=is_apart)
-
-
-def specs_like(tree: PyTree, params: PyTree, specs: list[PartitionSpec]) -> PyTree[PartitionSpec]:
-    """How the arrays of a state are shared out: as the params that they belong to, or not at all.
-
-    An array belongs to the params if its shape is theirs, perhaps with more axes behind. If several are, then
-    to those whose path its own path ends with, or whose number is in it.
-
-    **Arguments:**
-
-    - `tree`: the state, or its shapes.
-    - `params`: arrays or shapes.
-    - `specs`: those of all params, in order.
-    """
-    paths, shapes = zip(*((p, x.shape) for p, x in jtu.tree_leaves_with_path(params)), strict=True)
-
-    def belongs(path: tuple[Any, ...], i: int) -> bool:
-        return bool(paths[i]) and any(path[k : k + len(paths[i])] == paths[i] for k in range(len(path)))
-
-    def one(path: tuple[Any, ...], x: Any) -> PartitionSpec:
-        fitting = [i for i, s in enumerate(shapes) if s and x.shape[: len(s)] == s]
-        numbers = [key.idx for key in path if isinstance(key, jtu.SequenceKey)]
-        mine = [i for i in fitting if belongs(path, i)] or [i for i in numbers if i in fitting] or fitting
-        return specs[mine[0]] if mine else PartitionSpec()
-
-    return jtu.tree_map_with_path(one, tree)

@@ -29,17 +29,27 @@ def train_one(path):
 
 def main(path):
     # From here on nothing is special: a learned optimizer is an optax.GradientTransformation.
-    learned = l2o_eqx.as_optax(l2o_eqx.load(path))
-    transformation = optax.chain(optax.clip(1.0), learned)
+    optimizer = l2o_eqx.load(path)
+    print("Its own steps:")
+    run(optax.chain(optax.clip(1.0), l2o_eqx.as_optax(optimizer)), optimizer)
+    # Or take only its direction, with a rate, a schedule and a weight decay of your own.
+    print("Its direction, with a rate that decays:")
+    schedule = optax.cosine_decay_schedule(0.01, 100)
+    decay = optax.add_decayed_weights(1e-4)
+    direction = l2o_eqx.scale_by_learned(optimizer)
+    run(optax.chain(direction, decay, optax.scale_by_learning_rate(schedule)), optimizer)
 
+
+def run(transformation, optimizer):
     objective = family.sample(jr.key(2))
-    params = objective.init(jr.key(3))
+    # The same params, unless the optimizer has learned where to begin.
+    params = optimizer.initial_params(objective.init(jr.key(3)))
     state = transformation.init(params)
 
     @jax.jit
     def step(params, state, t):
         loss, grads = jax.value_and_grad(objective.loss)(params, t, jr.key(4))
-        updates, state = transformation.update(grads, state, params)
+        updates, state = transformation.update(grads, state, params, value=loss)
         return eqx.apply_updates(params, updates), state, loss
 
     for t in range(101):

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from . import strategies as strategies
     from . import transforms as transforms
     from . import weightings as weightings
+    from ._as_optax import LearnedTransformation as LearnedTransformation
     from ._as_optax import as_optax as as_optax
+    from ._as_optax import scale_by_learned as scale_by_learned
     from ._baselines import BASELINES as BASELINES
     from ._baselines import LEARNING_RATES as LEARNING_RATES
     from ._baselines import SCHEDULES as SCHEDULES
@@ -102,7 +104,7 @@ _NAMESPACES = [
 _NAMES = {
     name: module
     for module, names in {
-        "_as_optax": "as_optax",
+        "_as_optax": "LearnedTransformation as_optax scale_by_learned",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
         "_card": "Card CardRow",
         "_compare": "ComparisonProgress compare",

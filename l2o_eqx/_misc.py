@@ -1,5 +1,7 @@
 """Trees of arrays as rows of coordinates, and back: one order of coordinates for the whole package."""
 
+import functools
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -11,9 +13,28 @@ from jaxtyping import Array, Float, PyTree
 
 
 def tree_dtype(tree: PyTree[Array]) -> np.dtype:
-    """The widest dtype among the leaves; float32 if there are none."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
-    return max(dtypes, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))
+    """A dtype that holds all leaves; float32 if there are none, and for two kinds of half precision."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(tree)}
+    return functools.reduce(jnp.promote_types, dtypes) if dtypes else np.dtype(np.float32)
+
+
+def wide_dtype_of(dtype: np.dtype) -> np.dtype:
+    """The dtype to compute in: float32 instead of all that is narrower."""
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+
+
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """As float32 at least: half precision has neither the digits nor the range that features need."""
+    return x.astype(wide_dtype_of(x.dtype))
+
+
+def plain(tree: PyTree) -> PyTree:
+    """A tree of Flax NNX without the variables around its arrays, which its gradients do not have either.
+
+    So an array has the same path in params and in gradients. Any other tree stays as it is.
+    """
+    nnx: Any = sys.modules.get("flax.nnx")
+    return tree if nnx is None else nnx.as_pure(tree)
 
 
 def ravel(
@@ -26,7 +47,7 @@ def ravel(
 
 def ravel_wide(tree: PyTree[Array]) -> Float[Array, " coordinates"]:
     """The coordinates as float32 at least: running means need its range and digits."""
-    return ravel(tree, jnp.promote_types(tree_dtype(tree), jnp.float32))
+    return ravel(tree, wide_dtype_of(tree_dtype(tree)))
 
 
 def unravel_like(flat: Float[Array, " coordinates"], tree: PyTree[Array]) -> PyTree[Array]:

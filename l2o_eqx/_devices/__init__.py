@@ -1,7 +1,7 @@
 """Everything about devices and about restarts: what is shared out over a mesh, and how.
 
-Whoever is outside of this folder asks for work to be done over restarts, objectives or draws, and knows no
-mesh. Nothing in here knows an optimizer or an objective.
+Whoever is outside of this folder asks for work to be done over restarts, objectives or draws, or to leave
+arrays where they are, and knows no mesh. Nothing in here knows an optimizer or an objective.
 """
 
 from ._mesh import chunk_size as chunk_size
@@ -12,3 +12,6 @@ from ._mesh import use_cores as use_cores
 from ._placement import Placement as Placement
 from ._placement import place as place
 from ._restarts import Restarts as Restarts
+from ._spread import is_spread as is_spread
+from ._spread import keep_spread as keep_spread
+from ._spread import spread_out as spread_out

@@ -5,6 +5,7 @@ from ._base import AbstractOptimizer as AbstractOptimizer
 from ._blocks import Blocks as Blocks
 from ._blocks import default_block_size as default_block_size
 from ._blocks import own_coordinates as own_coordinates
+from ._by_entry import by_entry as by_entry
 from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
@@ -16,6 +17,7 @@ from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
 from ._layouts import Seen as Seen
 from ._layouts import Whole as Whole
+from ._layouts import initial_state as initial_state
 from ._layouts import take_step as take_step
 from ._learned_momentum import LearnedMomentum as LearnedMomentum
 from ._per_layer import PerLayer as PerLayer

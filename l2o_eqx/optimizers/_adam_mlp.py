@@ -12,10 +12,12 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._devices._spread import is_spread
 from .._errors import ArgumentError, check
 from .._misc import root_mean_square, tree_norm
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
+from ._by_entry import over_entries
 
 # Running means of the gradient, beside the gradient itself, and of its square.
 _DECAYS = (0.5, 0.9, 0.97)
@@ -44,6 +46,8 @@ class _Moments(eqx.Module):
     square: Float[Array, "*shape"]
     scale: Float[Array, ""]
     muon_square: Float[Array, "*shape"] | None = None
+    # Whether entries are updated in blocks, or where they are because the tensor is spread over devices.
+    in_blocks: bool = eqx.field(static=True, default=True)
 
 
 class _AdamMLPState(eqx.Module):
@@ -189,7 +193,8 @@ def _he_normal(num_inputs: int, num_outputs: int, *, key: PRNGKeyArray) -> eqx.n
 def _no_moments(leaf: Array, matrices: bool) -> _Moments:
     zeros = jnp.zeros(leaf.shape, _dtype(leaf))
     muon_square = zeros if matrices and _is_matrix(leaf) else None
-    return _Moments((zeros,) * len(_DECAYS), zeros, jnp.zeros((), zeros.dtype), muon_square)
+    scale = jnp.zeros((), zeros.dtype)
+    return _Moments((zeros,) * len(_DECAYS), zeros, scale, muon_square, not is_spread(leaf))
 
 
 def _dtype(leaf):
@@ -213,7 +218,9 @@ def _update_leaf(
     entries = (grad, *moments.means, moments.square)
     # The square of r; 1 for tensors that have seen no gradient yet.
     mean_square = jnp.where(moments.scale > 0, corrections[-1] * jnp.mean(moments.square), 1)
-    mean_squares = jnp.stack([jnp.vdot(m, m) for m in entries[:-1]]) / grad.size
+    # A dot product would lay entries end to end, and gather them.
+    square_sum = jnp.vdot if moments.in_blocks else lambda x, y: jnp.sum(x * y)
+    mean_squares = jnp.stack([square_sum(m, m) for m in entries[:-1]]) / grad.size
     ratios = jnp.log(corrections[:-1] ** 2 * mean_squares / mean_square + 1e-24) / 2
     size = jnp.log(root_mean_square(param.astype(dtype)) + 1e-3) / 2 + 1
     others = jnp.stack([size, *_shape_features(grad), *_time_features(step, horizon, dtype)])
@@ -229,7 +236,8 @@ def _update_leaf(
         log_rate += math.log(_MUON_FAN_IN / math.prod(grad.shape[1:])) / 4
     network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, log_rate))
     run = functools.partial(_update_entries, *network, features, corrections, mean_square)
-    return _in_blocks(run, entries).astype(param.dtype), moments
+    update = _in_blocks(run, entries) if moments.in_blocks else _by_entry(run, entries)
+    return update.astype(param.dtype), moments
 
 
 def _is_matrix(leaf: Array) -> bool:
@@ -262,7 +270,7 @@ def _next_moments(grad: Float[Array, "*shape"], moments: _Moments) -> tuple[Floa
     grad, change = grad / unit, moments.scale / unit
     means = tuple(b * change * m + (1 - b) * grad for b, m in zip(_DECAYS, moments.means, strict=True))
     square = _SQUARE_DECAY * change**2 * moments.square + (1 - _SQUARE_DECAY) * grad**2
-    return grad, _Moments(means, square, scale, moments.muon_square)
+    return grad, dataclasses.replace(moments, means=means, square=square, scale=scale)
 
 
 def _power_of_two(x: Float[Array, ""]) -> Float[Array, ""]:
@@ -332,6 +340,16 @@ def _in_blocks(
     size = _block_size(num_entries)
     blocks = jax.tree.map(lambda x: jnp.pad(x, (0, -num_entries % size)).reshape(-1, size), flat)
     return lax.map(run, blocks).ravel()[:num_entries].reshape(shape)
+
+
+def _by_entry(
+    run: Callable[[tuple[Float[Array, " block"], ...]], Float[Array, " block"]],
+    entries: tuple[Float[Array, "*shape"], ...],
+) -> Float[Array, "*shape"]:
+    def one(entry):
+        return run(jax.tree.map(lambda x: x[None], entry))[0]
+
+    return over_entries(one, entries[0].ndim)(entries)
 
 
 def _block_size(num_entries: int) -> int:

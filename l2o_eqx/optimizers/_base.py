@@ -15,8 +15,8 @@ class AbstractOptimizer(eqx.Module):
     To write your own, implement `init` and `update`. If every coordinate is treated alike and apart (the
     update of an entry depends on that entry's gradients alone), also answer `Blocks()` to `layout`, and keep
     what is said there; in return the meta-gradient runs block by block over coordinates, in little memory,
-    and a batch of objectives is simply more coordinates. A wrapper answers to `layout`, `for_group` and
-    `parts` with what its inner optimizer does.
+    and a batch of objectives is simply more coordinates. A wrapper answers to `layout`, `for_group`, `wants`,
+    `needs` and `parts` with what its inner optimizer does.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -70,6 +70,13 @@ class AbstractOptimizer(eqx.Module):
     def wants(self) -> frozenset[str]:
         """Which of `"value"` and `"key"` its `update` is called with; by default it needs neither."""
         return frozenset()
+
+    def needs(self) -> frozenset[str]:
+        """Which of these its `update` cannot do without; by default all that it wants.
+
+        The verbs hand over all that is wanted; an optax loop may leave out what is not needed.
+        """
+        return self.wants()
 
     def initial_params(self, params: Params) -> Params:
         """Where an inner run begins that was drawn to begin at `params`; by default there.

@@ -45,6 +45,9 @@ class Clipped(AbstractOptimizer):
     def wants(self) -> frozenset[str]:
         return self.inner.wants()
 
+    def needs(self) -> frozenset[str]:
+        return self.inner.needs()
+
     def initial_params(self, params: Params) -> Params:
         return self.inner.initial_params(params)
 

@@ -52,13 +52,13 @@ def look(
     rows = []
     if preprocessor is not None:
         features, before = preprocessor(grads, before)
-        rows.append(_flatten(features, dtype))
+        rows.append(_flatten(features, preprocessor.num_features, dtype))
     if output is not None and output.num_features > 0:
         rows.append(output.features(grads, after).astype(dtype))
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows), before
 
 
-def _flatten(features: Features, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:
+def _flatten(features: Features, num_features: int, dtype: jnp.dtype) -> Float[Array, "features coordinates"]:
     # All coordinates of a tree one after the other, features in front: contiguous along the coordinates.
     rows = [leaf.reshape(-1, leaf.shape[-1]).astype(dtype) for leaf in jax.tree.leaves(features)]
-    return jnp.concatenate(rows).T
+    return jnp.concatenate(rows).T if rows else jnp.zeros((num_features, 0), dtype)

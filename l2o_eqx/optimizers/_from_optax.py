@@ -1,3 +1,5 @@
+from typing import Any
+
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -8,12 +10,24 @@ from ._base import AbstractOptimizer
 class FromOptax(AbstractOptimizer):
     """An optax optimizer as one of ours, to be evaluated or compared beside learned ones.
 
+    A transformation that takes extra arguments is handed `value`, the loss at the params, where it is known;
+    Polyak's step, for one, cannot do without.
+
     **Arguments:**
 
-    - `transformation`: e.g. `optax.adam(1e-3)`. What it closes over is not a meta-parameter.
+    - `transformation`: e.g. `optax.adam(1e-3)`. What it closes over is no meta-parameter; the arrays of one
+        that is itself a PyTree are, as those of `l2o_eqx.as_optax`.
     """
 
     transformation: optax.GradientTransformation
+
+    def wants(self) -> frozenset[str]:
+        takes_value = isinstance(self.transformation, optax.GradientTransformationExtraArgs)
+        return frozenset({"value"} if takes_value else ())
+
+    def needs(self) -> frozenset[str]:
+        # Whether one in a chain needs it, only optax can tell, and does.
+        return frozenset()
 
     def init(self, params: Params) -> State:
         return self.transformation.init(params)
@@ -27,7 +41,9 @@ class FromOptax(AbstractOptimizer):
         value: Scalar | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
-        return self.transformation.update(grads, state, params)
+        transformation: Any = self.transformation
+        given = {} if value is None or not self.wants() else {"value": value}
+        return transformation.update(grads, state, params, **given)
 
 
 def as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) -> AbstractOptimizer:

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .._errors import ArgumentError
-from .._misc import tree_dtype
+from .._misc import plain, tree_dtype, wide_dtype_of
 from .._types import Params
 from ._per_layer import by_layer
 
@@ -61,7 +61,7 @@ def _stack(numbers, dtype):
 
 def groups_of(tree: Params, per: Per) -> Groups:
     """The groups of a tree's leaves: one each per `"tensor"`, per `"layer"` (see `by_layer`), or one."""
-    paths = jtu.tree_leaves_with_path(tree)
+    paths = jtu.tree_leaves_with_path(plain(tree))
     members: dict[object, list[int]] = {}
     for i, (path, leaf) in enumerate(paths):
         label = {"tensor": i, "layer": by_layer(path, leaf), "tree": 0}[per]
@@ -115,7 +115,7 @@ def check_settings(
 
 def wide_dtype(tree: Params) -> np.dtype:
     """The dtype that geometry is done in: the widest of the leaves', float32 at least."""
-    return jnp.promote_types(tree_dtype(tree), jnp.float32)
+    return wide_dtype_of(tree_dtype(tree))
 
 
 class Direction(eqx.Module):

@@ -54,7 +54,7 @@ class Groups(AbstractLayout):
     def restore(self, laid_out: PyTree, like: PyTree) -> PyTree:
         groups = self.split(like)
         parts = [layout.restore(laid_out[name], groups[name]) for name, layout in self.layouts.items()]
-        return eqx.combine(*parts)
+        return combine(parts, like)
 
     def lay_out_values(self, values: Float[Array, " objectives"]) -> PyTree:
         return {name: layout.lay_out_values(values) for name, layout in self.layouts.items()}
@@ -92,7 +92,7 @@ class Groups(AbstractLayout):
                 like=groups[name],
                 differentiable=differentiable,
             )
-        return eqx.combine(*updates.values()), state
+        return combine(updates.values(), like), state
 
     def replay(
         self,
@@ -161,6 +161,12 @@ def split_by_label(tree: PyTree, labels: PyTree[str], names: Iterable[str]) -> d
         return jax.tree.map(lambda x, label: x if label == name else None, tree, labels)
 
     return {name: group(name) for name in names}
+
+
+def combine(parts: Iterable[PyTree], like: PyTree) -> PyTree:
+    """The inverse of `split_by_label`; a tree without leaves has no groups, and is itself."""
+    parts = tuple(parts)
+    return eqx.combine(*parts) if parts else like
 
 
 def group_keys(keys: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -5,14 +7,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._devices._spread import is_spread
 from .._errors import check
 from .._misc import unravel_like
 from .._types import Params, Scalar, State
 from ..outputs import AbstractOutput
 from ..preprocessors import AbstractPreprocessor, LogAndSign
 from ._base import AbstractOptimizer
+from ._by_entry import over_entries
 from ._ends import init_ends, look, make_readout, num_features, preprocessor_for
-from ._lstm import make_cells, run_cells, zero_states
+from ._lstm import LSTMState, make_cells, run_cells, zero_states
 
 
 class Hierarchical(AbstractOptimizer):
@@ -82,6 +86,8 @@ class Hierarchical(AbstractOptimizer):
 
     def init(self, params: Params) -> State:
         sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+        if is_spread(params):
+            return self._init_by_entry(params)
         cells = (self.coordinate_cell, self.tensor_cell, self.global_cell)
         counts = (sum(sizes), len(sizes), 1)
         levels = tuple(zero_states((c,), n)[0] for c, n in zip(cells, counts, strict=True))
@@ -97,8 +103,10 @@ class Hierarchical(AbstractOptimizer):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
         del params
+        if isinstance(state, _StateByEntry):
+            return self._update_by_entry(grads, state)
         (coordinate_state, tensor_state, global_state), _, output_state = state
-        sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)])
+        sizes = np.array([leaf.size for leaf in jax.tree.leaves(grads)], int)
         tensor_of = np.repeat(np.arange(len(sizes)), sizes)
 
         dtype = self.coordinate_cell.weight_hh.dtype
@@ -107,19 +115,67 @@ class Hierarchical(AbstractOptimizer):
         hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
 
         means = mean_by_tensor(hidden, tensor_of, sizes)
-        from_above = jnp.broadcast_to(global_state[0], (global_state[0].shape[0], len(sizes)))
-        inputs = jnp.concatenate([means, from_above])
-        tensors, (tensor_state,) = run_cells((self.tensor_cell,), inputs, (tensor_state,))
-
-        inputs = jnp.mean(tensors, axis=1, keepdims=True)
-        _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
-
-        if self.readout is None or self.output is None:
-            updates = unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads)
-        else:
-            updates, output_state = self.output(self.readout.weight @ hidden, grads, output_state)
+        tensor_state, global_state = self._run_upper_levels(means, tensor_state, global_state)
+        updates, output_state = self._answer(hidden, grads, output_state)
         levels = (coordinate_state, tensor_state, global_state)
         return updates, (levels, preprocessor_state, output_state)
+
+    def _run_upper_levels(self, means, tensor_state, global_state):
+        num_tensors = means.shape[1]
+        from_above = jnp.broadcast_to(global_state[0], (global_state[0].shape[0], num_tensors))
+        inputs = jnp.concatenate([means, from_above])
+        tensors, (tensor_state,) = run_cells((self.tensor_cell,), inputs, (tensor_state,))
+        if num_tensors:
+            inputs = jnp.mean(tensors, axis=1, keepdims=True)
+            _, (global_state,) = run_cells((self.global_cell,), inputs, (global_state,))
+        return tensor_state, global_state
+
+    def _answer(self, hidden, grads, output_state):
+        if self.readout is None or self.output is None:
+            return unravel_like(self.learning_rate * jnp.sum(hidden, axis=0), grads), output_state
+        return self.output(self.readout.weight @ hidden, grads, output_state)
+
+    def _init_by_entry(self, params):
+        def one(entry):
+            (coordinate,) = zero_states((self.coordinate_cell,), 1)
+            return coordinate, init_ends(self.preprocessor, self.output, entry[None])
+
+        coordinates = jax.tree.map(lambda x: over_entries(one, x.ndim)(x), params)
+        count = len(jax.tree.leaves(params))
+        (tensors,), (whole,) = zero_states((self.tensor_cell,), count), zero_states((self.global_cell,), 1)
+        return _StateByEntry(coordinates, tensors, whole)
+
+    def _update_by_entry(self, grads, state):
+        dtype = self.coordinate_cell.weight_hh.dtype
+
+        def one(grad, state, from_above):
+            coordinate, ends = state
+            grad = grad[None]
+            own, before = look(self.preprocessor, self.output, grad, ends, dtype)
+            inputs = jnp.concatenate([own, from_above[:, None]])
+            hidden, (coordinate,) = run_cells((self.coordinate_cell,), inputs, (coordinate,))
+            update, after = self._answer(hidden, grad, ends[1])
+            return update[0], (coordinate, (before, after)), hidden[:, 0]
+
+        leaves, treedef = jax.tree.flatten(grads)
+        updates, coordinates, means = [], [], []
+        for i, (grad, own) in enumerate(zip(leaves, treedef.flatten_up_to(state.coordinates), strict=True)):
+            run = functools.partial(one, from_above=state.tensors[0][:, i])
+            update, own, hidden = over_entries(run, grad.ndim)(grad, own)
+            updates.append(update)
+            coordinates.append(own)
+            means.append(jnp.sum(hidden, axis=range(grad.ndim)) / max(1, grad.size))
+        means = jnp.stack(means, axis=1)
+        tensors, whole = self._run_upper_levels(means, state.tensors, state.whole)
+        state = _StateByEntry(treedef.unflatten(coordinates), tensors, whole)
+        return treedef.unflatten(updates), state
+
+
+class _StateByEntry(eqx.Module):
+    # Of params that are spread over devices: coordinates stay entries of their arrays.
+    coordinates: PyTree
+    tensors: LSTMState
+    whole: LSTMState
 
 
 def mean_by_tensor(

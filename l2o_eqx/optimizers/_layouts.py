@@ -187,7 +187,7 @@ class Whole(AbstractLayout):
         return keys
 
     def init(self, optimizer: Optimizer, params: Params, num_steps: StepNumber | None) -> PyTree:
-        return jax.vmap(lambda p: initial_state(optimizer, p, num_steps))(params)
+        return _each(lambda p: initial_state(optimizer, p, num_steps), params)
 
     def update(
         self,
@@ -224,4 +224,10 @@ class Whole(AbstractLayout):
 
 
 def _update_each(optimizer, seen, state, params):
-    return jax.vmap(lambda *args: take_step(optimizer, *args))(seen, state, params)
+    return _each(lambda *args: take_step(optimizer, *args), seen, state, params)
+
+
+def _each(function, *trees):
+    # Trees without any leaf are those of a single objective.
+    leaves = jax.tree.leaves(trees)
+    return jax.vmap(function, axis_size=leaves[0].shape[0] if leaves else 1)(*trees)

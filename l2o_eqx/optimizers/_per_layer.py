@@ -8,9 +8,10 @@ import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
+from .._misc import plain
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
-from ._groups import Groups, split_by_label
+from ._groups import Groups, combine, split_by_label
 from ._layouts import Seen, take_step
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
@@ -129,9 +130,12 @@ class PerLayer(AbstractOptimizer):
     def wants(self) -> frozenset[str]:
         return frozenset().union(*(optimizer.wants() for optimizer in self.optimizers.values()))
 
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(optimizer.needs() for optimizer in self.optimizers.values()))
+
     def initial_params(self, params: Params) -> Params:
         groups = self.layout(_shapes(params)).split(params)
-        return eqx.combine(*(self.optimizers[name].initial_params(group) for name, group in groups.items()))
+        return combine((self.optimizers[name].initial_params(g) for name, g in groups.items()), params)
 
     def init(self, params: Params) -> State:
         groups = self.layout(_shapes(params)).split(params)
@@ -158,7 +162,7 @@ class PerLayer(AbstractOptimizer):
             updates[name], next_state[name] = take_step(
                 self.optimizers[name], Seen(group, value, own_key), state[name], param_groups.get(name)
             )
-        return eqx.combine(*updates.values()), next_state
+        return combine(updates.values(), grads), next_state
 
 
 def _shapes(tree):
@@ -167,4 +171,5 @@ def _shapes(tree):
 
 def labels_of(params: PyTree, label: Label) -> PyTree[str]:
     """The label of every leaf."""
-    return jtu.tree_map_with_path(label, params)
+    labels = [label(path, leaf) for path, leaf in jtu.tree_leaves_with_path(plain(params))]
+    return jax.tree.unflatten(jax.tree.structure(params), labels)

@@ -54,6 +54,9 @@ class UnitRMS(AbstractOptimizer):
     def wants(self) -> frozenset[str]:
         return self.inner.wants()
 
+    def needs(self) -> frozenset[str]:
+        return self.inner.needs()
+
     def initial_params(self, params: Params) -> Params:
         return self.inner.initial_params(params)
 

@@ -24,4 +24,7 @@ class AbstractPreprocessor(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, grads: Params, state: State) -> tuple[Features, State]:
-        """The features, one more axis of length `num_features` per leaf, and the next state."""
+        """The features, one more axis of length `num_features` per leaf, and the next state.
+
+        Gradients may be in half precision; features are float32 at least.
+        """

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import ArgumentError
+from .._misc import widen
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -36,7 +37,7 @@ class SignedLog(AbstractPreprocessor):
         del params
 
     def __call__(self, grads: Params, state: None) -> tuple[Features, None]:
-        return jax.tree.map(lambda g: self._rho(g)[..., None], grads), state
+        return jax.tree.map(lambda g: self._rho(widen(g))[..., None], grads), state
 
     def _rho(self, grad: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         magnitude = jnp.abs(grad)
@@ -73,7 +74,7 @@ class LogAndSign(AbstractPreprocessor):
         del params
 
     def __call__(self, grads: Params, state: None) -> tuple[Features, None]:
-        return jax.tree.map(self._features, grads), state
+        return jax.tree.map(lambda g: self._features(widen(g)), grads), state
 
     def _features(self, grad: Float[Array, "*shape"]) -> Float[Array, "*shape features"]:
         magnitude = jnp.abs(grad)

@@ -2,19 +2,23 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ._layout import BatchState, batched_update
-from ._types import Keys, Params, StepNumber
+from ._misc import add_updates, at_least_float32, cast_like
+from ._types import Keys, Params, Scalar, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractLayout, AbstractOptimizer, Seen
+from .objectives._base import check_loss
+from .optimizers import AbstractLayout, AbstractOptimizer, FromOptax, Seen
 
 # Losses and gradients beyond this count as not finite where an optimizer is trained: their squares overflow.
 _LARGEST = {4: 2.0**63, 8: 2.0**511}
@@ -31,13 +35,15 @@ class Record(eqx.Module):
 
     The gradients are laid out as the optimizer was shown them. `sound` tells which objectives had finite
     losses and gradients all along; only training asks, for all others it is true. `outer` are the outer
-    losses and their gradients, if they are others.
+    losses and their gradients, if they are others. `searched` is how often the optimizer evaluated f by itself
+    at every step, if it says so.
     """
 
     losses: Float[Array, "steps objectives"]
     grads: PyTree[Float[Array, "..."]]
     sound: Bool[Array, " objectives"]
     outer: tuple[Float[Array, "steps objectives"], PyTree[Float[Array, "..."]]] | None = None
+    searched: Int[Array, "steps objectives"] | None = None
 
     @property
     def weighed(self) -> Float[Array, "steps objectives"]:
@@ -67,19 +73,67 @@ def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
     return jax.vmap(lambda own, key: objectives.select(own).init(key))(objectives.own, keys)
 
 
+def init_states(objectives: ObjectiveBatch, keys: Keys) -> State:
+    """The state that every objective begins with, drawn like its starting point; `None` if they have none."""
+    return jax.vmap(lambda own, key: objectives.select(own).init_state(key))(objectives.own, keys)
+
+
 def losses_and_grads(
-    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, *, outer: bool = False
-) -> tuple[Float[Array, " objectives"], Params]:
-    """f and ∇f of every objective at its params, or the outer loss and its gradient."""
+    objectives: ObjectiveBatch,
+    params: Params,
+    step: StepNumber,
+    keys: Keys,
+    states: State = None,
+    *,
+    outer: bool = False,
+) -> tuple[Float[Array, " objectives"], Params, State]:
+    """f and ∇f of every objective at its params, or the outer loss and its gradient; and the next states.
 
-    def one(own, params, key):
-        return jax.value_and_grad(_loss_of(objectives.select(own), outer))(params, step, key)
+    The losses are float32 at least, the gradients have the dtypes of the params. To derivatives states are
+    constants.
 
-    return jax.vmap(one)(objectives.own, params, keys)
+    **Arguments:**
+
+    - `states`: of the objectives, if they have any; the outer loss leaves them as they are.
+    """
+    states = lax.stop_gradient(states)
+
+    def one(own, state, params, key):
+        function = loss_function(objectives, own, state, step, key, outer=outer)
+        (loss, state), grads = jax.value_and_grad(function, has_aux=True)(params)
+        return at_least_float32(loss), grads, state
+
+    losses, grads, states = jax.vmap(one)(objectives.own, states, params, keys)
+    return losses, grads, lax.stop_gradient(states)
 
 
-def _loss_of(objective, outer):
-    return objective.outer_loss if outer else objective.loss
+def loss_function(
+    objectives: ObjectiveBatch,
+    own: PyTree,
+    state: State,
+    step: StepNumber,
+    key: PRNGKeyArray,
+    *,
+    outer: bool = False,
+) -> Callable[[Params], tuple[Scalar, State]]:
+    """`params -> (f(params), next state)` of one objective at a step, or the outer loss."""
+    objective = objectives.select(own, state)
+    name = type(objective).__name__
+
+    def function(params):
+        if outer:
+            return check_loss(f"`{name}.outer_loss`", objective.outer_loss(params, step, key)), state
+        if state is None:
+            return check_loss(f"`{name}.loss`", objective.loss(params, step, key)), None
+        loss, new = objective.loss_and_state(params, step, key)
+        if jax.tree.structure(new) != jax.tree.structure(state):
+            raise ValueError(
+                f"`{name}.loss_and_state` must return a state of the structure that it had, "
+                f"{jax.tree.structure(state)}. Got {jax.tree.structure(new)}."
+            )
+        return check_loss(f"`{name}.loss_and_state`", loss), cast_like(new, state)
+
+    return function
 
 
 def differentiable_losses_and_grads(
@@ -88,9 +142,10 @@ def differentiable_losses_and_grads(
     step: StepNumber,
     keys: Keys,
     constants: frozenset[str],
+    states: State = None,
     *,
     outer: bool = False,
-) -> tuple[Float[Array, " objectives"], Params, Bool[Array, " objectives"]]:
+) -> tuple[Float[Array, " objectives"], Params, State, Bool[Array, " objectives"]]:
     """The same for training: with derivatives, and whether they are finite.
 
     If `"grads"` are among the `constants`, f is linear in the params to derivatives and ∇f a constant, so
@@ -99,38 +154,41 @@ def differentiable_losses_and_grads(
     own activations is kept. An objective that is not finite has the derivative zero.
     """
     evaluate = _evaluate_first if "grads" in constants else _evaluate_second
-    return evaluate(params, objectives, step, keys, outer)
+    losses, grads, states, sound = evaluate(
+        params, objectives, step, keys, lax.stop_gradient(states), outer
+    )
+    return losses, grads, lax.stop_gradient(states), sound
 
 
-def _evaluate(params, objectives, step, keys, outer):
-    losses, grads = losses_and_grads(objectives, params, step, keys, outer=outer)
+def _evaluate(params, objectives, step, keys, states, outer):
+    losses, grads, states = losses_and_grads(objectives, params, step, keys, states, outer=outer)
     # What the reverse pass needs is kept under this name, should all else be computed again.
     grads = jax.tree.map(lambda g: checkpoint_name(g, _GRADS), grads)
-    return losses, grads, is_sound(*lax.optimization_barrier((losses, grads)))
+    return losses, grads, states, is_sound(*lax.optimization_barrier((losses, grads)))
 
 
 def _make_evaluate(second: bool):
     @eqx.filter_custom_vjp
-    def evaluate(params, objectives, step, keys, outer):
-        return _evaluate(params, objectives, step, keys, outer)
+    def evaluate(params, objectives, step, keys, states, outer):
+        return _evaluate(params, objectives, step, keys, states, outer)
 
     @evaluate.def_fwd
-    def forward(perturbed, params, objectives, step, keys, outer):
+    def forward(perturbed, params, objectives, step, keys, states, outer):
         del perturbed
-        losses, grads, sound = _evaluate(params, objectives, step, keys, outer)
-        return (losses, grads, sound), (grads, sound)
+        losses, grads, after, sound = _evaluate(params, objectives, step, keys, states, outer)
+        return (losses, grads, after, sound), (grads, sound)
 
     @evaluate.def_bwd
-    def backward(kept, cotangents, perturbed, params, objectives, step, keys, outer):
+    def backward(kept, cotangents, perturbed, params, objectives, step, keys, states, outer):
         del perturbed
         grads, sound = kept
-        weights, directions, _ = cotangents
+        weights, directions, *_ = cotangents
         result = jax.tree.map(jnp.zeros_like, params)
         if weights is not None:
             grads = select(sound, grads, 0.0)
-            result = jax.tree.map(lambda g: _along(weights.astype(g.dtype), g) * g, grads)
+            result = jax.tree.map(lambda g: scaled(weights, g).astype(g.dtype), grads)
         if second and any(d is not None for d in jax.tree.leaves(directions)):
-            products = _hessian_products(objectives, params, directions, step, keys, outer)
+            products = _hessian_products(objectives, params, directions, step, keys, states, outer)
             result = jax.tree.map(jnp.add, result, select(sound, products, 0.0))
         return result
 
@@ -141,7 +199,7 @@ _evaluate_first = _make_evaluate(second=False)
 _evaluate_second = _make_evaluate(second=True)
 
 
-def _hessian_products(objectives, params, directions, step, keys, outer):
+def _hessian_products(objectives, params, directions, step, keys, states, outer):
     """Hv of every objective: the derivative of ∇f along v, of the cost of two gradients."""
 
     def filled(param, direction):
@@ -149,11 +207,12 @@ def _hessian_products(objectives, params, directions, step, keys, outer):
 
     directions = jax.tree.map(filled, params, directions, is_leaf=lambda x: x is None)
 
-    def one(own, params, direction, key):
-        grad = jax.grad(_loss_of(objectives.select(own), outer))
-        return jax.jvp(lambda p: grad(p, step, key), (params,), (direction,))[1]
+    def one(own, state, params, direction, key):
+        function = loss_function(objectives, own, state, step, key, outer=outer)
+        grad = jax.grad(lambda p: function(p)[0])
+        return jax.jvp(grad, (params,), (direction,))[1]
 
-    return jax.vmap(one)(objectives.own, params, directions, keys)
+    return jax.vmap(one)(objectives.own, states, params, directions, keys)
 
 
 def is_sound(losses: Float[Array, " objectives"], grads: PyTree[Array]) -> Bool[Array, " objectives"]:
@@ -174,6 +233,12 @@ def select(sound: Bool[Array, " objectives"], tree: PyTree[Array], otherwise: fl
 
 def _along(row, like):
     return row.reshape(row.shape + (1,) * (like.ndim - 1))
+
+
+def scaled(row: Float[Array, " axis"], rows: Float[Array, "axis ..."]) -> Float[Array, "axis ..."]:
+    """Every one of `rows` times its number in `row`, in at least float32: narrow ones would overflow."""
+    rows = at_least_float32(rows)
+    return _along(row.astype(rows.dtype), rows) * rows
 
 
 def run_steps(
@@ -197,14 +262,21 @@ def run_steps(
 
     def one_step(carry, step):
         params, state = carry
-        losses, grads = losses_and_grads(objectives, params, step, keys)
+        losses, grads, states = losses_and_grads(objectives, params, step, keys, state.of_objectives)
         seen = show(optimizer, state.layout, state.layout.lay_out(grads), losses, step, keys)
-        updates, state = batched_update(optimizer, seen, state, params)
-        return (eqx.apply_updates(params, updates), state), (losses, seen.grads)
+        searched = None
+        if isinstance(optimizer, FromOptax):
+            updates, state, searched = _update_from_optax(
+                optimizer, objectives, losses, grads, state, params, step, keys
+            )
+        else:
+            updates, state = batched_update(optimizer, seen, state, params)
+        state = state.with_objectives(states)
+        return (add_updates(params, updates), state), (losses, seen.grads, searched)
 
     steps = start + jnp.arange(num_steps)
-    (params, state), (losses, grads) = lax.scan(one_step, (params, state), steps)
-    return params, state, Record(losses, grads, jnp.ones(losses.shape[1:], bool))
+    (params, state), (losses, grads, searched) = lax.scan(one_step, (params, state), steps)
+    return params, state, Record(losses, grads, jnp.ones(losses.shape[1:], bool), searched=searched)
 
 
 def run_training_steps(
@@ -240,25 +312,27 @@ def run_training_steps(
         return lax.stop_gradient(tree) if name in constants else tree
 
     def look(params, state, step, sound):
-        losses, grads, fine = differentiable_losses_and_grads(objectives, params, step, keys, constants)
+        losses, grads, states, fine = differentiable_losses_and_grads(
+            objectives, params, step, keys, constants, state.of_objectives
+        )
         sound, outer = sound & fine, None
         if objectives.has_outer_loss:
-            outer, slopes, fine = differentiable_losses_and_grads(
-                objectives, params, step, keys, FIRST_ORDER, outer=True
+            outer, slopes, _, fine = differentiable_losses_and_grads(
+                objectives, params, step, keys, FIRST_ORDER, state.of_objectives, outer=True
             )
             sound = sound & fine
             outer = (outer, state.layout.lay_out(select(sound, slopes, 1.0)))
-        return losses, state.layout.lay_out(select(sound, grads, 1.0)), outer, sound
+        return states, losses, state.layout.lay_out(select(sound, grads, 1.0)), outer, sound
 
     def one_step(carry, step):
         params, state, sound = carry
         state = shown("state", state)
-        losses, grads, outer, sound = look(params, state, step, sound)
+        states, losses, grads, outer, sound = look(params, state, step, sound)
         value = select(sound, shown("value", losses), 1.0)
         seen = show(optimizer, state.layout, grads, value, step, keys)
         point = select(sound, shown("params", params), 1.0)
         updates, state = batched_update(optimizer, seen, state, point, differentiable=recompute)
-        params = eqx.apply_updates(params, updates)
+        params, state = add_updates(params, updates), state.with_objectives(states)
         return (params, state, sound), (losses, grads, outer)
 
     if recompute:
@@ -267,10 +341,30 @@ def run_training_steps(
     steps = start + jnp.arange(num_steps)
     (params, state, sound), record = lax.scan(one_step, (params, state, sound), steps)
     if include_final_loss:
-        *last, sound = look(params, state, start + num_steps, sound)
+        # The state of the objectives does not move: this step is still to be taken.
+        _, *last, sound = look(params, state, start + num_steps, sound)
         record = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), record, tuple(last))
     losses, grads, outer = record
     return params, state, Record(losses, grads, sound, outer)
+
+
+def _update_from_optax(optimizer, objectives, losses, grads, state, params, step, keys):
+    # As `batched_update`, with all that optax's transformations may want.
+    def one(own, objective_state, key, loss, grads, arrays, params):
+        function = loss_function(objectives, own, objective_state, step, key)
+
+        def value_fn(params):
+            return at_least_float32(function(params)[0])
+
+        updates, arrays = optimizer.update(grads, arrays, params, value=loss, value_fn=value_fn)
+        # Both of optax's line searches say how many evaluations the last one took.
+        searched = optax.tree.get(arrays, "num_linesearch_steps")
+        return updates, arrays, None if searched is None else jnp.asarray(searched, jnp.int32)
+
+    updates, arrays, searched = jax.vmap(one)(
+        objectives.own, state.of_objectives, keys, losses, grads, state.arrays, params
+    )
+    return updates, BatchState(arrays, state.layout), searched
 
 
 def show(

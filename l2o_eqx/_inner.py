@@ -263,16 +263,16 @@ def run_steps(
     def one_step(carry, step):
         params, state = carry
         losses, grads, states = losses_and_grads(objectives, params, step, keys, state.of_objectives)
-        seen = show(optimizer, state.layout, state.layout.lay_out(grads), losses, step, keys)
-        searched = None
+        laid_out, searched = state.layout.lay_out(grads), None
         if isinstance(optimizer, FromOptax):
             updates, state, searched = _update_from_optax(
                 optimizer, objectives, losses, grads, state, params, step, keys
             )
         else:
+            seen = show(optimizer, state.layout, laid_out, losses, step, keys)
             updates, state = batched_update(optimizer, seen, state, params)
         state = state.with_objectives(states)
-        return (add_updates(params, updates), state), (losses, seen.grads, searched)
+        return (add_updates(params, updates), state), (losses, laid_out, searched)
 
     steps = start + jnp.arange(num_steps)
     (params, state), (losses, grads, searched) = lax.scan(one_step, (params, state), steps)

@@ -1,4 +1,3 @@
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -62,7 +61,6 @@ def _extra_arguments(
     return offered & {p.name for p in parameters}
 
 
-@functools.lru_cache(maxsize=256)
 def _cannot_do_without_value(transformation: optax.GradientTransformation) -> bool:
     # A chain hands on whatever it is given, so that its signature does not tell: a trial does.
     if "value" not in _extra_arguments(transformation, frozenset({"value"})):

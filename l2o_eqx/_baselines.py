@@ -116,8 +116,8 @@ class Baseline(eqx.Module):
 class LineSearch(eqx.Module):
     """An optax optimizer that evaluates f several times a step, such as `optax.lbfgs()`; not tuned.
 
-    It marks one as such where baselines are listed. `compare` runs it as it runs the transformation itself, and
-    counts the evaluations.
+    It marks one as such where baselines are listed. `compare` runs it as it runs the transformation itself,
+    and counts the evaluations.
 
     **Arguments:**
 

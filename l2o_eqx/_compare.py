@@ -64,7 +64,8 @@ def compare(
         transformation, such as `optax.adam`, by its rate alone; if it cannot do with a traced rate, it is
         compiled once for each. Learned optimizers and ready transformations run as they are. optax's `value`,
         `grad` and `value_fn`, on data those of the step's minibatch, are handed to all that take them, and
-        evaluations of f by line searches are counted. `{"learned": trained, "untrained": optimizer, **baselines_for(family)}` is the usual choice.
+        evaluations of f by line searches are counted. `{"learned": trained, "untrained": optimizer,
+        **baselines_for(family)}` is the usual choice.
     - `family`: what to run them on.
     - `num_steps`: inner steps on each objective.
     - `num_objectives`: draws for the comparison.

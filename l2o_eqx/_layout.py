@@ -23,7 +23,8 @@ class BatchState(eqx.Module):
     - `arrays`: the optimizer's state as `layout` lays it out.
     - `layout`: how the batch is shown to the optimizer.
     - `of_objectives`: the states of the objectives themselves, which are on the leading axis; `None` if they
-        have none (see `AbstractObjective`). They ride here so that whoever hands a state on hands on all of it.
+        have none (see `AbstractObjective`). They ride here so that whoever hands a state on hands on all of
+        it.
     """
 
     arrays: PyTree

@@ -45,8 +45,8 @@ class Progress(eqx.Module):
         `validation_loss`, the score, NaN where there was none.
     - `state`: to save, or to resume from.
     - `failed`: these objectives, with their keys.
-    - `without_gradient`: the paths of meta-parameters whose gradient has been exactly zero from the start, as in
-        `MetaSolution`; with the super epoch after which that is told.
+    - `without_gradient`: the paths of meta-parameters whose gradient has been exactly zero from the start, as
+        in `MetaSolution`; with the super epoch after which that is told.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -85,8 +85,8 @@ class MetaSolution(eqx.Module):
     - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
     - `without_gradient`: the paths of meta-parameters whose gradient was exactly zero in every meta-update of
-        the first super epoch, and of all restarts. Fewer than four updates do not tell: then it is those of the
-        first super epochs that have as many.
+        the first super epoch, and of all restarts. Fewer than four updates do not tell: then it is those of
+        the first super epochs that have as many.
     """
 
     optimizer: AbstractOptimizer

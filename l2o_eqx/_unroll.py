@@ -35,8 +35,9 @@ def unroll(
 ) -> Unroll:
     """Lets an optimizer take `num_steps` steps on one objective.
 
-    Differentiable through everything, the objective's gradients included; the objective's state, if it has any,
-    is a constant. Compiled on its first call for given shapes; `start` may change without compiling again.
+    Differentiable through everything, the objective's gradients included; the objective's state, if it has
+    any, is a constant. Compiled on its first call for given shapes; `start` may change without compiling
+    again.
 
     **Arguments:**
 

@@ -12,8 +12,8 @@ from ._errors import ZeroGradientWarning
 from .objectives import AbstractObjectiveFamily, params_shapes
 from .optimizers import AbstractOptimizer, Groups
 
-# Many optimizers begin with a read-out of zeros, behind which the first meta-gradient reaches nothing, and with
-# features of zeros, before which the weights of the recurrence are reached one update later.
+# Many optimizers begin with a read-out of zeros, behind which the first meta-gradient reaches nothing, and
+# with features of zeros, before which the weights of the recurrence are reached one update later.
 _ENOUGH_UPDATES = 4
 
 
@@ -25,8 +25,8 @@ def nonzero(grads: PyTree[Array]) -> Bool[Array, " leaves"]:
 class GradientWatch:
     """Warns once of the meta-parameters whose gradient has been zero from the start.
 
-    It judges after the first super epoch; if that has few meta-updates, after the one in which there have been
-    enough.
+    It judges after the first super epoch; if that has few meta-updates, after the one in which there have
+    been enough.
 
     **Arguments:**
 
@@ -72,9 +72,9 @@ def describe_zero_gradients(paths: tuple[str, ...]) -> str:
     """What is said of meta-parameters with these paths."""
     return (
         f"The meta-gradient of {', '.join(f'`{path}`' for path in paths)} has been exactly zero in every "
-        "meta-update so far: training does not move what is there. It is not used, or behind a `stop_gradient`, "
-        "or acts on nothing but what the estimator takes for a constant, such as the gradients that the "
-        "optimizer is shown where the estimator is of first order."
+        "meta-update so far: training does not move what is there. It is not used, or behind a "
+        "`stop_gradient`, or acts on nothing but what the estimator takes for a constant, such as the "
+        "gradients that the optimizer is shown where the estimator is of first order."
     )
 
 

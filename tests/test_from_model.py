@@ -41,7 +41,7 @@ def squared_error(model, batch):
 
 
 class Normed(eqx.Module):
-    """A frozen layer, BatchNorm, a layer, a buffer, dropout: what is not trained is behind `stop_gradient`."""
+    """BatchNorm, dropout, a layer; and a frozen layer and a buffer, which are behind `stop_gradient`."""
 
     frozen: eqx.nn.Linear
     norm: eqx.nn.BatchNorm
@@ -117,7 +117,12 @@ def test_losses_are_called_by_the_names_of_their_parameters(getkey):
 
     bound = functools.partial(lambda model, batch, key: squared_error(model, batch), key=None)
     key, losses = getkey(), []
-    for loss, has_aux in [(plain, False), (eqx.filter_jit(unused_key), False), (with_aux, True), (bound, False)]:
+    for loss, has_aux in [
+        (plain, False),
+        (eqx.filter_jit(unused_key), False),
+        (with_aux, True),
+        (bound, False),
+    ]:
         objective: Any = FromModel(Linear, loss, (X, Y), 4, has_aux=has_aux).sample(key)
         params = objective.init(key)
         losses.append(float(objective.loss(params, 2, key)))
@@ -181,7 +186,9 @@ def _all_but_bias(model):
     return eqx.tree_at(lambda m: m.bias, jax.tree.map(lambda _: True, model), False)
 
 
-@pytest.mark.parametrize("trainable", [_all_but_bias(Linear(jr.key(0))), lambda leaf: getattr(leaf, "shape", None) == (3, 1)])
+@pytest.mark.parametrize(
+    "trainable", [_all_but_bias(Linear(jr.key(0))), lambda leaf: getattr(leaf, "shape", None) == (3, 1)]
+)
 def test_leaves_that_are_not_trainable_stay_as_they_are(trainable, getkey):
     def make(key):
         return eqx.tree_at(lambda m: m.bias, Linear(key), jnp.full((1, 1), 0.3))
@@ -365,7 +372,10 @@ def test_the_meta_gradient_takes_the_state_for_a_constant(order, getkey):
     """In float64, it is that of a plain loop in which the state is cut off; windows go on where one ended."""
     with jax.enable_x64(True):
         model = functools.partial(Normed, mode="ema")
-        make = lambda key: helpers.to_float64(model(key))
+
+        def make(key):
+            return helpers.to_float64(model(key))
+
         family = FromModel(make, normed_loss, helpers.to_float64((X, Y)), 8)
         optimizer, key = _learned(jnp.float64), getkey()
         objective = family.sample(getkey())
@@ -399,7 +409,7 @@ def test_the_meta_gradient_takes_the_state_for_a_constant(order, getkey):
         scale = float(found.meta_loss / expected)
         helpers.assert_trees_close(found.grads, jax.tree.map(lambda g: scale * g, grads), rtol=1e-8)
         helpers.assert_trees_close(found.objective_state, run[2], rtol=1e-9)
-        assert not np.allclose(*map(_flat, (begun.objective_state, states)))
+        assert not np.allclose(_flat(begun.objective_state), _flat(states))
         # The state matters here: with the first one the loss is another.
         other = objective.with_state(states).loss(begun.params, 2, key)
         assert abs(float(other - run[0][0])) > 1e-3
@@ -427,14 +437,23 @@ def test_wrappers_and_imitation_thread_states(getkey):
     def measure(objective, params):
         return objective.objective.state
 
-    scaled = l2o_eqx.evaluate(optax.sgd(0.05), family, num_steps=5, num_objectives=2, measure=measure, key=key)
+    scaled = l2o_eqx.evaluate(
+        optax.sgd(0.05), family, num_steps=5, num_objectives=2, measure=measure, key=key
+    )
     first = family.sample(jr.key(0)).init_state(jr.key(0))
     assert all(
         (np.asarray(x) != np.asarray(y)).all()
         for x, y in zip(*map(jax.tree.leaves, (scaled.measured, first)), strict=True)
     )
     found = l2o_eqx.imitate(
-        _learned(), optax.sgd(0.05), Movings(), num_steps=4, window=2, super_epochs=1, num_objectives=1, key=key
+        _learned(),
+        optax.sgd(0.05),
+        Movings(),
+        num_steps=4,
+        window=2,
+        super_epochs=1,
+        num_objectives=1,
+        key=key,
     )
     assert np.isfinite(found.losses).all()
 
@@ -579,7 +598,9 @@ def test_meta_parameters_without_a_gradient_are_named():
     one = jnp.asarray(0.01)
     optimizer = _Halves(one, one, {"a": one}, jnp.zeros(0))
     told = []
-    with pytest.warns(l2o_eqx.ZeroGradientWarning, match=r"`\.unused`, `\.stopped\['a'\]` has been") as warned:
+    with pytest.warns(
+        l2o_eqx.ZeroGradientWarning, match=r"`\.unused`, `\.stopped\['a'\]` has been"
+    ) as warned:
         solution = _train(optimizer, super_epochs=2, callbacks=[lambda p: told.append(p.without_gradient)])
     assert len(warned) == 1
     assert solution.without_gradient == (".unused", ".stopped['a']")
@@ -592,9 +613,11 @@ def test_meta_parameters_without_a_gradient_are_named():
 
 
 def test_what_the_first_update_cannot_reach_is_not_named(getkey):
-    """Behind a read-out of zeros, and features of zeros, there is no gradient at first: few updates do not tell."""
-    optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM((3,), output=helpers.OUTPUTS["momentum"](), key=getkey())
-    assert not optimizer.readout.weight.any()
+    """Behind a read-out of zeros, and features of zeros, there is no gradient at first."""
+    optimizer = l2o_eqx.optimizers.CoordinatewiseLSTM(
+        (3,), output=helpers.OUTPUTS["momentum"](), key=getkey()
+    )
+    assert optimizer.readout is not None and not optimizer.readout.weight.any()
     solution = _train(optimizer, num_steps=3, super_epochs=4, strategy=strategies.OncePerSuperEpoch())
     shares = solution.metrics["zero_share"]
     assert shares[0] > 0.5 and shares[1] > 0 and shares[-1] == 0 and solution.without_gradient == ()

@@ -22,10 +22,10 @@ class AbstractObjective(eqx.Module):
     - Step t evaluates `with_state(s_t).loss_and_state(θ_t, t, key)`, which gives f(θ_t) and s_{t+1}.
     - `outer_loss` of step t is asked of `with_state(s_t)`, and `measure` of the state at the end.
 
-    The state is carried beside the optimizer's state, one for each objective, from step to step and from window
-    to window. It must follow from the arguments alone, because a step may be evaluated again. Gradients and
-    meta-gradients, of whatever order, take it for a constant. A wrapper around an objective forwards all three.
-    By default there is no state, and nothing is carried.
+    The state is carried beside the optimizer's state, one for each objective, from step to step and from
+    window to window. It must follow from the arguments alone, because a step may be evaluated again.
+    Gradients and meta-gradients, of whatever order, take it for a constant. A wrapper around an objective
+    forwards all three. By default there is no state, and nothing is carried.
     """
 
     @abc.abstractmethod

@@ -27,30 +27,30 @@ class FromModel(AbstractObjectiveFamily):
     A loss is called by the names of its parameters. The first is the model; of the others
 
     - `key` is a key to draw with (dropout), the same for the same step and super epoch;
-    - `state` is the model's state (the `eqx.nn.State` of BatchNorm). It returns `(loss, next state)` then. The
-        state is carried along the inner run and is no coordinate; to meta-gradients it is a constant;
+    - `state` is the model's state (the `eqx.nn.State` of BatchNorm). It returns `(loss, next state)` then.
+        The state is carried along the inner run and is no coordinate; to meta-gradients it is a constant;
     - the one that is left is the batch.
 
     **Arguments:**
 
-    - `make_model`: `key -> eqx.Module`, or any tree of arrays. If the loss takes a `state`, also a pair of model
-        and state, as `eqx.nn.make_with_state(Model)` makes it; a model that holds its initial state is parted
-        from it.
+    - `make_model`: `key -> eqx.Module`, or any tree of arrays. If the loss takes a `state`, also a pair of
+        model and state, as `eqx.nn.make_with_state(Model)` makes it; a model that holds its initial state is
+        parted from it.
     - `loss_fn`: `(model, batch) -> scalar`, the mean loss over a batch.
     - `data`: a tree of arrays whose leading axis counts the examples; a batch is the same tree with
         `batch_size` rows.
     - `batch_size`: examples per minibatch.
     - `has_aux`: whether the loss returns `(loss, auxiliary output)`, with a state
         `(loss, (next state, auxiliary output))`. Only `ModelObjective.loss_and_aux` has a use for that.
-    - `trainable`: which leaves are the params, as `eqx.partition` takes it: a function of a leaf, or a tree of
-        truth values. Of these the floating-point arrays are params. By default all that the loss can be
+    - `trainable`: which leaves are the params, as `eqx.partition` takes it: a function of a leaf, or a tree
+        of truth values. Of these the floating-point arrays are params. By default all that the loss can be
         differentiated by: what is behind a `stop_gradient`, or not used, is no coordinate.
 
     What is not trained is drawn with the objective, and stays as it is.
 
     **Raises:** `ValueError` if the arrays of `data` disagree about the number of examples, or hold fewer
-    than `batch_size`; for a loss with parameters that it cannot be called by; and, once an objective is asked,
-    for one that does not return a single number, or nothing to train.
+    than `batch_size`; for a loss with parameters that it cannot be called by; and, once an objective is
+    asked, for one that does not return a single number, or nothing to train.
     """
 
     make_model: Callable[[PRNGKeyArray], Any]
@@ -156,7 +156,13 @@ class ModelObjective(AbstractObjective):
 
     def with_state(self, state: State) -> "ModelObjective":
         return ModelObjective(
-            self.make_model, self.static, self.loss_fn, self.data, self.batch_size, self.trainable, clone(state)
+            self.make_model,
+            self.static,
+            self.loss_fn,
+            self.data,
+            self.batch_size,
+            self.trainable,
+            clone(state),
         )
 
     def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -36,8 +37,8 @@ class ModelLoss(eqx.Module):
         others = [name for name in self._positional[1:] if name not in (_STATE, _KEY)]
         if len(self._positional) < 2 or len(others) != 1 or self._unknown:
             raise ArgumentError(
-                "`FromModel(loss_fn=...)` is called with the model, the batch, and `state` and `key` if it has "
-                f"parameters of these names. Got `{_name_of(self.function)}{_signature(self.function)}`.",
+                "`FromModel(loss_fn=...)` is called with the model, the batch, and `state` and `key` if it "
+                f"has parameters of these names. Got `{_name_of(self.function)}{_signature(self.function)}`.",
                 argument="loss_fn",
                 given=self.function,
             )
@@ -96,7 +97,8 @@ class ModelLoss(eqx.Module):
         if not holds_state:
             raise ArgumentError(
                 "`FromModel(make_model=...)`: the loss takes a `state`, but the model has none; return "
-                f"`eqx.nn.make_with_state(Model)(...)`, or a pair of model and state. Got {type(made).__name__}.",
+                "`eqx.nn.make_with_state(Model)(...)`, or a pair of model and state. Got "
+                f"{type(made).__name__}.",
                 argument="make_model",
             )
         return eqx.nn.make_with_state(lambda: made)()
@@ -108,7 +110,7 @@ class ModelLoss(eqx.Module):
         # An `eqx.nn.State` is spoilt by being used.
         special = {_STATE: clone(state), _KEY: key}
         names = self._positional
-        args = [model, *(special[name] if name in special else batch for name in names[1:])]
+        args = [model, *(special.get(name, batch) for name in names[1:])]
         keywords = {n: special[n] for n in self._names if n in special and n not in names}
         result = self.function(*args, **keywords)
         if not self.takes_state:
@@ -198,7 +200,7 @@ def _watched(leaf, number, reached):
         if not isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
             reached.add(number)
             return (cotangent,)
-        return (jax.numpy.zeros(cotangent.shape, cotangent.dtype),)
+        return (jnp.zeros(leaf.shape, leaf.dtype),)
 
     identity.defvjp(forward, backward, symbolic_zeros=True)
     return identity(leaf)

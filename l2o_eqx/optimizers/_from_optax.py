@@ -14,9 +14,9 @@ from ._base import AbstractOptimizer
 class FromOptax(AbstractOptimizer):
     """An optax optimizer as one of ours, to be evaluated or compared beside learned ones.
 
-    `value`, `grad` and `value_fn` are handed to transformations that take them, such as `optax.polyak_sgd` and
-    `optax.lbfgs`; `value_fn`, for line searches, where optimizers are evaluated and compared, and not inside of
-    a wrapper. Its state keeps the dtypes that it begins with.
+    `value`, `grad` and `value_fn` are handed to transformations that take them, such as `optax.polyak_sgd`
+    and `optax.lbfgs`; `value_fn`, for line searches, where optimizers are evaluated and compared, and not
+    inside of a wrapper. Its state keeps the dtypes that it begins with.
 
     **Arguments:**
 
@@ -49,9 +49,7 @@ class FromOptax(AbstractOptimizer):
         return updates, cast_like(new, state)
 
 
-def _extra_arguments(
-    transformation: optax.GradientTransformation, offered: frozenset[str]
-) -> frozenset[str]:
+def _extra_arguments(transformation: optax.GradientTransformation, offered: frozenset[str]) -> frozenset[str]:
     # Which of the keywords its update takes.
     if not isinstance(transformation, optax.GradientTransformationExtraArgs):
         return frozenset()

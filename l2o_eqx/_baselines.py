@@ -116,12 +116,12 @@ class Baseline(eqx.Module):
 class LineSearch(eqx.Module):
     """An optax optimizer that evaluates f several times a step, such as `optax.lbfgs()`; not tuned.
 
-    `compare` hands it optax's `value`, `grad` and `value_fn`, on data those of the step's minibatch, and
-    counts the evaluations.
+    It marks one as such where baselines are listed. `compare` runs it as it runs the transformation itself,
+    and counts the evaluations.
 
     **Arguments:**
 
-    - `transformation`: whose `update` takes these.
+    - `transformation`: whose `update` takes optax's `value`, `grad` and `value_fn`.
     """
 
     transformation: optax.GradientTransformationExtraArgs = eqx.field(static=True)

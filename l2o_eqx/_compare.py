@@ -16,13 +16,12 @@ from ._devices import Restarts
 from ._draws import Draws, draw
 from ._errors import ArgumentError
 from ._evaluate import Trajectories, evaluate
-from ._line_search import run_line_search
 from ._loop import attended
 from ._meta_train import count_meta_parameters
-from ._tune import Tuning, TuningMode, run_tuned, tune
+from ._tune import Tuning, TuningMode, run_ready, run_tuned, tune
 from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, FromOptax
 
 
 class ComparisonProgress(eqx.Module):
@@ -63,8 +62,10 @@ def compare(
 
     - `optimizers`: by name. A `Baseline` is tuned. So is a function from a learning rate to an optax
         transformation, such as `optax.adam`, by its rate alone; if it cannot do with a traced rate, it is
-        compiled once for each. Learned optimizers, ready transformations and those of a `LineSearch` run as
-        they are. `{"learned": trained, "untrained": optimizer, **baselines_for(family)}` is the usual choice.
+        compiled once for each. Learned optimizers and ready transformations run as they are. optax's `value`,
+        `grad` and `value_fn`, on data those of the step's minibatch, are handed to all that take them, and
+        evaluations of f by line searches are counted. `{"learned": trained, "untrained": optimizer,
+        **baselines_for(family)}` is the usual choice.
     - `family`: what to run them on.
     - `num_steps`: inner steps on each objective.
     - `num_objectives`: draws for the comparison.
@@ -164,10 +165,10 @@ class _Runner:
                 key=key,
             )
         elif isinstance(optimizer, LineSearch):
-            found = run_line_search(optimizer, self.draws[1], self.num_steps)
+            found = run_ready(FromOptax(optimizer.transformation), self.draws[1], self.num_steps)
         else:
             tuned = tune(_as_baseline(optimizer), self.draws[0], progress=progress, **self.tuning)
-            found = Trajectories(run_tuned(tuned, self.draws[1], self.num_steps))
+            found = run_tuned(tuned, self.draws[1], self.num_steps)
             self.tunings[name] = tuned
         # Waits for the numbers, so that the name reported is that of the optimizer at work.
         jax.block_until_ready(found.losses)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ._devices import chunk_size, sharded_over_devices
-from ._inner import init_params, run_steps
-from ._layout import batched_init, begin_at
+from ._inner import Record, init_params, init_states, run_steps
+from ._layout import BatchState, batched_init, begin_at
 from ._types import Keys, Params
 from .objectives import AbstractObjectiveFamily, ObjectiveBatch, sample_objectives
 from .optimizers import AbstractOptimizer
@@ -27,6 +27,8 @@ class Draws(eqx.Module):
     objectives: ObjectiveBatch
     params: Params
     keys: Keys
+    # Of the objectives, if they have any.
+    states: PyTree = None
 
     @property
     def count(self) -> int:
@@ -44,8 +46,17 @@ class Draws(eqx.Module):
 
     def take(self, indices: Array) -> "Draws":
         """Some of them."""
-        own, params, keys = jax.tree.map(lambda x: x[indices], (self.objectives.own, self.params, self.keys))
-        return Draws(ObjectiveBatch(own, self.objectives.shared), params, keys)
+        return self.with_arrays(jax.tree.map(lambda x: x[indices], self.arrays))
+
+    @property
+    def arrays(self) -> PyTree:
+        """All that has the draws on the leading axis."""
+        return self.objectives.own, self.params, self.keys, self.states
+
+    def with_arrays(self, arrays: PyTree) -> "Draws":
+        """Others of the same family."""
+        own, *others = arrays
+        return Draws(ObjectiveBatch(own, self.objectives.shared), *others)
 
 
 @eqx.filter_jit
@@ -53,15 +64,46 @@ def draw(family: AbstractObjectiveFamily, keys: Keys) -> Draws:
     """One objective per key, and where it starts."""
     okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
     objectives = sample_objectives(family, okeys)
-    return Draws(objectives, init_params(objectives, ikeys), lkeys)
+    return Draws(objectives, init_params(objectives, ikeys), lkeys, init_states(objectives, ikeys))
+
+
+def run_side_by_side(
+    optimizer: AbstractOptimizer, draws: Draws, num_steps: int
+) -> tuple[Params, BatchState, Record]:
+    """Runs an optimizer on draws. Meant for use under jit."""
+    params = begin_at(optimizer, draws.params)
+    state = batched_init(optimizer, params, num_steps).with_objectives(draws.states)
+    return run_steps(optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys)
 
 
 def losses_of(optimizer: AbstractOptimizer, draws: Draws, num_steps: int) -> Float[Array, "objectives steps"]:
     """The losses of an optimizer on draws that are run in parallel. Meant for use under jit."""
-    params = begin_at(optimizer, draws.params)
-    state = batched_init(optimizer, params, num_steps)
-    run = run_steps(optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys)
-    return run[2].losses.T
+    return run_side_by_side(optimizer, draws, num_steps)[2].losses.T
+
+
+def run_over_draws(
+    optimizer: AbstractOptimizer, draws: Draws, num_steps: int
+) -> tuple[Float[Array, "objectives steps"], Int[Array, "objectives steps"] | None]:
+    """The losses on all draws, and how many evaluations of f each took. Meant for use under jit."""
+
+    def run(chunk):
+        *_, record = run_side_by_side(optimizer, chunk, num_steps)
+        return record.losses.T, evaluations_of(record)
+
+    return over_draws(run, draws)
+
+
+def evaluations_of(record: Record) -> Int[Array, "objectives steps"] | None:
+    """How many evaluations of f there had been when the loss of each step was known.
+
+    Every step counts one of f and ∇f where it begins, which optax spares only where f is the same at every
+    step, and one for each step of the search, be it of f alone (backtracking) or of both (zoom). `None` for
+    optimizers that do not search.
+    """
+    if record.searched is None:
+        return None
+    before = jnp.cumsum(record.searched, axis=0) - record.searched
+    return (before + 1 + jnp.arange(len(before))[:, None]).T
 
 
 def over_draws(function: Callable[[Draws], PyTree[Array]], draws: Draws) -> Any:
@@ -73,11 +115,10 @@ def over_draws(function: Callable[[Draws], PyTree[Array]], draws: Draws) -> Any:
     """
 
     def run_chunk(chunk):
-        own, params, keys = chunk
-        return function(Draws(ObjectiveBatch(own, draws.objectives.shared), params, keys))
+        return function(draws.with_arrays(chunk))
 
     def run_shard(arrays):
-        count = arrays[2].shape[0]
+        count = draws.with_arrays(arrays).count
         size = min(count, chunk_size(draws.num_coordinates))
         num_chunks = -(-count // size)
         # The last chunk is filled up with draws that are run again and left out of the result.
@@ -87,5 +128,4 @@ def over_draws(function: Callable[[Draws], PyTree[Array]], draws: Draws) -> Any:
         results = lax.map(run_chunk, padded)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
 
-    arrays = (draws.objectives.own, draws.params, draws.keys)
-    return sharded_over_devices(run_shard, draws.count)(arrays)
+    return sharded_over_devices(run_shard, draws.count)(draws.arrays)

@@ -35,6 +35,10 @@ class ArgumentError(ValueError):
         self.possible = None if possible is None else tuple(possible)
 
 
+class ZeroGradientWarning(UserWarning):
+    """Meta-parameters whose meta-gradient is always zero, which `meta_train` cannot train."""
+
+
 def check(message: str, **arguments: tuple[Any, bool]) -> None:
     """Raises an `ArgumentError` for the first argument that is not as it must be.
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_sizes
 from ._devices import Restarts, chunk_size, num_devices, sharded_over_devices
-from ._inner import init_params, run_steps
-from ._layout import batched_init, begin_at
+from ._draws import Draws, evaluations_of, run_side_by_side
+from ._inner import init_params, init_states
 from ._loop import run
 from ._types import Keys, Params
 from .callbacks._base import Callback
@@ -27,7 +27,8 @@ class Trajectories(eqx.Module):
 
     `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front. On data, it is
     the loss of the minibatch that step t sees. `measured` is what `evaluate(measure=...)` found where the
-    runs ended, with the same leading axes.
+    runs ended, with the same leading axes. `evaluations` is how many evaluations of f there had been when the
+    loss of each step was known, of optimizers with line search.
     """
 
     losses: Float[Array, "*restarts objectives steps"]
@@ -70,7 +71,8 @@ def evaluate(
     - `num_objectives`: how many are drawn.
     - `restarts`: if given, `optimizer` is a batch of that many, as `meta_train` returns it.
     - `measure`: `(objective, params) -> tree of arrays`, called on the params after the last step, inside
-        the compiled program: a loss on held-out data, say, or the share of dead units.
+        the compiled program: a loss on held-out data, say, or the share of dead units. An objective with a
+        state is in the state of the end.
     - `key`: picks them.
     - `callbacks`: called with an `EvaluationProgress` whenever some objectives are done. With callbacks it is
         one call of a compiled program for as many objectives as are run together on all devices, without any
@@ -88,7 +90,7 @@ def evaluate(
     keys = jr.split(key, num_objectives)
 
     def run_on_some(keys):
-        return Trajectories(*_evaluate(optimizer, family, keys, num_steps, runs, measure))
+        return _evaluate(optimizer, family, keys, num_steps, runs, measure)
 
     if not callbacks:
         return run_on_some(keys)
@@ -129,7 +131,7 @@ def losses_on(
     num_steps: int,
 ) -> Float[Array, "objectives steps"]:
     """The losses on one objective per key, on however many devices there are. Meant for use under jit."""
-    return run_on(optimizer, family, keys, num_steps=num_steps)[0]
+    return run_on(optimizer, family, keys, num_steps=num_steps).losses
 
 
 def run_on(
@@ -140,7 +142,7 @@ def run_on(
     num_steps: int,
     measure: Measure | None = None,
     share_out: bool = True,
-) -> tuple[Float[Array, "objectives steps"], PyTree]:
+) -> Trajectories:
     """As `losses_on`, with what is measured on the params after the last step.
 
     With `share_out=False`, on the device it is called on.
@@ -150,14 +152,16 @@ def run_on(
     def run_chunk(keys):
         okeys, ikeys, lkeys = jnp.moveaxis(jax.vmap(lambda k: jr.split(k, 3))(keys), 1, 0)
         objectives = sample_objectives(family, okeys)
-        params = begin_at(optimizer, init_params(objectives, ikeys))
-        state = batched_init(optimizer, params, num_steps)
-        params, _, record = run_steps(optimizer, objectives, params, state, num_steps, start=0, keys=lkeys)
+        draws = Draws(objectives, init_params(objectives, ikeys), lkeys, init_states(objectives, ikeys))
+        params, state, record = run_side_by_side(optimizer, draws, num_steps)
         if measure is None:
-            return record.losses.T, None
-        probe = measure
-        measured = jax.vmap(lambda own, p: probe(objectives.select(own), p))(objectives.own, params)
-        return record.losses.T, measured
+            measured = None
+        else:
+            probe = measure
+            measured = jax.vmap(lambda own, state, p: probe(objectives.select(own, state), p))(
+                objectives.own, state.of_objectives, params
+            )
+        return Trajectories(record.losses.T, measured, evaluations_of(record))
 
     def run_shard(keys):
         # The last chunk is filled up with objectives that are run again and left out of the result.

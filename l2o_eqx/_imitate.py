@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ._checks import check_sizes
 from ._devices import Restarts
 from ._errors import ArgumentError
-from ._inner import init_params, losses_and_grads
+from ._inner import init_params, init_states
+from ._losses import losses_and_grads
 from ._meta_step import init_meta_state
+from ._misc import add_updates, at_least_float32, cast_like
 from ._types import Params, Scalar
 from .meta_optimizers import default_meta_optimizer
 from .objectives import AbstractObjectiveFamily, sample_objectives
@@ -124,7 +126,7 @@ def relative_error(updates: Params, targets: Params) -> Scalar:
 
 
 def _square(tree):
-    return sum((jnp.sum(x**2) for x in jax.tree.leaves(tree)), jnp.zeros(()))
+    return sum((jnp.sum(at_least_float32(x) ** 2) for x in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
 @eqx.filter_jit
@@ -151,7 +153,7 @@ def _imitate(optimizer, meta_state, baseline, family, keys, settings: _Settings)
 def _super_epoch(optimizer, meta_state, baseline, family, key, settings):
     okeys, ikeys, lkeys = (jr.split(k, settings.num_objectives) for k in jr.split(key, 3))
     objectives = sample_objectives(family, okeys)
-    params = init_params(objectives, ikeys)
+    params, states = init_params(objectives, ikeys), init_states(objectives, ikeys)
     arrays, static = eqx.partition(optimizer, eqx.is_array)
 
     def init(who):
@@ -170,7 +172,7 @@ def _super_epoch(optimizer, meta_state, baseline, family, key, settings):
         return (arrays, meta_state, params, state, theirs), loss
 
     starts = settings.window * jnp.arange(settings.num_steps // settings.window)
-    carry = (arrays, meta_state, params, init(optimizer), init(baseline))
+    carry = (arrays, meta_state, params, init(optimizer), (init(baseline), states))
     (arrays, meta_state, *_), losses = lax.scan(train_window, carry, starts)
     return eqx.combine(arrays, static), meta_state, losses
 
@@ -178,18 +180,19 @@ def _super_epoch(optimizer, meta_state, baseline, family, key, settings):
 def _run_baseline(baseline, objectives, params, state, steps, keys):
     # Its steps, and of each what the optimizer is shown (∇f and θ) and what it should answer.
     def one_step(carry, step):
-        params, state = carry
-        losses, grads = losses_and_grads(objectives, params, step, keys)
+        params, (state, states) = carry
+        losses, grads, states = losses_and_grads(objectives, params, step, keys, states)
         seen = Seen(grads, losses, jax.vmap(lambda key: jr.fold_in(key, step))(keys))
         updates, state = _update_each(baseline, seen, state, params)
-        return (eqx.apply_updates(params, updates), state), (seen, params, updates)
+        return (add_updates(params, updates), (state, states)), (seen, params, updates)
 
     (params, state), shown = lax.scan(one_step, (params, state), steps)
     return params, state, shown
 
 
 def _update_each(optimizer, seen, state, params):
-    return jax.vmap(lambda *args: take_step(optimizer, *args))(seen, state, params)
+    updates, new = jax.vmap(lambda *args: take_step(optimizer, *args))(seen, state, params)
+    return updates, cast_like(new, state)
 
 
 def _error(optimizer: AbstractOptimizer, state: PyTree, shown: PyTree) -> tuple[Float[Array, ""], PyTree]:

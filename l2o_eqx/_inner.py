@@ -1,24 +1,22 @@
-"""Inner optimization steps for a batch of objectives: the only place where gradients are taken."""
+"""Inner optimization steps for a batch of objectives."""
 
 import dataclasses
-import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._layout import BatchState, batched_update
-from ._types import Keys, Params, StepNumber
+from ._losses import GRADS, differentiable_losses_and_grads, loss_function, losses_and_grads, select
+from ._misc import add_updates, at_least_float32
+from ._types import Keys, Params, State, StepNumber
 from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractLayout, AbstractOptimizer, Seen
+from .optimizers import AbstractLayout, AbstractOptimizer, FromOptax, Seen
 
-# Losses and gradients beyond this count as not finite where an optimizer is trained: their squares overflow.
-_LARGEST = {4: 2.0**63, 8: 2.0**511}
-_GRADS = "grads"
 # What an optimizer draws with is folded out of an objective's key with a number that no step has.
 _DRAWS = 2**31 - 6
 
@@ -31,13 +29,15 @@ class Record(eqx.Module):
 
     The gradients are laid out as the optimizer was shown them. `sound` tells which objectives had finite
     losses and gradients all along; only training asks, for all others it is true. `outer` are the outer
-    losses and their gradients, if they are others.
+    losses and their gradients, if they are others. `searched` is how often the optimizer evaluated f by
+    itself at every step, if it says so.
     """
 
     losses: Float[Array, "steps objectives"]
     grads: PyTree[Float[Array, "..."]]
     sound: Bool[Array, " objectives"]
     outer: tuple[Float[Array, "steps objectives"], PyTree[Float[Array, "..."]]] | None = None
+    searched: Int[Array, "steps objectives"] | None = None
 
     @property
     def weighed(self) -> Float[Array, "steps objectives"]:
@@ -67,113 +67,9 @@ def init_params(objectives: ObjectiveBatch, keys: Keys) -> Params:
     return jax.vmap(lambda own, key: objectives.select(own).init(key))(objectives.own, keys)
 
 
-def losses_and_grads(
-    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, *, outer: bool = False
-) -> tuple[Float[Array, " objectives"], Params]:
-    """f and ∇f of every objective at its params, or the outer loss and its gradient."""
-
-    def one(own, params, key):
-        return jax.value_and_grad(_loss_of(objectives.select(own), outer))(params, step, key)
-
-    return jax.vmap(one)(objectives.own, params, keys)
-
-
-def _loss_of(objective, outer):
-    return objective.outer_loss if outer else objective.loss
-
-
-def differentiable_losses_and_grads(
-    objectives: ObjectiveBatch,
-    params: Params,
-    step: StepNumber,
-    keys: Keys,
-    constants: frozenset[str],
-    *,
-    outer: bool = False,
-) -> tuple[Float[Array, " objectives"], Params, Bool[Array, " objectives"]]:
-    """The same for training: with derivatives, and whether they are finite.
-
-    If `"grads"` are among the `constants`, f is linear in the params to derivatives and ∇f a constant, so
-    that no objective is differentiated a second time. If not, the cotangents w of f and v of ∇f make
-    w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
-    own activations is kept. An objective that is not finite has the derivative zero.
-    """
-    evaluate = _evaluate_first if "grads" in constants else _evaluate_second
-    return evaluate(params, objectives, step, keys, outer)
-
-
-def _evaluate(params, objectives, step, keys, outer):
-    losses, grads = losses_and_grads(objectives, params, step, keys, outer=outer)
-    # What the reverse pass needs is kept under this name, should all else be computed again.
-    grads = jax.tree.map(lambda g: checkpoint_name(g, _GRADS), grads)
-    return losses, grads, is_sound(*lax.optimization_barrier((losses, grads)))
-
-
-def _make_evaluate(second: bool):
-    @eqx.filter_custom_vjp
-    def evaluate(params, objectives, step, keys, outer):
-        return _evaluate(params, objectives, step, keys, outer)
-
-    @evaluate.def_fwd
-    def forward(perturbed, params, objectives, step, keys, outer):
-        del perturbed
-        losses, grads, sound = _evaluate(params, objectives, step, keys, outer)
-        return (losses, grads, sound), (grads, sound)
-
-    @evaluate.def_bwd
-    def backward(kept, cotangents, perturbed, params, objectives, step, keys, outer):
-        del perturbed
-        grads, sound = kept
-        weights, directions, _ = cotangents
-        result = jax.tree.map(jnp.zeros_like, params)
-        if weights is not None:
-            grads = select(sound, grads, 0.0)
-            result = jax.tree.map(lambda g: _along(weights.astype(g.dtype), g) * g, grads)
-        if second and any(d is not None for d in jax.tree.leaves(directions)):
-            products = _hessian_products(objectives, params, directions, step, keys, outer)
-            result = jax.tree.map(jnp.add, result, select(sound, products, 0.0))
-        return result
-
-    return evaluate
-
-
-_evaluate_first = _make_evaluate(second=False)
-_evaluate_second = _make_evaluate(second=True)
-
-
-def _hessian_products(objectives, params, directions, step, keys, outer):
-    """Hv of every objective: the derivative of ∇f along v, of the cost of two gradients."""
-
-    def filled(param, direction):
-        return jnp.zeros_like(param) if direction is None and param is not None else direction
-
-    directions = jax.tree.map(filled, params, directions, is_leaf=lambda x: x is None)
-
-    def one(own, params, direction, key):
-        grad = jax.grad(_loss_of(objectives.select(own), outer))
-        return jax.jvp(lambda p: grad(p, step, key), (params,), (direction,))[1]
-
-    return jax.vmap(one)(objectives.own, params, directions, keys)
-
-
-def is_sound(losses: Float[Array, " objectives"], grads: PyTree[Array]) -> Bool[Array, " objectives"]:
-    """Whether an objective's loss and gradient are finite, and so are their squares."""
-
-    def small(x):
-        limit = _LARGEST.get(x.dtype.itemsize, jnp.inf)
-        largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0)
-        return (largest <= limit) & jnp.isfinite(largest)
-
-    return functools.reduce(jnp.logical_and, map(small, jax.tree.leaves(grads)), small(losses))
-
-
-def select(sound: Bool[Array, " objectives"], tree: PyTree[Array], otherwise: float) -> PyTree[Array]:
-    """`tree`, but a constant for objectives that are not sound."""
-    return jax.tree.map(lambda x: jnp.where(_along(sound, x), x, otherwise), tree)
-
-
-def _along(row, like):
-    return row.reshape(row.shape + (1,) * (like.ndim - 1))
+def init_states(objectives: ObjectiveBatch, keys: Keys) -> State:
+    """The state that every objective begins with, drawn like its starting point; `None` if they have none."""
+    return jax.vmap(lambda own, key: objectives.select(own).init_state(key))(objectives.own, keys)
 
 
 def run_steps(
@@ -197,14 +93,21 @@ def run_steps(
 
     def one_step(carry, step):
         params, state = carry
-        losses, grads = losses_and_grads(objectives, params, step, keys)
-        seen = show(optimizer, state.layout, state.layout.lay_out(grads), losses, step, keys)
-        updates, state = batched_update(optimizer, seen, state, params)
-        return (eqx.apply_updates(params, updates), state), (losses, seen.grads)
+        losses, grads, states = losses_and_grads(objectives, params, step, keys, state.of_objectives)
+        laid_out, searched = state.layout.lay_out(grads), None
+        if isinstance(optimizer, FromOptax):
+            updates, state, searched = _update_from_optax(
+                optimizer, objectives, losses, grads, state, params, step, keys
+            )
+        else:
+            seen = show(optimizer, state.layout, laid_out, losses, step, keys)
+            updates, state = batched_update(optimizer, seen, state, params)
+        state = state.with_objectives(states)
+        return (add_updates(params, updates), state), (losses, laid_out, searched)
 
     steps = start + jnp.arange(num_steps)
-    (params, state), (losses, grads) = lax.scan(one_step, (params, state), steps)
-    return params, state, Record(losses, grads, jnp.ones(losses.shape[1:], bool))
+    (params, state), (losses, grads, searched) = lax.scan(one_step, (params, state), steps)
+    return params, state, Record(losses, grads, jnp.ones(losses.shape[1:], bool), searched=searched)
 
 
 def run_training_steps(
@@ -240,37 +143,59 @@ def run_training_steps(
         return lax.stop_gradient(tree) if name in constants else tree
 
     def look(params, state, step, sound):
-        losses, grads, fine = differentiable_losses_and_grads(objectives, params, step, keys, constants)
+        losses, grads, states, fine = differentiable_losses_and_grads(
+            objectives, params, step, keys, constants, state.of_objectives
+        )
         sound, outer = sound & fine, None
         if objectives.has_outer_loss:
-            outer, slopes, fine = differentiable_losses_and_grads(
-                objectives, params, step, keys, FIRST_ORDER, outer=True
+            outer, slopes, _, fine = differentiable_losses_and_grads(
+                objectives, params, step, keys, FIRST_ORDER, state.of_objectives, outer=True
             )
             sound = sound & fine
             outer = (outer, state.layout.lay_out(select(sound, slopes, 1.0)))
-        return losses, state.layout.lay_out(select(sound, grads, 1.0)), outer, sound
+        return states, losses, state.layout.lay_out(select(sound, grads, 1.0)), outer, sound
 
     def one_step(carry, step):
         params, state, sound = carry
         state = shown("state", state)
-        losses, grads, outer, sound = look(params, state, step, sound)
+        states, losses, grads, outer, sound = look(params, state, step, sound)
         value = select(sound, shown("value", losses), 1.0)
         seen = show(optimizer, state.layout, grads, value, step, keys)
         point = select(sound, shown("params", params), 1.0)
         updates, state = batched_update(optimizer, seen, state, point, differentiable=recompute)
-        params = eqx.apply_updates(params, updates)
+        params, state = add_updates(params, updates), state.with_objectives(states)
         return (params, state, sound), (losses, grads, outer)
 
     if recompute:
-        kept = jax.checkpoint_policies.save_only_these_names(_GRADS)
+        kept = jax.checkpoint_policies.save_only_these_names(GRADS)
         one_step = jax.checkpoint(one_step, policy=kept, prevent_cse=False)
     steps = start + jnp.arange(num_steps)
     (params, state, sound), record = lax.scan(one_step, (params, state, sound), steps)
     if include_final_loss:
-        *last, sound = look(params, state, start + num_steps, sound)
+        # The state of the objectives does not move: this step is still to be taken.
+        _, *last, sound = look(params, state, start + num_steps, sound)
         record = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), record, tuple(last))
     losses, grads, outer = record
     return params, state, Record(losses, grads, sound, outer)
+
+
+def _update_from_optax(optimizer, objectives, losses, grads, state, params, step, keys):
+    # As `batched_update`, with all that optax's transformations may want.
+    def one(own, objective_state, key, loss, grads, arrays, params):
+        function = loss_function(objectives, own, objective_state, step, key)
+
+        def value_fn(params):
+            return at_least_float32(function(params)[0])
+
+        updates, arrays = optimizer.update(grads, arrays, params, value=loss, value_fn=value_fn)
+        # Both of optax's line searches say how many evaluations the last one took.
+        searched = optax.tree.get(arrays, "num_linesearch_steps")
+        return updates, arrays, None if searched is None else jnp.asarray(searched, jnp.int32)
+
+    updates, arrays, searched = jax.vmap(one)(
+        objectives.own, state.of_objectives, keys, losses, grads, state.arrays, params
+    )
+    return updates, BatchState(arrays, state.layout), searched
 
 
 def show(

@@ -10,33 +10,49 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from ._misc import cast_like
 from ._types import Params, State, StepNumber
 from .optimizers import AbstractLayout, AbstractOptimizer, Cutting, Seen
 
 
 class BatchState(eqx.Module):
-    """The state of an optimizer for a batch of objectives: its arrays as `layout` lays them out."""
+    """What a batch of runs carries from step to step beside the params.
+
+    **Fields:**
+
+    - `arrays`: the optimizer's state as `layout` lays it out.
+    - `layout`: how the batch is shown to the optimizer.
+    - `of_objectives`: the states of the objectives themselves, which are on the leading axis; `None` if they
+        have none (see `AbstractObjective`). They ride here so that whoever hands a state on hands on all of
+        it.
+    """
 
     arrays: PyTree
     layout: AbstractLayout
+    of_objectives: PyTree = None
+
+    def with_objectives(self, states: PyTree) -> "BatchState":
+        """The same with other states of the objectives."""
+        return BatchState(self.arrays, self.layout, states)
 
     def uncut(self) -> "BatchState":
         """The same in as few pieces as possible, to be differentiated through."""
         layout, arrays = self.layout.uncut(self.arrays)
-        return BatchState(arrays, layout)
+        return BatchState(arrays, layout, self.of_objectives)
 
     def cut(self, uncut: "BatchState") -> "BatchState":
         """The inverse of `uncut`; this is the state that was."""
-        return BatchState(self.layout.cut(uncut.arrays), self.layout)
+        return BatchState(self.layout.cut(uncut.arrays), self.layout, uncut.of_objectives)
 
     def each(self) -> "BatchState":
         """Those of batches of one, on a leading axis for the objectives."""
         layout, arrays = self.layout.each(self.arrays)
-        return BatchState(arrays, layout)
+        return BatchState(arrays, layout, jax.tree.map(lambda x: x[:, None], self.of_objectives))
 
     def together(self, each: "BatchState") -> "BatchState":
         """The inverse of `each`; this is a state of the whole batch."""
-        return BatchState(self.layout.together(each.arrays), self.layout)
+        states = jax.tree.map(lambda x: x[:, 0], each.of_objectives)
+        return BatchState(self.layout.together(each.arrays), self.layout, states)
 
 
 def layout_of(
@@ -76,6 +92,8 @@ def batched_update(
 ) -> tuple[Params, BatchState]:
     """`optimizer.update` for what is laid out, a state from `batched_init` and plain params.
 
+    The state keeps its dtypes, to whatever wider ones an optimizer has promoted it.
+
     **Arguments:**
 
     - `like`: has the shapes of the params where these are left out.
@@ -86,7 +104,7 @@ def batched_update(
     updates, arrays = state.layout.update(
         optimizer, seen, state.arrays, params, like=like, differentiable=differentiable
     )
-    return updates, BatchState(arrays, state.layout)
+    return updates, BatchState(cast_like(arrays, state.arrays), state.layout, state.of_objectives)
 
 
 def to_batched_state(optimizer: AbstractOptimizer, state: State, params: Params) -> BatchState:

@@ -24,7 +24,8 @@ class MetaGradient(eqx.Module):
 
     `losses` are f(θ_t) at the window's steps (and after it, with `include_final_loss`), `meta_loss` what the
     weighting makes of them, `grads` has the structure of the optimizer (its other leaves are `None`),
-    `params` and `state` stand at the end of the window.
+    `params`, `state` and `objective_state` (that of the objective, if it has any) stand at the end of the
+    window.
     """
 
     losses: Float[Array, " losses"]
@@ -32,6 +33,7 @@ class MetaGradient(eqx.Module):
     grads: PyTree
     params: Params
     state: State
+    objective_state: State = None
 
 
 def meta_gradient(
@@ -47,6 +49,7 @@ def meta_gradient(
     key: PRNGKeyArray,
     estimator: AbstractEstimator | None = None,
     include_final_loss: bool = False,
+    objective_state: State = None,
 ) -> MetaGradient:
     """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
 
@@ -66,6 +69,8 @@ def meta_gradient(
         the thesis. `estimators.Auto(())` gives the true gradient.
     - `include_final_loss`: adds the loss f(θ_{T+1}) after the last update, which is then trained, too; as in
         the code of Andrychowicz et al.
+    - `objective_state`: where an objective with a state of its own stands; by default at
+        `objective.init_state(key)`. It is a constant at every step.
 
     **Returns:** a `MetaGradient`.
 
@@ -87,6 +92,7 @@ def meta_gradient(
         Auto() if estimator is None else estimator,
         window,
         include_final_loss,
+        objective_state,
     )
 
 
@@ -155,11 +161,12 @@ def _meta_gradient(
     estimator,
     length,
     include_final_loss,
+    objective_state,
 ):
     params = add_axis(params)
-    window = _window_of_one(
-        as_batch(objective), params, to_batched_state(optimizer, state, params), start, num_steps, key, length
-    )
+    states = add_axis(objective.init_state(key) if objective_state is None else objective_state)
+    state = to_batched_state(optimizer, state, params).with_objectives(states)
+    window = _window_of_one(as_batch(objective), params, state, start, num_steps, key, length)
     window = dataclasses.replace(window, include_final_loss=include_final_loss)
     drawn = jr.fold_in(key, _ESTIMATOR)
     before = estimator.init(optimizer, window, key=drawn)
@@ -170,6 +177,7 @@ def _meta_gradient(
         result.grads,
         drop_axis(result.params),
         from_batched_state(result.state),
+        drop_axis(result.state.of_objectives),
     )
 
 

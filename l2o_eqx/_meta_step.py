@@ -14,6 +14,7 @@ from ._devices import Placement, Restarts, place
 from ._errors import ArgumentError
 from ._snapshots import Average, Snapshot
 from ._types import Keys, State
+from ._zero_gradients import nonzero
 from .objectives import AbstractObjectiveFamily, count_coordinates, params_shapes, sample_objectives
 from .optimizers import AbstractOptimizer, default_block_size
 from .strategies import AbstractUpdateStrategy, EveryWindow
@@ -101,7 +102,7 @@ def meta_step(
     **Returns:** the next state, and the metrics of `Progress` as device arrays. What `meta_train` keeps is
     handed on as it is.
     """
-    next_state, metrics, _ = compiled_step(
+    next_state, metrics, *_ = compiled_step(
         *placed(state, family, strategy, num_objectives, Restarts(restarts)),
         strategy=strategy,
         weighting=weighting,
@@ -154,14 +155,16 @@ def compiled_step(
     num_objectives,
     key,
 ):
-    """`meta_step` on arrays that are in their place, and which objectives failed."""
+    """`meta_step` on arrays that are in their place; which objectives failed, and which meta-parameters were
+    reached by a gradient that is not zero."""
 
     def meta_update(optimizer, meta_state, grads):
         # What strategies of the package return is the same on all devices already; a user's may not be.
         grads = placement.mean(grads)
+        meta_state, reached = meta_state
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         updates, meta_state = meta_optimizer.update(grads, meta_state, meta_params)
-        return eqx.apply_updates(optimizer, updates), meta_state
+        return eqx.apply_updates(optimizer, updates), (meta_state, reached | nonzero(grads))
 
     def draw(key):
         # What is drawn for strategies comes from elsewhere than the objectives.
@@ -173,9 +176,11 @@ def compiled_step(
         (okeys, ikeys, lkeys), other_key = draws
         num_own = okeys.shape[0]
         objectives = sample_objectives(family, okeys, placement=placement)
+        optimizer = eqx.combine(arrays, static)
+        none_yet = jnp.zeros_like(nonzero(eqx.filter(optimizer, eqx.is_inexact_array)))
         result = strategy.super_epoch(
-            eqx.combine(arrays, static),
-            meta_state,
+            optimizer,
+            (meta_state, none_yet),
             objectives,
             meta_update=meta_update,
             weighting=weighting,
@@ -185,7 +190,8 @@ def compiled_step(
             key=other_key,
             strategy_state=strategy_state,
         )
-        skipped = optax.tree.get_all_with_path(result.meta_state, "total_notfinite")
+        meta_state, reached = result.meta_state
+        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
@@ -199,19 +205,19 @@ def compiled_step(
             "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
             "failed_objectives": jnp.sum(failed),
         }
-        states = result.meta_state, result.strategy_state
-        return eqx.filter(result.optimizer, eqx.is_array), states, metrics, failed
+        states = meta_state, result.strategy_state
+        return eqx.filter(result.optimizer, eqx.is_array), states, metrics, (failed, reached)
 
     arrays, static = eqx.partition(state.optimizer, eqx.is_array)
     key = jr.fold_in(key, state.super_epoch)
     own = (arrays, state.meta_optimizer_state, state.strategy_state)
-    arrays, states, metrics, failed = placement.run(
+    arrays, states, metrics, (failed, reached) = placement.run(
         train, own, key, draw, lambda: num_objectives * count_coordinates(family)
     )
     optimizer = eqx.combine(arrays, static)
     meta_state, remembered = states
     next_state = MetaState(optimizer, meta_state, state.super_epoch + 1, strategy_state=remembered)
-    return next_state, metrics, failed
+    return next_state, metrics, failed, reached
 
 
 def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:

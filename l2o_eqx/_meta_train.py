@@ -17,6 +17,7 @@ from ._loop import run
 from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
 from ._misc import shapes_of
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from ._zero_gradients import GradientWatch
 from .callbacks import StopTraining
 from .callbacks._base import Callback
 from .meta_optimizers import default_meta_optimizer
@@ -44,6 +45,8 @@ class Progress(eqx.Module):
         `validation_loss`, the score, NaN where there was none.
     - `state`: to save, or to resume from.
     - `failed`: these objectives, with their keys.
+    - `without_gradient`: the paths of meta-parameters whose gradient has been exactly zero from the start, as
+        in `MetaSolution`; with the super epoch after which that is told.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -53,6 +56,7 @@ class Progress(eqx.Module):
     metrics: dict[str, Any]
     state: MetaState
     failed: tuple["FailedObjective", ...] = ()
+    without_gradient: tuple[str, ...] = ()
 
 
 class FailedObjective(eqx.Module):
@@ -80,6 +84,9 @@ class MetaSolution(eqx.Module):
     - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
     - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
+    - `without_gradient`: the paths of meta-parameters whose gradient was exactly zero in every meta-update of
+        the first super epoch, and of all restarts. Fewer than four updates do not tell: then it is those of
+        the first super epochs that have as many.
     """
 
     optimizer: AbstractOptimizer
@@ -88,6 +95,7 @@ class MetaSolution(eqx.Module):
     state: MetaState
     failed: tuple[FailedObjective, ...] = ()
     reason: str | None = None
+    without_gradient: tuple[str, ...] = ()
 
     @property
     def best(self) -> Snapshot | None:
@@ -159,6 +167,9 @@ def meta_train(
     **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
     is not above 0 and at most 1, or an optimizer without meta-parameters.
 
+    **Warns:** with a `ZeroGradientWarning`, after the first super epoch, of meta-parameters that have had no
+    gradient.
+
     Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
     approximation by averaging".
     """
@@ -205,7 +216,12 @@ def meta_train(
         key=key,
     )
     find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs)
-    course = _Course(step, find_failed, keeper, placement.fetch)
+    watch = GradientWatch(start.optimizer, family) if int(state.super_epoch) == 0 else None
+
+    def find_zeros(reached, done):
+        return () if watch is None else watch.after(reached, strategy.num_updates(drawn[done - 1]))
+
+    course = _Course(step, find_failed, find_zeros, keeper, placement.fetch)
     return course.run(keeper.start(core.with_kept(state)), callbacks)
 
 
@@ -226,22 +242,27 @@ class _Course:
 
     **Arguments:**
 
-    - `step`: one super epoch: `state -> (state, metrics, which objectives failed)`.
+    - `step`: one super epoch: `state -> (state, metrics, which objectives failed, which meta-parameters were
+        reached by a gradient)`.
     - `find_failed`: who they were.
+    - `find_zeros`: the paths of those never reached, once that is clear.
     - `keeper`: keeps snapshots.
     - `fetch`: brings the last state back from the devices.
     """
 
     def __init__(
         self,
-        step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any]],
+        step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any, Any]],
         find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
+        find_zeros: Callable[[Any, int], tuple[str, ...]],
         keeper: Keeper,
         fetch: Callable[[MetaState], MetaState],
     ):
         self.one_step, self.find_failed, self.keeper, self.fetch = step, find_failed, keeper, fetch
+        self.find_zeros = find_zeros
         self.rows: list[dict[str, Any]] = []
         self.failed: list[FailedObjective] = []
+        self.without_gradient: tuple[str, ...] = ()
 
     def run(self, state: MetaState, callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state."""
@@ -252,7 +273,7 @@ class _Course:
     def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
         """One super epoch; `done` with it."""
         total = self.keeper.super_epochs
-        core, metrics, mask = self.one_step(dataclasses.replace(state, best=None, average=None))
+        core, metrics, mask, reached = self.one_step(dataclasses.replace(state, best=None, average=None))
         state, kept = self.keeper.after(core.with_kept(state))
         if done == total:
             state, at_the_end = self.keeper.finish(state)
@@ -260,7 +281,9 @@ class _Course:
         self.rows.append(jax.tree.map(_to_host, metrics | kept))
         failed = self.find_failed(np.asarray(mask), done)
         self.failed += failed
-        return state, Progress(done, total, self.rows[-1], state, failed)
+        zeros = self.find_zeros(reached, done)
+        self.without_gradient += zeros
+        return state, Progress(done, total, self.rows[-1], state, failed, zeros)
 
     def finish(self, state: MetaState, stop: StopTraining | None) -> MetaSolution:
         """What became of it."""
@@ -270,7 +293,8 @@ class _Course:
         state, rows = self.fetch(state), self.rows
         metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
-        return MetaSolution(state.optimizer, result, metrics, state, tuple(self.failed), reason)
+        failed, zeros = tuple(self.failed), self.without_gradient
+        return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
 
 
 def _failed(mask, super_epoch, *, key, num_objectives, runs) -> tuple[FailedObjective, ...]:

@@ -61,6 +61,32 @@ def unravel_like(flat: Float[Array, " coordinates"], tree: PyTree[Array]) -> PyT
     return jax.tree.unflatten(treedef, parts)
 
 
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Arrays in the dtypes of those of another tree of the same structure; what has its dtype is not touched.
+
+    Trees of other structures are handed back as they are.
+    """
+
+    def cast(x, y):
+        if not (eqx.is_array(x) and eqx.is_array(y)) or x.dtype == y.dtype:
+            return x
+        return x.astype(y.dtype)
+
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        return tree
+    return jax.tree.map(cast, tree, like)
+
+
+def add_updates(params: PyTree[Array], updates: PyTree[Array]) -> PyTree[Array]:
+    """params + updates in the dtypes of the params, which wider updates do not promote."""
+    return cast_like(eqx.apply_updates(params, updates), params)
+
+
+def at_least_float32(x: Array) -> Array:
+    """The same in float32 if its dtype is narrower."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     """The Euclidean norm of all leaves together; its derivative at zero is zero.
 
@@ -101,7 +127,7 @@ def unit_rms(tree: PyTree[Array]) -> PyTree[Array]:
 def _scale_and_rms(x):
     # Scaled by the largest entry first: squares would vanish or overflow. Both are 1 if all entries are 0,
     # where the root has no derivative.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     largest = jnp.max(jnp.abs(x), initial=0)
     scale = lax.stop_gradient(jnp.where(largest > 0, largest, 1))
     mean_square = jnp.sum(jnp.square(x / scale)) / max(1, x.size)

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ._layout import BatchState, begin_at
+from ._misc import add_updates, at_least_float32, cast_like
 from ._types import Params
 from .optimizers import AbstractLayout, AbstractOptimizer, Seen
 
@@ -23,6 +24,8 @@ def suffix_sums(
     """
 
     def suffix_sum(g):
+        # In float32 at least: narrow ones would overflow.
+        g = at_least_float32(g)
         weighted = g * weights.reshape(weights.shape + (1,) * (g.ndim - 2)).astype(g.dtype)
         return lax.cumsum(weighted[1:], axis=0, reverse=True)
 
@@ -75,12 +78,15 @@ def start_gradient(
         slopes, weights = step
 
         def one(total, slope):
+            slope = at_least_float32(slope)
             along = weights.reshape(weights.shape + (1,) * (slope.ndim - 1))
             return total + along.astype(slope.dtype) * slope
 
         return jax.tree.map(one, total, layout.restore(slopes, params)), None
 
-    cotangents, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), (slopes, weights))
+    zeros = jax.tree.map(lambda p: at_least_float32(jnp.zeros_like(p)), params)
+    cotangents, _ = lax.scan(add, zeros, (slopes, weights))
+    cotangents = cast_like(cotangents, params)
     trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
     _, pull_back = jax.vjp(lambda trained: begin_at(eqx.combine(trained, rest), params), trained)
     return pull_back(cotangents)[0]
@@ -103,7 +109,7 @@ def _backpropagate(
             updates, state = update(now, seen, state, params)
             gain = sum(map(_dot, jax.tree.leaves(updates), jax.tree.leaves(cotangents)))
             # Params are shown as constants, and need not be recorded: they follow from the updates.
-            params = eqx.apply_updates(params, lax.stop_gradient(updates))
+            params = add_updates(params, lax.stop_gradient(updates))
             return (params, state), gain
 
         if recompute:

@@ -8,13 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from ._baselines import Baseline, build
 from ._devices import num_devices, sharded_over_devices
-from ._draws import Draws, losses_of, over_draws
-from ._types import Params, Scalar, State
+from ._draws import Draws, losses_of, run_over_draws
+from ._evaluate import Trajectories
 from .optimizers import AbstractOptimizer, FromOptax
 
 TuningMode = Literal["auto", "full", "staged"]
@@ -108,14 +107,22 @@ def tune(
     return Tuning(baseline, tuple(rates), losses, _lowest(losses))
 
 
-def run_tuned(tuning: Tuning, draws: Draws, num_steps: int) -> Float[Array, "objectives steps"]:
-    """The losses with the best settings on other draws."""
+@eqx.filter_jit
+def run_ready(optimizer: AbstractOptimizer, draws: Draws, num_steps: int) -> Trajectories:
+    """What an optimizer that needs no tuning does on draws."""
+    losses, evaluations = run_over_draws(optimizer, draws, num_steps)
+    return Trajectories(losses, evaluations=evaluations)
+
+
+def run_tuned(tuning: Tuning, draws: Draws, num_steps: int) -> Trajectories:
+    """What the best settings do on other draws."""
     baseline, rates, best = tuning.baseline, tuning.rates, tuning.best
     point = jax.tree.map(lambda x: x[0], _points(baseline, rates, [best]))
     try:
-        return _run(baseline, point, draws, num_steps)
+        losses, evaluations = _run(baseline, point, draws, num_steps)
     except _WANTS_PYTHON_NUMBERS:
-        return _run_with_numbers(baseline, rates, best, draws, num_steps)
+        return run_ready(_with_numbers(baseline, rates, best, num_steps), draws, num_steps)
+    return Trajectories(losses, evaluations=evaluations)
 
 
 def _coarse(shape: tuple[int, ...]) -> list[Index]:
@@ -211,7 +218,8 @@ class _Scorer:
     def _with_numbers(self, indices: Sequence[Index], draws: Draws) -> np.ndarray:
         ends = []
         for index in indices:
-            losses = _run_with_numbers(self.baseline, self.rates, index, draws, self.num_steps)
+            optimizer = _with_numbers(self.baseline, self.rates, index, self.num_steps)
+            losses = run_ready(optimizer, draws, self.num_steps).losses
             ends.append(np.mean(np.asarray(losses[:, -self.last :]), axis=1))
             self._report(1)
         return np.stack(ends)
@@ -223,27 +231,6 @@ class _Scorer:
 
 def _chunk_coordinates() -> int:
     return _CHUNK_COORDINATES if jax.default_backend() == "cpu" else _CHUNK_COORDINATES_ACCELERATOR
-
-
-class _WithTracedNumbers(AbstractOptimizer):
-    """An optax transformation whose settings are arrays, which must not change the dtypes of its state."""
-
-    transformation: optax.GradientTransformation
-
-    def init(self, params: Params) -> State:
-        return self.transformation.init(params)
-
-    def update(
-        self,
-        grads: Params,
-        state: State,
-        params: Params | None,
-        *,
-        value: Scalar | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Params, State]:
-        updates, new = self.transformation.update(grads, state, params)
-        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
 
 
 def _points(baseline: Baseline, rates: Sequence[float], indices: Sequence[Index]) -> dict[str, Any]:
@@ -260,8 +247,7 @@ def _points(baseline: Baseline, rates: Sequence[float], indices: Sequence[Index]
 
 
 def _optimizer(baseline: Baseline, num_steps: int, point: Mapping[str, Any]) -> AbstractOptimizer:
-    transformation = build(baseline, num_steps, **point)
-    return _WithTracedNumbers(transformation)
+    return FromOptax(build(baseline, num_steps, **point))
 
 
 @eqx.filter_jit
@@ -279,20 +265,12 @@ def _ends(
 @eqx.filter_jit
 def _run(
     baseline: Baseline, point: dict[str, Any], draws: Draws, num_steps: int
-) -> Float[Array, "objectives steps"]:
-    return over_draws(
-        lambda chunk: losses_of(_optimizer(baseline, num_steps, point), chunk, num_steps), draws
-    )
+) -> tuple[Float[Array, "objectives steps"], Int[Array, "objectives steps"] | None]:
+    return run_over_draws(_optimizer(baseline, num_steps, point), draws, num_steps)
 
 
-def _run_with_numbers(
-    baseline: Baseline, rates: Sequence[float], index: Index, draws: Draws, num_steps: int
-) -> Float[Array, "objectives steps"]:
+def _with_numbers(
+    baseline: Baseline, rates: Sequence[float], index: Index, num_steps: int
+) -> AbstractOptimizer:
     schedule, choice, rate = index
-    transformation = build(baseline, num_steps, rates[rate], schedule, baseline.grid[choice])
-
-    @eqx.filter_jit
-    def run(draws):
-        return over_draws(lambda chunk: losses_of(FromOptax(transformation), chunk, num_steps), draws)
-
-    return run(draws)
+    return FromOptax(build(baseline, num_steps, rates[rate], schedule, baseline.grid[choice]))

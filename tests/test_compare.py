@@ -369,6 +369,43 @@ def test_lbfgs_solves_a_quadratic_and_is_marked(getkey):
     assert curves["L-BFGS"].shape == (3, 12)
 
 
+def test_value_grad_and_value_fn_reach_whatever_takes_them(getkey):
+    """Polyak's step on ½θ² is half of the gradient, which halves θ; alone, in a chain, or to be tuned."""
+    search = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5))
+
+    def no_keywords_but_its_own():
+        def update(grads, state, params=None, *, value):
+            return optax.polyak_sgd().update(grads, state, params, value=value)
+
+        keywords: Any = update
+        return optax.GradientTransformationExtraArgs(optax.polyak_sgd().init, keywords)
+
+    comparison = l2o_eqx.compare(
+        {
+            "ready": optax.polyak_sgd(),
+            "tuned": optax.polyak_sgd,
+            "chained": optax.chain(optax.clip(1e3), optax.polyak_sgd()),
+            "own": no_keywords_but_its_own(),
+            "search": search,
+            "tuned search": lambda rate: optax.chain(optax.scale(rate), search),
+        },
+        Bowls(),
+        num_steps=4,
+        num_objectives=2,
+        num_tuning_objectives=1,
+        learning_rates=(1.0,),
+        key=getkey(),
+    )
+    for name in ("ready", "tuned", "chained", "own"):
+        losses = np.asarray(comparison.trajectories[name].losses)
+        np.testing.assert_allclose(losses, losses[:, :1] / 4.0 ** np.arange(4), rtol=1e-5)
+        assert comparison.evaluations_per_step(name) == 1
+    for name in ("search", "tuned search"):
+        assert comparison.evaluations_per_step(name) > 1
+        # The full step is right at once.
+        np.testing.assert_allclose(comparison.trajectories[name].losses[:, 1:], 0, atol=1e-12)
+
+
 _COUNT = []
 
 

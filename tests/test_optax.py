@@ -16,7 +16,7 @@ from jax import lax
 
 import l2o_eqx
 from l2o_eqx.optimizers import AbstractOptimizer, AdamMLP, FromOptax, LearnedMomentum
-from l2o_eqx.preprocessors import AdamLike, Identity, LogSign, TwoFeature
+from l2o_eqx.preprocessors import AdamLike, Identity, LogAndSign, SignedLog
 
 # With the layers that `PerLayer` of the list has optimizers for.
 PARAMS = {"layers": ({"w": jnp.array([[-1.0, 10.0, 1.0], [0.5, 0.0, 2.0]]), "b": jnp.zeros(2)},)}
@@ -179,7 +179,7 @@ def test_an_instance_of_equal_structure_does_not_compile_again():
 @pytest.mark.parametrize("size", [5, 300])
 def test_derivatives_pass_through_the_transformation(size):
     """By the transformation as by the optimizer, in one block and in two."""
-    optimizer, grads = LEARNED["lstm_log_sign"](jr.key(0)), jr.normal(jr.key(1), (size,))
+    optimizer, grads = LEARNED["lstm_signed_log"](jr.key(0)), jr.normal(jr.key(1), (size,))
 
     def through(transformation):
         state = transformation.init(grads)
@@ -245,7 +245,7 @@ def test_from_optax_hands_the_value_on():
     assert FromOptax(plain).wants() == frozenset()
 
 
-@pytest.mark.parametrize("preprocessor", [Identity(), LogSign(12.0), TwoFeature(12.0), AdamLike()])
+@pytest.mark.parametrize("preprocessor", [Identity(), SignedLog(12.0), LogAndSign(12.0), AdamLike()])
 def test_features_are_computed_in_float32(preprocessor):
     """e^12 is no float16, Adam's ε is zero there, and 1e6 beside bfloat16 is neither one's."""
     grads = {

@@ -38,7 +38,7 @@ def make(case: Case) -> tuple[Callable[[], Any], int]:
 
     def run() -> Any:
         nonlocal state
-        state, metrics, _ = program(state, *rest, **settings)
+        state, metrics, *_ = program(state, *rest, **settings)
         return jax.block_until_ready(metrics)
 
     return run, int(memory.temp_size_in_bytes) * num_devices if memory else 0

@@ -64,6 +64,7 @@ class _Training:
     # Where it stood if it was left behind in compiled code, without a solution.
     latest: "l2o.Progress | None" = None
     failed_so_far: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
+    without_gradient: tuple[str, ...] = ()
     wants_to_stop: bool = False
     # What is kept and compared, and why if it is not the last one.
     optimizer: Any = None
@@ -158,13 +159,18 @@ def _untrained(parts: "Parts") -> str:
 
 
 def _meta_train(training: _Training) -> None:
+    import warnings
+
+    from l2o_eqx._zero_gradients import describe_zero_gradients
     from l2o_eqx.callbacks import MetricsWriter, median_over_restarts
 
     from ._metrics import FILE, Events
 
     parts, meta = training.run.parts, training.run.parts.config.meta
     folder, output = training.run.folder, training.run.output
-    with output.progress("training", meta.super_epochs, "compiling") as update:
+    with output.progress("training", meta.super_epochs, "compiling") as update, warnings.catch_warnings():
+        # It is said in words.
+        warnings.simplefilter("ignore", l2o.ZeroGradientWarning)
 
         def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
             training.latest = progress
@@ -172,6 +178,9 @@ def _meta_train(training: _Training) -> None:
             metrics = median_over_restarts(progress.metrics)
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
             update(progress.super_epoch, status)
+            if progress.without_gradient:
+                training.without_gradient = progress.without_gradient
+                output.say(describe_zero_gradients(progress.without_gradient), "yellow")
             return l2o.StopTraining("Ctrl-C") if training.wants_to_stop else None
 
         training.solution = l2o.meta_train(
@@ -232,6 +241,7 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
             {"super_epoch": f.super_epoch, "restart": f.restart, "key": jr.key_data(f.key).tolist()}
             for f in training.failed
         ],
+        without_gradient=list(training.without_gradient),
         optimizers=files,
         **facts,
     )

@@ -30,7 +30,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._inner import select, show_again
+from .._inner import show_again
+from .._losses import select
 from .._replay import replay, start_gradient
 from .._types import State
 from ..optimizers import AbstractOptimizer

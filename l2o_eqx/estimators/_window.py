@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._inner import FIRST_ORDER, Record, init_params, run_training_steps
+from .._inner import FIRST_ORDER, Record, init_params, init_states, run_training_steps
 from .._layout import BatchState, batched_init, begin_at, learns_start
 from .._types import Keys, Params, Scalar, StepNumber
 from ..objectives import ObjectiveBatch
@@ -194,6 +194,7 @@ def first_window(
     # A learned start has its say in the state, too.
     start = begin_at(optimizer, params)
     state = batched_init(optimizer, start, num_steps, axis=objectives.coordinate_axis)
+    state = state.with_objectives(init_states(objectives, init_keys))
     return Window(
         objectives,
         params,

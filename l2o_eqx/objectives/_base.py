@@ -2,9 +2,11 @@ import abc
 from collections.abc import Mapping
 
 import equinox as eqx
-from jaxtyping import PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import ArrayLike, PRNGKeyArray
 
-from .._types import Params, Scalar, StepNumber
+from .._errors import ArgumentError
+from .._types import Params, Scalar, State, StepNumber
 
 
 class AbstractObjective(eqx.Module):
@@ -12,6 +14,18 @@ class AbstractObjective(eqx.Module):
 
     To write your own, implement `init` and `loss`; everything that is an array (data, targets) goes
     into fields.
+
+    **State.** An objective may have a state that moves along an inner run and is no coordinate, such as the
+    running statistics of BatchNorm. It then also implements `init_state`, `with_state` and `loss_and_state`:
+
+    - A run begins at θ_1 = `init(key)` and s_1 = `init_state(key)`.
+    - Step t evaluates `with_state(s_t).loss_and_state(θ_t, t, key)`, which gives f(θ_t) and s_{t+1}.
+    - `outer_loss` of step t is asked of `with_state(s_t)`, and `measure` of the state at the end.
+
+    The state is carried beside the optimizer's state, one for each objective, from step to step and from
+    window to window. It must follow from the arguments alone, because a step may be evaluated again.
+    Gradients and meta-gradients, of whatever order, take it for a constant. A wrapper around an objective
+    forwards all three. By default there is no state, and nothing is carried.
     """
 
     @abc.abstractmethod
@@ -41,6 +55,24 @@ class AbstractObjective(eqx.Module):
         """Whether the outer loss is another than the loss; a wrapper answers with what it wraps."""
         return type(self).outer_loss is not AbstractObjective.outer_loss
 
+    def init_state(self, key: PRNGKeyArray) -> State:
+        """The state before the first step, a tree of arrays; by default `None`, for none.
+
+        **Arguments:**
+
+        - `key`: the one that `init` draws the starting point with.
+        """
+        del key
+
+    def with_state(self, state: State) -> "AbstractObjective":
+        """The same objective in a state of its runs."""
+        del state
+        return self
+
+    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
+        """`loss`, and the next state, of the same structure, shapes and dtypes as before."""
+        return self.loss(params, step, key), None
+
 
 class AbstractObjectiveFamily(eqx.Module):
     """A distribution that objectives are drawn from: the expectation E_f of the thesis, eq. 3.5.
@@ -62,3 +94,24 @@ class AbstractObjectiveFamily(eqx.Module):
         None by default; horizons and scales are varied for any family.
         """
         return {}
+
+
+def check_loss(what: str, loss: ArrayLike, *, argument: str | None = None) -> Scalar:
+    """The loss, if it is one floating-point number.
+
+    **Arguments:**
+
+    - `what`: has returned it; begins the message.
+    - `argument`: the one to blame.
+
+    **Raises:** `ArgumentError` if it is not.
+    """
+    loss = jnp.asarray(loss)
+    if loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating):
+        return loss
+    mean = "; take the mean of it" if loss.shape else ""
+    raise ArgumentError(
+        f"{what} must return one floating-point number. Got an array of shape {loss.shape} and dtype "
+        f"{loss.dtype}{mean}.",
+        argument=argument,
+    )

@@ -4,7 +4,7 @@ import jax.random as jr
 from jaxtyping import PyTree
 
 from .._devices import Placement
-from .._types import Keys
+from .._types import Keys, State
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
 
@@ -34,8 +34,10 @@ class ObjectiveBatch(eqx.Module):
         """Whether its objectives have an outer loss other than their loss."""
         return self.shared is not None and self.select(self.own).has_outer_loss()
 
-    def select(self, own: PyTree) -> AbstractObjective:
-        return eqx.combine(own, self.shared)
+    def select(self, own: PyTree, state: State = None) -> AbstractObjective:
+        """One objective; in a state of its run, if it has any."""
+        objective = eqx.combine(own, self.shared)
+        return objective if state is None else objective.with_state(state)
 
 
 def sample_objectives(

@@ -4,12 +4,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
 from ._minibatch import minibatch_indices, take_batch
+from ._model_loss import ModelLoss, clone, differentiated, without_states
+
+# What a loss draws with is folded out of an objective's key with a number that no step or epoch has.
+_LOSS = 2**31 - 7
 
 
 class FromModel(AbstractObjectiveFamily):
@@ -19,34 +24,58 @@ class FromModel(AbstractObjectiveFamily):
     data are held once, in the dtype they come in (uint8 images stay uint8), and indexed inside the
     compiled step, however many objectives or restarts run in parallel.
 
+    A loss is called by the names of its parameters. The first is the model; of the others
+
+    - `key` is a key to draw with (dropout), the same for the same step and super epoch;
+    - `state` is the model's state (the `eqx.nn.State` of BatchNorm). It returns `(loss, next state)` then.
+        The state is carried along the inner run and is no coordinate; to meta-gradients it is a constant;
+    - the one that is left is the batch.
+
     **Arguments:**
 
-    - `make_model`: `key -> eqx.Module`; its floating-point arrays are the params.
+    - `make_model`: `key -> eqx.Module`, or any tree of arrays. If the loss takes a `state`, also a pair of
+        model and state, as `eqx.nn.make_with_state(Model)` makes it; a model that holds its initial state is
+        parted from it.
     - `loss_fn`: `(model, batch) -> scalar`, the mean loss over a batch.
     - `data`: a tree of arrays whose leading axis counts the examples; a batch is the same tree with
         `batch_size` rows.
     - `batch_size`: examples per minibatch.
+    - `has_aux`: whether the loss returns `(loss, auxiliary output)`, with a state
+        `(loss, (next state, auxiliary output))`. Only `ModelObjective.loss_and_aux` has a use for that.
+    - `trainable`: which leaves are the params, as `eqx.partition` takes it: a function of a leaf, or a tree
+        of truth values. Of these the floating-point arrays are params. By default all that the loss can be
+        differentiated by: what is behind a `stop_gradient`, or not used, is no coordinate.
+
+    What is not trained is drawn with the objective, and stays as it is.
 
     **Raises:** `ValueError` if the arrays of `data` disagree about the number of examples, or hold fewer
-    than `batch_size`.
+    than `batch_size`; for a loss with parameters that it cannot be called by; and, once an objective is
+    asked, for one that does not return a single number, or nothing to train.
     """
 
     make_model: Callable[[PRNGKeyArray], Any]
-    loss_fn: Callable[[Any, PyTree], Scalar]
+    loss_fn: Callable[..., Any]
     data: PyTree[Array]
     batch_size: int = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    trainable: PyTree
 
     def __init__(
         self,
         make_model: Callable[[PRNGKeyArray], Any],
-        loss_fn: Callable[[Any, PyTree], Scalar],
+        loss_fn: Callable[..., Any],
         data: PyTree,
         batch_size: int,
+        *,
+        has_aux: bool = False,
+        trainable: PyTree | None = None,
     ):
         self.make_model = make_model
         self.loss_fn = loss_fn
         self.data = jax.tree.map(jnp.asarray, data)
         self.batch_size = batch_size
+        self.has_aux = has_aux
+        self.trainable = trainable
 
     def __check_init__(self):
         sizes = sorted({x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(self.data)})
@@ -63,6 +92,12 @@ class FromModel(AbstractObjectiveFamily):
                 argument="batch_size",
                 given=self.batch_size,
             )
+        _ = self.loss
+
+    @property
+    def loss(self) -> ModelLoss:
+        """How `loss_fn` is called."""
+        return ModelLoss(self.loss_fn, self.has_aux)
 
     @property
     def num_examples(self) -> int:
@@ -73,34 +108,81 @@ class FromModel(AbstractObjectiveFamily):
         return self.num_examples // self.batch_size
 
     def sample(self, key: PRNGKeyArray) -> "ModelObjective":
-        _, static = eqx.partition(self.make_model(key), eqx.is_inexact_array)
-        return ModelObjective(self.make_model, static, self.loss_fn, self.data, self.batch_size)
+        model, state = self.loss.make(self.make_model, key)
+        if self.trainable is None:
+            batch = take_batch(self.data, jnp.arange(self.batch_size))
+            spec = differentiated(self.loss, model, state, batch)
+        else:
+            spec = without_states(model, self.trainable)
+        static = eqx.filter(model, spec, inverse=True)
+        return ModelObjective(self.make_model, static, self.loss, self.data, self.batch_size, spec, state)
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         """The same data with what `make_model.variations()` offers, by name, if it has such a method."""
         offered = getattr(self.make_model, "variations", dict)()
         return {
-            name: FromModel(make_model, self.loss_fn, self.data, self.batch_size)
+            name: FromModel(
+                make_model,
+                self.loss_fn,
+                self.data,
+                self.batch_size,
+                has_aux=self.has_aux,
+                trainable=self.trainable,
+            )
             for name, make_model in offered.items()
         }
 
 
 class ModelObjective(AbstractObjective):
-    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`."""
+    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`.
+
+    `state` is the model's state, if it has any: the initial one, or the one that the objective was put in by
+    `with_state`, such as that of the end of a run for `evaluate(measure=...)`.
+    """
 
     make_model: Callable[[PRNGKeyArray], Any]
     static: PyTree
-    loss_fn: Callable[[Any, PyTree], Scalar]
+    loss_fn: ModelLoss
     data: PyTree[Array]
     batch_size: int = eqx.field(static=True)
+    trainable: PyTree
+    state: State = None
 
     def init(self, key: PRNGKeyArray) -> Params:
-        return eqx.filter(self.make_model(key), eqx.is_inexact_array)
+        return eqx.filter(self.loss_fn.make(self.make_model, key)[0], self.trainable)
+
+    def init_state(self, key: PRNGKeyArray) -> State:
+        return self.loss_fn.make(self.make_model, key)[1] if self.loss_fn.takes_state else None
+
+    def with_state(self, state: State) -> "ModelObjective":
+        return ModelObjective(
+            self.make_model,
+            self.static,
+            self.loss_fn,
+            self.data,
+            self.batch_size,
+            self.trainable,
+            clone(state),
+        )
 
     def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
+        return self._call(params, step, key)[0]
+
+    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
+        loss, state, _ = self._call(params, step, key)
+        return loss, state
+
+    def loss_and_aux(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, PyTree]:
+        """`loss`, and the auxiliary output of the loss; `None` without `has_aux`."""
+        loss, _, aux = self._call(params, step, key)
+        return loss, aux
+
+    def _call(self, params, step, key):
         num_examples = jax.tree.leaves(self.data)[0].shape[0]
         indices = minibatch_indices(step, key, num_examples=num_examples, batch_size=self.batch_size)
-        return self.loss_fn(self.model(params), take_batch(self.data, indices))
+        batch = take_batch(self.data, indices)
+        drawn = jr.fold_in(jr.fold_in(key, _LOSS), step) if self.loss_fn.takes_key else None
+        return self.loss_fn(self.model(params), batch, self.state, drawn)
 
     def model(self, params: Params) -> Any:
         """The whole model with the weights `params`."""

@@ -8,7 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, StepNumber
+from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
 
@@ -38,6 +38,16 @@ class ScaledObjective(AbstractObjective):
 
     def has_outer_loss(self) -> bool:
         return self.objective.has_outer_loss()
+
+    def init_state(self, key: PRNGKeyArray) -> State:
+        return self.objective.init_state(key)
+
+    def with_state(self, state: State) -> "ScaledObjective":
+        return ScaledObjective(self.objective.with_state(state), self.factor, self.scales)
+
+    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
+        loss, state = self.objective.loss_and_state(self.unscaled(params), step, key)
+        return self.factor.astype(loss.dtype) * loss, state
 
     def unscaled(self, params: Params) -> Params:
         """s∘θ: the params of `objective` that these stand for."""

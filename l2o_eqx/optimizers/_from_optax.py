@@ -1,8 +1,12 @@
-from typing import Any
+import inspect
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
+from .._misc import cast_like
 from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 
@@ -10,8 +14,9 @@ from ._base import AbstractOptimizer
 class FromOptax(AbstractOptimizer):
     """An optax optimizer as one of ours, to be evaluated or compared beside learned ones.
 
-    A transformation that takes extra arguments is handed `value`, the loss at the params, where it is known;
-    Polyak's step, for one, cannot do without.
+    `value`, `grad` and `value_fn` are handed to transformations that take them, such as `optax.polyak_sgd`
+    and `optax.lbfgs`; `value_fn`, for line searches, where optimizers are evaluated and compared, and not
+    inside of a wrapper. Its state keeps the dtypes that it begins with.
 
     **Arguments:**
 
@@ -21,16 +26,11 @@ class FromOptax(AbstractOptimizer):
 
     transformation: optax.GradientTransformation
 
-    def wants(self) -> frozenset[str]:
-        takes_value = isinstance(self.transformation, optax.GradientTransformationExtraArgs)
-        return frozenset({"value"} if takes_value else ())
-
-    def needs(self) -> frozenset[str]:
-        # Whether one in a chain needs it, only optax can tell, and does.
-        return frozenset()
-
     def init(self, params: Params) -> State:
         return self.transformation.init(params)
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({"value"}) if _cannot_do_without_value(self.transformation) else frozenset()
 
     def update(
         self,
@@ -40,10 +40,43 @@ class FromOptax(AbstractOptimizer):
         *,
         value: Scalar | None = None,
         key: PRNGKeyArray | None = None,
+        value_fn: Callable[[Params], Scalar] | None = None,
     ) -> tuple[Params, State]:
-        transformation: Any = self.transformation
-        given = {} if value is None or not self.wants() else {"value": value}
-        return transformation.update(grads, state, params, **given)
+        """As in `AbstractOptimizer`; `value_fn` is f, of the step at hand."""
+        given = {"value": value, "grad": grads, "value_fn": value_fn}
+        taken = _extra_arguments(self.transformation, frozenset(given))
+        extra = {name: given[name] for name in taken if given[name] is not None}
+        updates, new = self.transformation.update(grads, state, params, **extra)
+        return updates, cast_like(new, state)
+
+
+def _extra_arguments(transformation: optax.GradientTransformation, offered: frozenset[str]) -> frozenset[str]:
+    # Which of the keywords its update takes.
+    if not isinstance(transformation, optax.GradientTransformationExtraArgs):
+        return frozenset()
+    parameters = inspect.signature(transformation.update).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return offered
+    return offered & {p.name for p in parameters}
+
+
+def _cannot_do_without_value(transformation: optax.GradientTransformation) -> bool:
+    # A chain hands on whatever it is given, so that its signature does not tell: a trial does.
+    if "value" not in _extra_arguments(transformation, frozenset({"value"})):
+        return False
+
+    def update(**extra):
+        x = jnp.zeros(())
+        return transformation.update(x, transformation.init(x), x, **extra)
+
+    try:
+        jax.eval_shape(update)
+    except TypeError:
+        return True
+    except Exception:
+        # For params of certain structures only; such as a label for each of them.
+        return False
+    return False
 
 
 def as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) -> AbstractOptimizer:

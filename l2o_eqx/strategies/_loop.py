@@ -10,8 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._grad_metrics import grad_metrics
-from .._inner import run_steps, run_training_steps, select, show
+from .._inner import run_steps, run_training_steps, show
 from .._layout import BatchState, batched_update
+from .._losses import losses_and_grads, select
+from .._misc import add_updates
 from .._types import Keys, Params
 from ..estimators import FIRST_ORDER, AbstractEstimator, Health, Record, Taken, first_window
 from ..objectives import ObjectiveBatch
@@ -88,7 +90,13 @@ class _Running(eqx.Module):
         value = select(self.record.sound, losses, 1.0)
         seen = show(taken_by, self.first_state.layout, grads, value, window.start, window.keys)
         updates, state = batched_update(taken_by, seen, self.first_state, self.first_params)
-        params = eqx.apply_updates(self.first_params, updates)
+        if (states := self.first_state.of_objectives) is not None:
+            # Again, as in the run, rather than keeping those of all steps.
+            *_, states = losses_and_grads(
+                window.objectives, self.first_params, window.start, window.keys, states
+            )
+            state = state.with_objectives(states)
+        params = add_updates(self.first_params, updates)
         return dataclasses.replace(self, first_params=params, first_state=state), self.record.losses[-1:]
 
 

@@ -1,0 +1,97 @@
+"""Meta-parameters that no meta-gradient reaches."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from ._errors import ZeroGradientWarning
+from .objectives import AbstractObjectiveFamily, params_shapes
+from .optimizers import AbstractOptimizer, Groups
+
+# Many optimizers begin with a read-out of zeros, behind which the first meta-gradient reaches nothing, and
+# with features of zeros, before which the weights of the recurrence are reached one update later.
+_ENOUGH_UPDATES = 4
+
+
+def nonzero(grads: PyTree[Array]) -> Bool[Array, " leaves"]:
+    """Which arrays of a meta-gradient have an entry that is not exactly zero; NaN is not."""
+    return jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(grads)])
+
+
+class GradientWatch:
+    """Warns once of the meta-parameters whose gradient has been zero from the start.
+
+    It judges after the first super epoch; if that has few meta-updates, after the one in which there have
+    been enough.
+
+    **Arguments:**
+
+    - `optimizer`: to be trained; perhaps a batch of restarts.
+    - `family`: what it is trained on. Groups that its params do not have are not expected to have a gradient.
+    """
+
+    def __init__(self, optimizer: AbstractOptimizer, family: AbstractObjectiveFamily):
+        meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
+        leaves = jax.tree_util.tree_leaves_with_path(meta_params)
+        self.paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+        has_part = _with_part(optimizer, family)
+        self.expected = np.asarray([x.size > 0 for _, x in leaves]) & has_part
+        self.reached = np.zeros(len(leaves), bool)
+        self.num_updates = 0
+        self.judged = False
+
+    def after(self, reached: Bool[Array, "*restarts leaves"], num_updates: int) -> tuple[str, ...]:
+        """Takes note of a super epoch.
+
+        **Arguments:**
+
+        - `reached`: which arrays had an entry that was not zero.
+        - `num_updates`: meta-updates of the super epoch.
+
+        **Returns:** the paths of those that never had any, in all restarts; once, when it judges.
+        """
+        if self.judged:
+            return ()
+        self.reached |= np.any(np.asarray(reached).reshape(-1, len(self.paths)), axis=0)
+        self.num_updates += num_updates
+        if self.num_updates < _ENOUGH_UPDATES:
+            return ()
+        self.judged = True
+        found = np.flatnonzero(self.expected & ~self.reached)
+        paths = tuple(self.paths[i] for i in found)
+        if paths:
+            warnings.warn(describe_zero_gradients(paths), ZeroGradientWarning, stacklevel=2)
+        return paths
+
+
+def describe_zero_gradients(paths: tuple[str, ...]) -> str:
+    """What is said of meta-parameters with these paths."""
+    return (
+        f"The meta-gradient of {', '.join(f'`{path}`' for path in paths)} has been exactly zero in every "
+        "meta-update so far: training does not move what is there. It is not used, or behind a "
+        "`stop_gradient`, or acts on nothing but what the estimator takes for a constant, such as the "
+        "gradients that the optimizer is shown where the estimator is of first order."
+    )
+
+
+def _with_part(optimizer, family):
+    """Which leaves have a part in runs on the family: all, or those of the groups that there are."""
+    leaves, treedef = jax.tree.flatten(eqx.filter(optimizer, eqx.is_inexact_array))
+    layout = optimizer.layout(params_shapes(family))
+    if not isinstance(layout, Groups):
+        return np.ones(len(leaves), bool)
+    rest = eqx.filter(optimizer, eqx.is_inexact_array, inverse=True)
+    numbered = eqx.combine(treedef.unflatten([_Number(i) for i in range(len(leaves))]), rest)
+    groups = [numbered.for_group(name) for name in layout.layouts]
+    found = {x.value for x in jax.tree.leaves(groups) if isinstance(x, _Number)}
+    return np.asarray([i in found for i in range(len(leaves))])
+
+
+class _Number:
+    # A leaf in the place of an array, to be recognized.
+    def __init__(self, value: int):
+        self.value = value

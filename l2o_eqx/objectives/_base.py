@@ -5,6 +5,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._types import Params, Scalar, StepNumber
+from ._minimum import Minimum
 
 
 class AbstractObjective(eqx.Module):
@@ -40,6 +41,10 @@ class AbstractObjective(eqx.Module):
     def has_outer_loss(self) -> bool:
         """Whether the outer loss is another than the loss; a wrapper answers with what it wraps."""
         return type(self).outer_loss is not AbstractObjective.outer_loss
+
+    def minimum(self) -> Minimum | None:
+        """The lowest outer loss, if it is known: what tests and pictures compare with. `None` by default."""
+        return None
 
 
 class AbstractObjectiveFamily(eqx.Module):

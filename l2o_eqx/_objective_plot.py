@@ -122,14 +122,14 @@ def _values(objective: Any, xs: np.ndarray, ys: np.ndarray, key: Any) -> np.ndar
 def _window(
     starts: np.ndarray, point: np.ndarray | None, runs: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    # Where optimizers start and should end; their paths may leave it by half of its size.
+    # Where optimizers start and should end; it grows with their paths up to three times its size.
     inner = starts if point is None else np.concatenate([starts, point[None]])
     low, high = inner.min(axis=0), inner.max(axis=0)
     size = np.maximum(high - low, 1e-6)
     for points in runs:
         points = points[np.all(np.isfinite(points), axis=1)]
-        low = np.minimum(low, np.maximum(points.min(axis=0), low - size / 2))
-        high = np.maximum(high, np.minimum(points.max(axis=0), high + size / 2))
+        low = np.minimum(low, np.maximum(points.min(axis=0), low - size))
+        high = np.maximum(high, np.minimum(points.max(axis=0), high + size))
     margin = 0.04 * (high - low)
     first, second = (np.linspace(a, b, _GRID) for a, b in zip(low - margin, high + margin, strict=True))
     return first, second
@@ -148,10 +148,14 @@ def _draw_contours(
     floor = max(np.quantile(positive, 0.002), 1e-6 * np.max(positive))
     logs = np.log10(np.maximum(above, floor))
     filled = axes.contourf(xs, ys, logs, levels=24, cmap="Blues_r", alpha=0.85)
-    axes.contour(xs, ys, logs, levels=12, colors="black", linewidths=0.4, alpha=0.35)
-    what = "its minimum" if lowest is not None else "the lowest here"
+    lines = {"colors": "black", "linewidths": 0.4, "linestyles": "solid", "alpha": 0.35}
+    axes.contour(xs, ys, logs, levels=12, **lines)
+    what = "its lowest value" if lowest is not None else "the lowest value here"
     bar = figure.colorbar(filled, ax=axes, label=f"f above {what}")
-    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{10**x:.2g}")
+    decades = np.arange(np.ceil(np.nanmin(logs)), np.floor(np.nanmax(logs)) + 1)
+    if len(decades) > 1:
+        bar.set_ticks(decades)
+    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{10**x:.3g}")
 
 
 def _draw_path(axes: "Axes", points: np.ndarray, label: str, color: str) -> None:

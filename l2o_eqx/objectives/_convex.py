@@ -27,7 +27,7 @@ def convex_minimum(
 
     def step(_, x):
         direction = jnp.linalg.solve(jax.hessian(loss)(x), jax.grad(loss)(x))
-        candidates = x - shares[:, None] * direction
+        candidates = x[None] - shares[:, None] * direction[None]
         return candidates[jnp.argmin(jax.vmap(loss)(candidates))]
 
     x = lax.fori_loop(0, _STEPS, step, start)

@@ -45,7 +45,7 @@ class SpectralQuadratic(AbstractObjectiveFamily):
         qkey, lkey, tkey = jr.split(key, 3)
         # A QR decomposition with a positive diagonal of R is uniform over all rotations.
         rotation, upper = jnp.linalg.qr(jr.normal(qkey, (self.dim, self.dim)))
-        rotation = rotation * jnp.sign(jnp.diag(upper))
+        rotation = rotation * jnp.sign(jnp.diag(upper))[None]
         logs = jr.uniform(lkey, (self.dim,), minval=-math.log(self.condition), maxval=0.0)
         eigenvalues = jnp.exp(logs.at[0].set(0.0))
         matrix = jnp.sqrt(eigenvalues / 2)[:, None] * rotation.T

@@ -18,24 +18,25 @@ class DependencyChain(AbstractFunction):
     **Arguments:**
 
     - `dim`: the number of coordinates, 2 or more.
-    - `eps`: ε, above 0; where a coordinate is about √ε, curvatures are about 1/ε.
+    - `floor`: ε, above 0; where a coordinate is about √ε, curvatures are about 1/ε.
 
-    **Raises:** `ValueError` for a smaller `dim`, or an `eps` that is not above 0.
+    **Raises:** `ValueError` for a smaller `dim`, or a `floor` that is not above 0.
 
     Reference: Wichrowska et al. 2017, "Learned optimizers that scale and generalize" (arXiv:1703.04813), and
     its released code, with ε = 1e-6.
     """
 
     dim: int = eqx.field(static=True, default=10)
-    eps: float = eqx.field(static=True, default=1e-6)
+    floor: float = eqx.field(static=True, default=1e-6)
 
     def __check_init__(self):
         check(
-            f"`DependencyChain(eps=...)` must be above 0. Got eps={self.eps}.", eps=(self.eps, self.eps > 0)
+            f"`DependencyChain(floor=...)` must be above 0. Got floor={self.floor}.",
+            floor=(self.floor, self.floor > 0),
         )
 
     def value(self, x: Float[Array, " dim"]) -> Scalar:
-        return x[0] ** 2 + jnp.sum(x[1:] ** 2 / (x[:-1] ** 2 + self.eps))
+        return x[0] ** 2 + jnp.sum(x[1:] ** 2 / (x[:-1] ** 2 + self.floor))
 
     def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
         return jr.normal(key, (self.dim,))

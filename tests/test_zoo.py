@@ -47,8 +47,8 @@ def facts(name: str) -> dict[str, Any]:
             return objective.outer_loss(unravel(x), 2, key)
 
         minimum = objective.minimum()
-        attained = minimum is not None and minimum.params is not None
-        points = jnp.stack([starts[0], ravel_pytree(minimum.params)[0] if attained else starts[0]])
+        point = None if minimum is None or minimum.params is None else ravel_pytree(minimum.params)[0]
+        points = jnp.stack([starts[0], starts[0] if point is None else point])
         moves = moves[..., : starts.shape[1]]
         step = 1e-6 * jnp.eye(starts.shape[1])
         places = [points, points[0] + step, points[0] - step, points[1] + moves.reshape(-1, step.shape[0])]
@@ -62,7 +62,7 @@ def facts(name: str) -> dict[str, Any]:
         found = {"losses": losses, "grad": grad, "differences": (up - down) / 2e-6, "elsewhere": elsewhere}
         if minimum is not None:
             found["minimum"] = minimum.value
-        if attained:
+        if point is not None:
             found |= {"there": there, "slope": slope, "around": around.reshape(moves.shape[:2])}
         return found
 
@@ -296,11 +296,13 @@ def test_sum_is_of_both():
     both = objective.first.loss(params[0], 1, one) + objective.second.loss(params[1], 1, two)
     assert objective.loss(params, 1, KEY) == both
     known = zoo.Sum(zoo.Booth(), zoo.Sum(zoo.Branin(), zoo.Beale())).sample(KEY).minimum()
+    assert known is not None
     np.testing.assert_allclose(known.value, 0.3978874, rtol=1e-5)
     assert [len(x) for x in jax.tree.leaves(known.params)] == [2, 2, 2]
     unknown = zoo.Sum(zoo.Booth(), zoo.SyntheticClassification((2,)))
     assert unknown.sample(KEY).minimum() is None
     snake = zoo.Sum(zoo.Branin(), zoo.OutwardSnake(2)).sample(KEY).minimum()
+    assert snake is not None
     np.testing.assert_allclose(snake.value, 0.3978874, rtol=1e-5)
     assert snake.params is None
 
@@ -382,7 +384,9 @@ def test_objectives_are_drawn_with_the_paths_of_optimizers(tmp_path):
     figure = plots.plot_objective(objective, optimizers, tmp_path / "a.png", num_steps=steps, key=KEY)
     assert matplotlib.image.imread(tmp_path / "a.png").shape[0] > 400
     axes, ikey = figure.axes[0], jr.split(KEY, 3)[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = axes.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     params = objective.init(ikey)
     run = l2o_eqx.unroll(optimizers["SGD"], objective, params, optimizers["SGD"].init(params), steps, key=KEY)
     paths = {line.get_label(): np.stack(line.get_data(), axis=1) for line in axes.lines}

@@ -27,10 +27,10 @@ class NoisyObjective(AbstractWrappedObjective):
         leaves = jax.tree.leaves(params)
         keys = jr.split(jr.fold_in(jr.fold_in(key, self.draw), step), len(leaves))
         noise = [jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-        # Zero, with the noise as its gradient.
-        slope = sum(jnp.vdot(n, x - lax.stop_gradient(x)) for n, x in zip(noise, leaves, strict=True))
         loss = self.objective.loss(params, step, key)
-        return loss + (self.std * slope).astype(loss.dtype)
+        # Zeros, with the noise as their gradient.
+        zeros = [jnp.vdot(n, x - lax.stop_gradient(x)) for n, x in zip(noise, leaves, strict=True)]
+        return loss + self.std * sum(zero.astype(loss.dtype) for zero in zeros)
 
     def has_outer_loss(self) -> bool:
         # The noise is no part of what an optimizer is trained for.

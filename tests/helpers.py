@@ -187,11 +187,8 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "scaled": lambda: objectives.Scaled(objectives.Quadratic(5), 0.1, 10.0),
     "scaled_from_model": lambda: objectives.Scaled(_from_model(), 0.5, 2.0, (0.5, 2.0)),
     "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
-    # A pair of params, noise, and a full batch as the outer loss.
-    "sum": lambda: objectives.Sum(
-        objectives.Noisy(objectives.Rosenbrock(3), 0.1), objectives.SyntheticClassification((2,), 3, 20, 8)
-    ),
-    "sparse_gradients": lambda: objectives.SparseGradients(objectives.Quadratic(5), 0.5),
+    # Its params are a pair.
+    "sum": lambda: objectives.Sum(objectives.Booth(), objectives.SyntheticClassification((2,), 3, 20)),
 }
 
 # Families that are checked by themselves, in `test_zoo.py`, but not with every optimizer or estimator: what

@@ -11,7 +11,8 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-from helpers import ZOO
+from helpers import ZOO, ScaledGradient, assert_trees_close
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import l2o_eqx
@@ -20,6 +21,7 @@ from l2o_eqx import plots
 from l2o_eqx.objectives import sample_objectives
 from l2o_eqx.objectives._norm import NormObjective
 from l2o_eqx.optimizers import FromOptax
+from l2o_eqx.weightings import Constant
 
 KEY = jr.key(7)
 # Where the gradient jumps: at the minimum it is zero by convention, but not around it.
@@ -279,6 +281,33 @@ def test_sparse_gradients_are_entries_of_the_whole():
     shown = np.isclose(missing, 0, atol=1e-4)
     np.testing.assert_allclose(shown.mean(), 0.1, atol=0.02)
     assert np.all(shown | np.isclose(missing, -np.asarray(whole), rtol=1e-4))
+
+
+def test_what_is_trained_for_has_no_noise():
+    """The meta-gradient is that of the clean losses along a run on noisy, sparse gradients of minibatches."""
+    family = zoo.SparseGradients(zoo.Noisy(zoo.Projection(3, 8, 2), 0.5), 0.5)
+    optimizer, weighting = ScaledGradient(jnp.asarray(0.05), jnp.asarray(0.01)), Constant()
+    key, steps = jr.key(1), 4
+    objective = family.sample(key)
+    params = objective.init(key)
+
+    @jax.jit
+    @jax.value_and_grad
+    def meta_loss(optimizer):
+        theta, state, losses = params, optimizer.init(params), []
+        for t in range(steps):
+            losses.append(objective.outer_loss(theta, t, key))
+            grads = lax.stop_gradient(jax.grad(objective.loss)(theta, t, key))
+            updates, state = optimizer.update(grads, state, lax.stop_gradient(theta))
+            theta = theta + updates
+        return weighting(jnp.stack(losses), 0, steps)
+
+    loss, grads = meta_loss(optimizer)
+    found = l2o_eqx.meta_gradient(
+        optimizer, objective, params, optimizer.init(params), window=steps, weighting=weighting, key=key
+    )
+    np.testing.assert_allclose(found.meta_loss, loss, rtol=1e-5)
+    assert_trees_close(found.grads, grads, rtol=1e-4, atol=1e-5)
 
 
 def test_log_is_its_formula():

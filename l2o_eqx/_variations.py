@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from .objectives import MNIST, AbstractObjectiveFamily, Quadratic, Rescaled, Scaled
+from .objectives._wrapper import AbstractWrapper
 
 
 class Variation(NamedTuple):
@@ -67,7 +68,7 @@ def _scales(family: AbstractObjectiveFamily) -> dict[str, Variation]:
 
 
 def _other_family(family: AbstractObjectiveFamily) -> dict[str, Variation]:
-    while isinstance(family, Scaled | Rescaled):
+    while isinstance(family, AbstractWrapper):
         family = family.family
     if isinstance(family, Quadratic):
         # Small, since a card of quadratics takes seconds else.

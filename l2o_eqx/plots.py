@@ -1,4 +1,4 @@
-"""Figures of comparisons and of trainings. Matplotlib is imported when the first one is drawn."""
+"""Figures of comparisons, trainings and objectives. Matplotlib is imported when the first one is drawn."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ import numpy as np
 from ._card_plot import plot_card as plot_card
 from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
+from ._objective_plot import plot_objective as plot_objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -194,6 +194,40 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "scaled": lambda: objectives.Scaled(objectives.Quadratic(5), 0.1, 10.0),
     "scaled_from_model": lambda: objectives.Scaled(_from_model(), 0.5, 2.0, (0.5, 2.0)),
     "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
+    # Its params are a pair.
+    "sum": lambda: objectives.Sum(objectives.Booth(), objectives.SyntheticClassification((2,), 3, 20)),
+}
+
+# Families that are checked by themselves, in `test_zoo.py`, but not with every optimizer or estimator: what
+# these ask of a family, those above have.
+ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
+    "quadratic": lambda: objectives.Quadratic(4),
+    "rosenbrock": objectives.Rosenbrock,
+    "rosenbrock_5": lambda: objectives.Rosenbrock(5),
+    "beale": objectives.Beale,
+    "booth": objectives.Booth,
+    "matyas": objectives.Matyas,
+    "styblinski_tang": lambda: objectives.StyblinskiTang(3),
+    "branin": objectives.Branin,
+    "michalewicz": objectives.Michalewicz,
+    "rastrigin": lambda: objectives.Rastrigin(3),
+    "ackley": lambda: objectives.Ackley(3),
+    "dependency_chain": lambda: objectives.DependencyChain(4, 1e-2),
+    "min_max_well": lambda: objectives.MinMaxWell(4),
+    "outward_snake": lambda: objectives.OutwardSnake(3),
+    "projection": lambda: objectives.Projection(3, 8, 2),
+    "norm": lambda: objectives.Norm(3, 1.5),
+    "spectral_quadratic": lambda: objectives.SpectralQuadratic(4, 100.0),
+    "bowl": objectives.Bowl,
+    "logistic_regression": lambda: objectives.LogisticRegression(2, 30),
+    "softmax_regression": lambda: objectives.SyntheticClassification((), 2, 30, 8),
+    "network": lambda: objectives.SyntheticClassification((3,), 2, 30, 8, ("tanh", "relu"), 4),
+    "log": lambda: objectives.Log(objectives.Rosenbrock(), 1e-2),
+    "noisy": lambda: objectives.Noisy(objectives.Booth()),
+    "sparse_gradients": lambda: objectives.SparseGradients(objectives.Projection(3, 8, 2), 0.5),
+    "scaled": lambda: objectives.Scaled(objectives.Booth(), 0.1, 10.0, (0.5, 2.0)),
+    "rescaled": lambda: objectives.Rescaled(objectives.Ackley(), 2.0, 0.1),
+    "sum": lambda: objectives.Sum(objectives.Beale(), objectives.Projection(2, 8, 2)),
 }
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {

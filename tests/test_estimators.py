@@ -325,8 +325,8 @@ def test_outer_loss(include_final_loss, getkey):
         params = scaled.init(jr.key(1))
         np.testing.assert_allclose(
             scaled.outer_loss(params, 0, jr.key(2)) / scaled.loss(params, 0, jr.key(2)),
-            scaled.objective.outer_loss(scaled.unscaled(params), 0, jr.key(2))
-            / scaled.objective.loss(scaled.unscaled(params), 0, jr.key(2)),
+            scaled.objective.outer_loss(scaled.inner(params), 0, jr.key(2))
+            / scaled.objective.loss(scaled.inner(params), 0, jr.key(2)),
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.random as jr
 import optax
 from jaxtyping import PRNGKeyArray
@@ -169,11 +170,13 @@ _DIGITS = ("data", "data_dir", "data_sha256")
 
 def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
     if table.kind != "mnist":
-        inner = table.get("family")
-        if inner is None:
-            return table, None
-        resolved, digits = _with_digits(inner)
-        return table.but(family=resolved), digits
+        inner = {n: _with_digits(Table(x)) for n, x in table.items() if isinstance(x, dict) and "kind" in x}
+        found = {digits.sha256: digits for _, digits in inner.values() if digits is not None}
+        if len(found) > 1:
+            raise UsageError(
+                f"{label(('objective', 'data'))}: all parts of an objective have the same digits"
+            )
+        return table.but(**{n: x for n, (x, _) in inner.items()}), next(iter(found.values()), None)
     name = "data" if table.data_dir is None else "data_dir"
     with blaming(("objective",), {}, otherwise=("objective", name)):
         digits = data.load_mnist(table.data, table.data_dir)
@@ -188,9 +191,11 @@ def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
 
 
 def _described(digits: data.Digits, family: Any) -> dict[str, Any]:
-    while not hasattr(family, "num_examples"):
-        family = family.family
-    used = f"{digits.describe()}, of which {family.num_examples:,} are used"
+    def is_data(x: Any) -> bool:
+        return isinstance(x, objectives.FromModel)
+
+    counts = [x.num_examples for x in jax.tree.leaves(family, is_leaf=is_data) if is_data(x)]
+    used = f"{digits.describe()}, of which {max(counts):,} are used"
     return {"description": used, "source": digits.source, "sha256": digits.sha256}
 
 

@@ -116,12 +116,12 @@ def run(
     from ._card import keep_card, run_card
     from ._comparison import LEARNED, facts_of, numbers, show_comparison, title_of, write_comparison
 
-    files = _files(source)
+    files = files_of(source)
     check_free(out)
-    optimizers, metadata = _load(files, modules)
+    optimizers, metadata = load_optimizers(files, modules)
     config = _resolve(metadata, layers)
     parts = build(config)
-    _check_fits(optimizers[0], parts)
+    check_fits(optimizers[0], parts)
     restarts = len(optimizers) if len(optimizers) > 1 else None
     optimizer = _stack(optimizers) if restarts else optimizers[0]
     facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
@@ -167,24 +167,39 @@ def _compare(
         interrupted()
 
 
-def _files(source: Path) -> list[Path]:
+def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
+    """The files of a run's trained optimizers, or the one that is named itself.
+
+    **Raises:** `UsageError` if there is none, about the argument called `label`.
+    """
     from ._run import OPTIMIZER_FILE, RESTART_PATTERN
 
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UsageError(f"RUN_OR_FILE: there is neither a folder nor a file {source}")
+        raise UsageError(f"{label}: there is neither a folder nor a file {source}")
     single = source / OPTIMIZER_FILE
     files = [single] if single.is_file() else sorted(source.glob(RESTART_PATTERN))
     if not files:
         raise UsageError(
-            f"RUN_OR_FILE: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor "
-            f"{RESTART_PATTERN}"
+            f"{label}: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor {RESTART_PATTERN}"
         )
     return files
 
 
-def _load(files: Sequence[Path], modules: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def load_optimizers(
+    files: Sequence[Path], modules: Sequence[str] = (), label: str = "RUN_OR_FILE"
+) -> tuple[list[Any], dict[str, Any]]:
+    """Trained optimizers and what the first one's file says of itself.
+
+    **Arguments:**
+
+    - `files`: of `files_of`.
+    - `modules`: whose classes the files may have, beside those of the plug-ins in their settings.
+    - `label`: what an error blames.
+
+    **Raises:** `UsageError` for files that cannot be read, or hold something else.
+    """
     for name in modules:
         try:
             import_reference(name, name)
@@ -196,10 +211,10 @@ def _load(files: Sequence[Path], modules: Sequence[str]) -> tuple[list[Any], dic
         classes = classes_of(modules) + (classes_in(config) if isinstance(config, dict) else [])
         optimizers = [l2o.load(file, classes=classes) for file in files]
     except (OSError, ValueError) as error:
-        raise UsageError(f"RUN_OR_FILE: {error}") from None
+        raise UsageError(f"{label}: {error}") from None
     if not isinstance(optimizers[0], l2o.optimizers.AbstractOptimizer):
         what = type(optimizers[0]).__name__
-        raise UsageError(f"RUN_OR_FILE: {files[0]} holds no optimizer, but an object of type {what}")
+        raise UsageError(f"{label}: {files[0]} holds no optimizer, but an object of type {what}")
     return optimizers, metadata
 
 
@@ -220,7 +235,8 @@ def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
     return resolve([trained, {"seed": trained.get("seed", 0) + 1}, asked])
 
 
-def _check_fits(optimizer: Any, parts: "Parts") -> None:
+def check_fits(optimizer: Any, parts: "Parts") -> None:
+    """Refuses an optimizer that cannot have a state for the objective, with a `UsageError`."""
     import jax
     import jax.random as jr
 

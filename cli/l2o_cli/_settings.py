@@ -59,6 +59,7 @@ class Option:
     - `default`: of the library, if it is the same for all kinds.
     - `owners`: the kinds that have it, by the path of the table: `{("strategy",): ["every-window"]}`.
     - `group`: of plug-ins, if it names one.
+    - `defaults`: of the library, by kind, as one types them.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Option:
     default: Any
     owners: dict[Path, list[str]]
     group: str = ""
+    defaults: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def choices(self) -> list[str]:
@@ -80,6 +82,11 @@ class Option:
         name = ".".join(self.path)
         lines = {objective: _line(preset, name) for objective, preset in PRESETS[DEFAULT_PRESET].items()}
         values = {objective: show(v) for objective, v in lines.items() if v is not None}
+        if not values and len({*self.defaults.values()}) > 1:
+            kinds_of = {
+                v: [k for k in self.defaults if self.defaults[k] == v] for v in self.defaults.values()
+            }
+            return ", ".join(f"{value} ({', '.join(kinds)})" for value, kinds in kinds_of.items() if value)
         if not values:
             return "" if isinstance(self.default, Reference) or not self.default else show(self.default)
         if len(set(values.values())) == 1:
@@ -124,6 +131,7 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
     items = [
         i for role, group in ROLES.items() for i in _walk((role,), group, {}, Type("part", group=group), ())
     ]
+    defaults = _defaults(items)
     # Plug-ins last: they take no names from the library, and say what those mean to them.
     for path, owners, p in sorted(items, key=lambda item: _is_foreign(item[1])):
         name = found[path].name if path in found else _NAMES.get(path) or _name(path, taken)
@@ -132,9 +140,20 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
         for table, names in owners.items():
             mine[table] = [*dict.fromkeys([*mine.get(table, []), *names])]
         if path not in found or _is_foreign(owners):
-            default = None if p.default is REQUIRED else p.default
+            of_kinds = defaults.get(path, {})
+            default = None if p.default is REQUIRED or len({*of_kinds.values()}) > 1 else p.default
             group_of = p.type.group if path[-1] == "kind" else ""
-            found[path] = Option(path, name, p.type, p.help, default, mine, group_of)
+            found[path] = Option(path, name, p.type, p.help, default, mine, group_of, of_kinds)
+    return found
+
+
+def _defaults(items: list[tuple[Path, dict[Path, list[str]], Parameter]]) -> dict[Path, dict[str, str]]:
+    # As one types them, by the kind that has the setting.
+    found: dict[Path, dict[str, str]] = {}
+    for path, owners, p in items:
+        plain = p.default is not None and p.default is not REQUIRED and not isinstance(p.default, Reference)
+        for kind in owners.get(path[:-1], ()):
+            found.setdefault(path, {})[kind] = show(p.default) if plain else ""
     return found
 
 

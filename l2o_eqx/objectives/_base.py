@@ -7,6 +7,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 
 from .._errors import ArgumentError
 from .._types import Params, Scalar, State, StepNumber
+from ._minimum import Minimum
 
 
 class AbstractObjective(eqx.Module):
@@ -72,6 +73,10 @@ class AbstractObjective(eqx.Module):
     def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
         """`loss`, and the next state, of the same structure, shapes and dtypes as before."""
         return self.loss(params, step, key), None
+
+    def minimum(self) -> Minimum | None:
+        """The lowest outer loss, if it is known: what tests and pictures compare with. `None` by default."""
+        return None
 
 
 class AbstractObjectiveFamily(eqx.Module):

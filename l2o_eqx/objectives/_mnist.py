@@ -13,7 +13,9 @@ from ._mixed_activation import MixedActivation
 from ._resized import resized
 
 
-class _MakeMLP(eqx.Module):
+class MakeMLP(eqx.Module):
+    """Draws an `MLP`; its activation is a name of `ACTIVATIONS`, or one of several."""
+
     # A module, not a closure, so that two families built alike compare equal and share one program.
     sizes: tuple[int, ...] = eqx.field(static=True)
     activation: str | tuple[str, ...] = eqx.field(static=True)
@@ -21,17 +23,17 @@ class _MakeMLP(eqx.Module):
     def __call__(self, key: PRNGKeyArray) -> MLP:
         return MLP(self.sizes, _activation(self.activation, key), key=key)
 
-    def variations(self) -> dict[str, "_MakeMLP"]:
+    def variations(self) -> dict[str, "MakeMLP"]:
         pixels, *hidden, classes = self.sizes
         if not hidden:
             return {}
         found = {
-            f"width × {name}": _MakeMLP((pixels, *widths, classes), self.activation)
+            f"width × {name}": MakeMLP((pixels, *widths, classes), self.activation)
             for name, widths in resized(tuple(hidden)).items()
         }
-        found["depth + 1"] = _MakeMLP((pixels, *hidden, hidden[-1], classes), self.activation)
+        found["depth + 1"] = MakeMLP((pixels, *hidden, hidden[-1], classes), self.activation)
         others = _other_activations(self.activation)
-        return found | {f"activation {name}": _MakeMLP(self.sizes, name) for name in others}
+        return found | {f"activation {name}": MakeMLP(self.sizes, name) for name in others}
 
 
 class _MakeConvNet(eqx.Module):
@@ -145,5 +147,5 @@ def MNIST(
     if conv_channels:
         make_model = _MakeConvNet(tuple(conv_channels), sizes, activation)
     else:
-        make_model = _MakeMLP((784, *sizes), activation)
+        make_model = MakeMLP((784, *sizes), activation)
     return FromModel(make_model, OUTPUTS[output], examples, batch_size)

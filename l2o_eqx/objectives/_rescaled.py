@@ -1,5 +1,4 @@
 import math
-from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -9,9 +8,10 @@ from jaxtyping import PRNGKeyArray
 from .._errors import check
 from ._base import AbstractObjectiveFamily
 from ._scaled import ScaledObjective
+from ._wrapper import AbstractWrapper
 
 
-class Rescaled(AbstractObjectiveFamily):
+class Rescaled(AbstractWrapper):
     """A family's own draws on another scale: c·f(θ/s), which begins at s·θ_1 where f begins at θ_1.
 
     The same key gives the objective, starting point and minibatches that it gives without.
@@ -43,9 +43,3 @@ class Rescaled(AbstractObjectiveFamily):
         scales = jax.tree.map(lambda x: jnp.full(x.shape, 1 / self.params, x.dtype), shapes)
         factor = jnp.asarray(self.loss, jnp.result_type(float))
         return ScaledObjective(objective, factor, None if self.params == 1 else scales)
-
-    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
-        return {
-            name: Rescaled(family, self.loss, self.params)
-            for name, family in self.family.variations().items()
-        }

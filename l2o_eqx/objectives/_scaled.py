@@ -1,5 +1,4 @@
 import math
-from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -8,11 +7,12 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, State, StepNumber
+from .._types import Params, Scalar
 from ._base import AbstractObjective, AbstractObjectiveFamily
+from ._wrapper import AbstractWrappedObjective, AbstractWrapper
 
 
-class ScaledObjective(AbstractObjective):
+class ScaledObjective(AbstractWrappedObjective):
     """c·f(s∘θ), which begins at θ_1/s where f begins at θ_1. Drawn by `Scaled`.
 
     `scales` are the s, one per coordinate, or `None` for 1.
@@ -22,38 +22,18 @@ class ScaledObjective(AbstractObjective):
     factor: Float[Array, ""]
     scales: Params | None
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        params = self.objective.init(key)
-        if self.scales is None:
-            return params
-        return jax.tree.map(lambda s, p: p / s.astype(p.dtype), self.scales, params)
-
-    def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        loss = self.objective.loss(self.unscaled(params), step, key)
+    def changed(self, loss: Scalar) -> Scalar:
         return self.factor.astype(loss.dtype) * loss
 
-    def outer_loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        loss = self.objective.outer_loss(self.unscaled(params), step, key)
-        return self.factor.astype(loss.dtype) * loss
-
-    def has_outer_loss(self) -> bool:
-        return self.objective.has_outer_loss()
-
-    def init_state(self, key: PRNGKeyArray) -> State:
-        return self.objective.init_state(key)
-
-    def with_state(self, state: State) -> "ScaledObjective":
-        return ScaledObjective(self.objective.with_state(state), self.factor, self.scales)
-
-    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
-        loss, state = self.objective.loss_and_state(self.unscaled(params), step, key)
-        return self.factor.astype(loss.dtype) * loss, state
-
-    def unscaled(self, params: Params) -> Params:
-        """s∘θ: the params of `objective` that these stand for."""
+    def inner(self, params: Params) -> Params:
         if self.scales is None:
             return params
         return jax.tree.map(lambda s, p: s.astype(p.dtype) * p, self.scales, params)
+
+    def outer(self, params: Params) -> Params:
+        if self.scales is None:
+            return params
+        return jax.tree.map(lambda s, p: p / s.astype(p.dtype), self.scales, params)
 
 
 def _floats(factors: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -61,7 +41,7 @@ def _floats(factors: tuple[float, float] | None) -> tuple[float, float] | None:
     return None if factors is None else (float(factors[0]), float(factors[1]))
 
 
-class Scaled(AbstractObjectiveFamily):
+class Scaled(AbstractWrapper):
     """Objectives of a family on random scales: c·f(s∘θ), with c and s log-uniform, drawn per objective.
 
     An optimizer that is trained on one scale alone learns that scale. The loss at the starting point is
@@ -108,12 +88,6 @@ class Scaled(AbstractObjectiveFamily):
             _log_uniform(k, x.shape, x.dtype, *self.pointwise) for k, x in zip(keys, shapes, strict=True)
         ]
         return ScaledObjective(objective, factor, jax.tree.unflatten(treedef, scales))
-
-    def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
-        return {
-            name: Scaled(family, self.low, self.high, self.pointwise)
-            for name, family in self.family.variations().items()
-        }
 
 
 def _log_uniform(key, shape, dtype, low, high):

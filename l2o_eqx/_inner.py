@@ -90,6 +90,7 @@ def differentiable_losses_and_grads(
     constants: frozenset[str],
     *,
     outer: bool = False,
+    forward: bool = False,
 ) -> tuple[Float[Array, " objectives"], Params, Bool[Array, " objectives"]]:
     """The same for training: with derivatives, and whether they are finite.
 
@@ -97,7 +98,14 @@ def differentiable_losses_and_grads(
     that no objective is differentiated a second time. If not, the cotangents w of f and v of ∇f make
     w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
     own activations is kept. An objective that is not finite has the derivative zero.
+
+    With `forward`, derivatives are those of forward mode, which needs no rule of its own.
     """
+    if forward:
+        losses, grads = losses_and_grads(objectives, params, step, keys, outer=outer)
+        fixed = lax.stop_gradient((losses, grads))
+        sound = is_sound(*lax.optimization_barrier(fixed))
+        return losses, fixed[1] if "grads" in constants else grads, sound
     evaluate = _evaluate_first if "grads" in constants else _evaluate_second
     return evaluate(params, objectives, step, keys, outer)
 
@@ -219,6 +227,7 @@ def run_training_steps(
     sound: Bool[Array, " objectives"],
     constants: frozenset[str],
     recompute: bool = False,
+    forward: bool = False,
     include_final_loss: bool = False,
 ) -> tuple[Params, BatchState, Record]:
     """As `run_steps`, with derivatives of all but some `constants`, and with objectives that may fail.
@@ -233,6 +242,7 @@ def run_training_steps(
         optimizer is shown it.
     - `recompute`: whether a reverse pass computes the optimizer's activations again, step by step, from
         the params, the states and the gradients.
+    - `forward`: whether derivatives are taken in forward mode, instead of in reverse.
     - `include_final_loss`: whether the record has f and ∇f after the last update, too.
     """
 
@@ -240,11 +250,13 @@ def run_training_steps(
         return lax.stop_gradient(tree) if name in constants else tree
 
     def look(params, state, step, sound):
-        losses, grads, fine = differentiable_losses_and_grads(objectives, params, step, keys, constants)
+        losses, grads, fine = differentiable_losses_and_grads(
+            objectives, params, step, keys, constants, forward=forward
+        )
         sound, outer = sound & fine, None
         if objectives.has_outer_loss:
             outer, slopes, fine = differentiable_losses_and_grads(
-                objectives, params, step, keys, FIRST_ORDER, outer=True
+                objectives, params, step, keys, FIRST_ORDER, outer=True, forward=forward
             )
             sound = sound & fine
             outer = (outer, state.layout.lay_out(select(sound, slopes, 1.0)))

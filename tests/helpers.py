@@ -210,6 +210,12 @@ ESTIMATORS: dict[str, Callable[[], estimators.AbstractEstimator]] = {
     "recorded": estimators.Recorded,
     "clipped": lambda: estimators.ClippedPerObjective(estimators.Replay(), 0.5),
     "es": lambda: estimators.ES(0.05, 4),
+    "es_ranked": lambda: estimators.ES(0.05, 4, ranked=True),
+    "pes": lambda: estimators.PES(0.05, 4),
+    "nres": lambda: estimators.NRES(0.05, 4),
+    "forward": estimators.Forward,
+    "forward_random": lambda: estimators.Forward(4),
+    "rtrl": estimators.RTRL,
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import l2o_eqx
-from l2o_eqx._devices._mesh import restarts_side_by_side
+from l2o_eqx._devices._mesh import side_by_side
 
 # One line of numbers for every way in which work is shared out.
 SPREAD = """
@@ -136,4 +136,4 @@ def test_cores_are_chosen_before_jax_starts():
 )
 def test_restarts_are_batched_evenly(restarts, num_coordinates, expected):
     if jax.default_backend() == "cpu":
-        assert restarts_side_by_side(restarts, num_coordinates) == expected
+        assert side_by_side(restarts, num_coordinates) == expected

@@ -45,6 +45,9 @@ class ClippedPerObjective(AbstractEstimator):
 
         return _over_objectives(one, window)
 
+    def consecutive(self) -> bool:
+        return self.inner.consecutive()
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,

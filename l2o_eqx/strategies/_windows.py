@@ -179,7 +179,8 @@ class EveryStep(AbstractUpdateStrategy):
     - `window`: T ≥ 2.
     - `estimator`: how a window's meta-gradient is got; by default of first order, the window being run again.
 
-    **Raises:** `ValueError` for T < 2, or, when training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for T < 2, for an estimator that needs windows one after the other (`PES`, `NRES`,
+    `RTRL`), or, when training, for a T longer than the super epoch.
 
     Reference: thesis sec. 5.5.3, which gives it up as too expensive.
     """
@@ -190,6 +191,12 @@ class EveryStep(AbstractUpdateStrategy):
     def __check_init__(self):
         if self.window < 2:
             raise ValueError(f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.")
+        if self.estimator.consecutive():
+            raise ValueError(
+                f"`EveryStep(estimator={type(self.estimator).__name__}(...))`: its runs go on where a window "
+                "ends, but windows of `EveryStep` overlap. Take `EveryWindow`, or `ES` for a gradient "
+                "without derivatives."
+            )
 
     def num_updates(self, num_steps: int) -> int:
         if self.window > num_steps:

@@ -240,7 +240,7 @@ STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window_rest": lambda: strategies.EveryWindow(
         3, estimator_of(detach_state=True), include_final_loss=True, remainder="train"
     ),
-    "every_window_es": lambda: strategies.EveryWindow(3, estimators.ES(0.1, 2)),
+    "every_window_pes": lambda: strategies.EveryWindow(3, estimators.PES(0.1, 2)),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),
     "every_step_recorded": lambda: strategies.EveryStep(3, estimators.Recorded()),

@@ -67,8 +67,8 @@ class Momentum(AbstractOptimizer):
         return params + self.shift if self.starts else params
 
     def init(self, params):
-        # A number that is no float travels along.
-        return jnp.zeros_like(params), jnp.zeros(params.shape, jnp.int32)
+        # A number that is no float travels along, where the layout allows it.
+        return jnp.zeros_like(params), jnp.zeros_like(params) if self.blocks else jnp.asarray(0)
 
     def update(self, grads, state, params, *, value=None, key=None):
         velocity, count = state
@@ -84,10 +84,11 @@ def flat(tree):
     return ravel_pytree(eqx.filter(tree, eqx.is_inexact_array))[0]
 
 
-def gradients(estimator, optimizer, family, window, num_steps, *, weighting=None, after=False):
+def gradients(estimator, optimizer, family, window, num_steps, *, weighting=None, after=False, count=2):
     """One line for every window of a super epoch, while φ stands still; and the losses."""
-    keys = jr.split(jr.key(3), 2)
-    objectives = to_float64(sample_objectives(family, keys))
+    keys = jr.split(jr.key(3), count)
+    objectives = sample_objectives(family, keys)
+    objectives = to_float64(objectives) if jax.config.read("jax_enable_x64") else objectives
     size, strategy = flat(optimizer).size, EveryWindow(window, estimator, include_final_loss=after)
 
     def record(optimizer, kept, grads):
@@ -117,10 +118,10 @@ def sum_of(run, values):
 
 
 def test_all_agree_about_a_bowl():
-    """Two windows of 4 steps add up to the whole; the errors of samples are those of their number.
+    """Four windows of 2 steps add up to the whole; the errors of samples are those of their number.
 
-    Of n pairs along P = 3 meta-parameters the mean has a relative error of √((P + 1)/n), of signs √((P − 1)/n),
-    and `PES` adds up K = 2 windows: at most √K times as much.
+    Of n pairs along P = 3 meta-parameters the mean has a relative error of √((P + 1)/n), of signs
+    √((P − 1)/n), and `PES` adds up K = 4 windows: at most √K times as much.
     """
     with jax.enable_x64(True):
         optimizer = to_float64(momentum())
@@ -130,7 +131,7 @@ def test_all_agree_about_a_bowl():
         step, (line, back) = 1e-6, ravel_pytree(values)
         up, down = (jnp.sum(whole(back(line + s * step))[1]) for s in (1, -1))
         np.testing.assert_allclose((up - down) / (2 * step), np.sum(expected), rtol=1e-8)
-        for exact, window in ((Forward(), 8), (RTRL(), 4)):
+        for exact, window in ((Forward(), 8), (RTRL(), 2)):
             found = sum_of(*gradients(exact, optimizer, Bowls(), window, 8))
             np.testing.assert_allclose(found, expected, rtol=1e-10)
 
@@ -138,17 +139,17 @@ def test_all_agree_about_a_bowl():
             found = sum_of(*gradients(estimator, optimizer, Bowls(), window, 8))
             return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
-        n = 4000
+        n = 2016
         assert error(ES(1e-3, n), 8) < 3 * np.sqrt(4 / n)
-        assert error(NRES(1e-3, n), 4) < 3 * np.sqrt(4 / n)
-        assert error(PES(1e-3, n), 4) < 3 * np.sqrt(2 * 4 / n)
+        assert error(NRES(1e-3, n), 2) < 3 * np.sqrt(4 / n)
+        assert error(PES(1e-3, n), 2) < 3 * np.sqrt(4 * 4 / n)
         assert error(Forward(n), 8) < 3 * np.sqrt(2 / n)
         # What begins anew with each window is another gradient.
         for truncated in (ES(1e-3, n), Backprop(())):
-            assert error(truncated, 4) > 0.3
+            assert error(truncated, 2) > 0.3
 
 
-@pytest.mark.parametrize("constants", [(), FIRST_ORDER, {"grads", "state"}], ids=sorted)
+@pytest.mark.parametrize("constants", [(), FIRST_ORDER], ids=sorted)
 def test_forward_mode_is_reverse_mode(constants):
     """With a learned start, a held-out loss, the loss after the last update, blocks, and any constants."""
     with jax.enable_x64(True):
@@ -214,8 +215,8 @@ def test_influence_balancing():
     """The short-term influence of φ on θ_1 is positive and the long-term one is negative.
 
     The example of Tallec and Ollivier (arXiv:1702.05043) and of the PES paper, with its n = 23, p = 10,
-    φ = 0.5, and a loss after every step. The loss is quadratic in φ, so that smoothing changes nothing. It has
-    its minimum at φ = −1/6, to which truncated ES never goes.
+    φ = 0.5, and a loss after every step. The loss is quadratic in φ, so that smoothing changes nothing. It
+    has its minimum at φ = −1/6, to which truncated ES never goes.
     """
     with jax.enable_x64(True):
         optimizer, num_steps = Balancing(jnp.asarray(0.5)), 100
@@ -223,23 +224,24 @@ def test_influence_balancing():
         def loss(rate):
             def one_step(params, _):
                 updates, _ = Balancing(rate).update(None, None, params)
-                return params + updates, (params[0] + updates[0] - 1) ** 2 / 2
+                return params + updates, params[0] + updates[0] - 1
 
-            return jnp.sum(lax.scan(one_step, jnp.ones(23), None, num_steps)[1])
+            errors = lax.scan(one_step, jnp.ones(23), None, num_steps)[1]
+            # To a window of one step, φ adds φ alone.
+            return jnp.sum(errors**2) / 2, jnp.sum(errors)
 
-        expected = jax.grad(loss)(jnp.asarray(0.5))
-        assert expected > 0
+        expected, at_once = jax.grad(loss, has_aux=True)(jnp.asarray(0.5))
+        assert at_once < 0 < expected
 
         def total(estimator):
-            settings = {"weighting": FinalOnly(), "after": True}
+            settings = {"weighting": FinalOnly(), "after": True, "count": 1}
             return sum_of(*gradients(estimator, optimizer, Targets(), 1, num_steps, **settings))[0]
 
         np.testing.assert_allclose(total(RTRL()), expected, rtol=1e-10)
-        truncated = total(ES(0.1, 100))
-        np.testing.assert_allclose(truncated, total(Backprop(())), rtol=0.1)
-        assert truncated < 0
-        np.testing.assert_allclose(total(PES(0.1, 3000)), expected, rtol=0.25)
-        np.testing.assert_allclose(total(NRES(0.1, 1000)), expected, rtol=0.15)
+        np.testing.assert_allclose(total(ES(0.1, 110)), at_once, rtol=0.3)
+        pes, nres = total(PES(0.1, 1100)), total(NRES(0.1, 1100))
+        np.testing.assert_allclose(pes, expected, rtol=0.25)
+        np.testing.assert_allclose(nres, expected, rtol=0.15)
 
 
 class Cliff(AbstractObjective):
@@ -264,7 +266,7 @@ class Step(AbstractOptimizer):
 
 @pytest.mark.parametrize("ranked", [False, True])
 def test_pairs_that_fail_do_not_count(ranked):
-    """L(φ) = 1 + (1 − 2φ)², unless it is beyond the cliff; then it is ranked last, or its pair is left out."""
+    """L(φ) = 1 + (1 − 2φ)², unless beyond the cliff; then it is ranked last, or its pair is left out."""
     optimizer, std, pairs = Step(jnp.asarray(0.1)), 0.5, 12
     estimator = ES(std, pairs, ranked=ranked)
     found = l2o_eqx.meta_gradient(
@@ -311,7 +313,7 @@ def test_particles_that_have_failed_stay_out():
 
 
 def test_memory_does_not_grow_with_the_horizon():
-    """Of what is compiled for a window of 16 steps and of 256; with reverse mode it does."""
+    """Of what is compiled for a window of 16 steps and of 256; that of reverse mode does."""
 
     def bytes_for(estimator, length):
         class Wide(AbstractObjectiveFamily):
@@ -321,11 +323,10 @@ def test_memory_does_not_grow_with_the_horizon():
         run, values = gradients(estimator, momentum(), Wide(), length, length)
         return run.lower(values).compile().memory_analysis().temp_size_in_bytes
 
-    grows = {
-        e: bytes_for(e, 256) / bytes_for(e, 16) for e in (Backprop(()), PES(0.1, 4), RTRL(constants=()))
-    }
-    reverse, *others = grows.values()
-    assert reverse > 5 and max(others) < 1.5, grows
+    reverse = bytes_for(Backprop(()), 256)
+    for estimator in (PES(0.1, 4), RTRL()):
+        short, long = (bytes_for(estimator, length) for length in (16, 256))
+        assert long < 1.5 * short and reverse > 5 * long, (short, long, reverse)
 
 
 class Rounded(AbstractObjective):
@@ -366,7 +367,7 @@ class Climber(AbstractOptimizer):
 
 def test_an_objective_without_gradient_is_trained_on():
     """The losses of unseen draws fall to less than half, where reverse mode finds a gradient of zero."""
-    climber = Climber(jnp.asarray(-4.0), jnp.zeros(2))
+    climber = Climber(jnp.asarray(-2.0), jnp.zeros(2))
 
     def train(estimator, super_epochs):
         return l2o_eqx.meta_train(
@@ -375,12 +376,12 @@ def test_an_objective_without_gradient_is_trained_on():
             EveryWindow(10, estimator),
             num_steps=30,
             super_epochs=super_epochs,
-            num_objectives=8,
-            meta_optimizer=optax.adam(0.1),
+            num_objectives=16,
+            meta_optimizer=optax.adam(0.05),
             key=jr.key(0),
         )
 
-    trained = train(PES(0.1, 8), 15)
+    trained = train(PES(0.1, 32), 30)
     before, after = (
         np.mean(
             l2o_eqx.evaluate(o, RoundedFamily(), num_steps=30, num_objectives=64, key=jr.key(9)).losses[:, -1]

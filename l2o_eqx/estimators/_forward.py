@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._devices import evenly
 from .._errors import check
-from .._misc import ravel, tree_dtype, unravel_like
+from .._misc import tree_dtype, unravel_like
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -78,14 +78,10 @@ class Forward(AbstractEstimator):
             slopes = map_tangents(lambda i: slope(unit_tangent(i, trained)), jnp.arange(count), window)
             grads = unravel_like(slopes, trained)
         else:
-            keys = jr.split(key, self.num_tangents)
-
-            def along(key):
-                signs = _random_signs(key, trained)
-                return jax.tree.map(lambda v: (slope(signs) * v).astype(v.dtype), signs)
-
-            each = map_tangents(along, keys, window)
-            grads = jax.tree.map(lambda x: jnp.mean(x, 0), each)
+            dtype = tree_dtype(trained)
+            signs = jr.rademacher(key, (self.num_tangents, num_meta_params(trained)), dtype)
+            slopes = map_tangents(lambda v: slope(unravel_like(v, trained)), signs, window)
+            grads = unravel_like(slopes.astype(dtype) @ signs / self.num_tangents, trained)
         return run_itself(optimizer, window, weighting, grads), state
 
 
@@ -118,10 +114,5 @@ def num_moving(window: Window) -> int:
 
 def unit_tangent(number: jax.Array, trained: PyTree) -> PyTree:
     """The direction of one meta-parameter, counted through."""
-    flat = ravel(trained, tree_dtype(trained))
-    return unravel_like((jnp.arange(flat.size) == number).astype(flat.dtype), trained)
-
-
-def _random_signs(key, trained):
-    flat = ravel(trained, tree_dtype(trained))
-    return unravel_like(jr.rademacher(key, flat.shape, flat.dtype), trained)
+    row = jnp.arange(num_meta_params(trained)) == number
+    return unravel_like(row.astype(tree_dtype(trained)), trained)

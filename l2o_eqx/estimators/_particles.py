@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from .._devices import side_by_side
 from .._errors import check
 from .._layout import BatchState
+from .._misc import tree_dtype, unravel_like
 from .._types import Params
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -44,15 +45,10 @@ def check_pairs(where: str, std: float, num_pairs: int) -> None:
 
 def draw_noise(key: PRNGKeyArray, optimizer: AbstractOptimizer, num_pairs: int) -> Noise:
     """Standard normal ε for every pair."""
-    leaves, treedef = jax.tree.flatten(eqx.filter(optimizer, eqx.is_inexact_array))
-
-    def of_pair(key):
-        keys = jr.split(key, len(leaves))
-        return treedef.unflatten(
-            [jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-        )
-
-    return jax.vmap(of_pair)(jr.split(key, num_pairs))
+    trained = eqx.filter(optimizer, eqx.is_inexact_array)
+    dtype = tree_dtype(trained)
+    rows = jr.normal(key, (num_pairs, sum(x.size for x in jax.tree.leaves(trained))), dtype)
+    return jax.vmap(lambda row: unravel_like(row, trained))(rows)
 
 
 def begin_particles(window: Window, num_pairs: int) -> Particles:

@@ -29,15 +29,15 @@ class Persistent(eqx.Module):
 class PES(AbstractEstimator):
     """Persistent evolution strategies: `ES` over a whole super epoch, in windows, and still without bias.
 
-    Every pair has two inner runs of its own, which begin with the super epoch and go on from window to window.
-    In window k they are moved by ±σε_k, drawn anew, and the mean of (L_k⁺ − L_k⁻)/(2σ)·(ε_1 + … + ε_k) is the
-    estimate. A loss depends on all of ε_1 … ε_k, so that their sum brings in what the windows before have done
-    to it: the estimates of all windows add up, in expectation, to the gradient of the whole run's smoothed
-    meta-loss, where those of truncated backpropagation and of `ES` do not. Their variance grows with the
-    number of windows so far.
+    Every pair has two inner runs of its own, which begin with the super epoch and go on from window to
+    window. In window k they are moved by ±σε_k, drawn anew, and the mean of
+    (L_k⁺ − L_k⁻)/(2σ)·(ε_1 + … + ε_k) is the estimate. A loss depends on all of ε_1 … ε_k, so that their sum
+    brings in what the windows before have done to it: the estimates of all windows add up, in expectation, to
+    the gradient of the whole run's smoothed meta-loss, where those of truncated backpropagation and of `ES`
+    do not. Their variance grows with the number of windows so far.
 
-    Meta-updates between windows move φ under the runs. The estimate is exact for a φ that stands still, and as
-    good as φ is slow.
+    Meta-updates between windows move φ under the runs. The estimate is exact for a φ that stands still, and
+    as good as φ is slow.
 
     Nothing is differentiated by φ, and memory does not grow with the horizon: per pair two sets of params and
     states of all objectives. The inner steps use ∇f as always, see `ES`. A pair of which one run of an
@@ -64,8 +64,9 @@ class PES(AbstractEstimator):
         return True
 
     def init(self, optimizer: AbstractOptimizer, window: Window, *, key: PRNGKeyArray) -> State:
-        none = draw_noise(key, optimizer, self.num_pairs)
-        return Persistent(begin_particles(window, self.num_pairs), jax.tree.map(jnp.zeros_like, none))
+        trained = eqx.filter(optimizer, eqx.is_inexact_array)
+        none = jax.tree.map(lambda x: jnp.zeros((self.num_pairs, *x.shape), x.dtype), trained)
+        return Persistent(begin_particles(window, self.num_pairs), none)
 
     def estimate(
         self,
@@ -78,16 +79,7 @@ class PES(AbstractEstimator):
     ) -> tuple[WindowResult, State]:
         noise = draw_noise(key, optimizer, self.num_pairs)
         total = jax.tree.map(jnp.add, state.noise, noise)
-        result, particles = estimate_by_pairs(
-            optimizer,
-            window,
-            weighting,
-            std=self.std,
-            noise=noise,
-            directions=total,
-            particles=state.particles,
-        )
-        return result, Persistent(particles, total)
+        return _go_on(optimizer, window, weighting, state.particles, self.std, noise, total)
 
 
 class NRES(AbstractEstimator):
@@ -131,13 +123,12 @@ class NRES(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
-        result, particles = estimate_by_pairs(
-            optimizer,
-            window,
-            weighting,
-            std=self.std,
-            noise=state.noise,
-            directions=state.noise,
-            particles=state.particles,
-        )
-        return result, Persistent(particles, state.noise)
+        return _go_on(optimizer, window, weighting, state.particles, self.std, state.noise, state.noise)
+
+
+def _go_on(optimizer, window, weighting, particles, std, noise, directions):
+    result, particles = estimate_by_pairs(
+        optimizer, window, weighting, std=std, noise=noise, directions=directions, particles=particles
+    )
+    assert particles is not None
+    return result, Persistent(particles, directions)

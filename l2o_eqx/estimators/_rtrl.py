@@ -25,10 +25,11 @@ class RTRL(AbstractEstimator):
 
     The influence has P·(N + S) numbers for P meta-parameters, N coordinates of all objectives and S numbers
     of state. Of a coordinatewise optimizer S is N times the state of one coordinate, and of first order no
-    coordinate's influence depends on another's. That does not make it smaller: an LSTM of 20 units (P = 1,760)
-    on 4 objectives of 16 coordinates has 4.6 million numbers, 18 MB, one of 2×20 units (P = 5,040) on a
-    network of 25,450 coordinates has 10 billion. It is for few meta-parameters or few coordinates, and
-    refuses others; `PES` and `NRES` do the same with noise in the place of memory. A step costs about P runs.
+    coordinate's influence depends on another's. That does not make it smaller: an LSTM of 20 units
+    (P = 1,760) on 4 objectives of 16 coordinates has 4.6 million numbers, 18 MB, one of 2×20 units
+    (P = 5,040) on a network of 25,450 coordinates has 10 billion. It is for few meta-parameters or few
+    coordinates, and refuses others; `PES` and `NRES` do the same with noise in the place of memory. A step
+    costs about P runs.
 
     Meta-updates between windows move φ under the influence, which is exact for a φ that stands still.
 
@@ -59,8 +60,8 @@ class RTRL(AbstractEstimator):
         if numbers > self.max_numbers:
             raise ArgumentError(
                 f"`RTRL(max_numbers={self.max_numbers})`: the influence of {count} meta-parameters on "
-                f"{num_moving(window)} numbers of params and state would have {numbers}. Allow more, take fewer "
-                "objectives or a smaller optimizer, or `PES` or `NRES`, which estimate the same.",
+                f"{num_moving(window)} numbers of params and state would have {numbers}. Allow more, take "
+                "fewer objectives or a smaller optimizer, or `PES` or `NRES`, which estimate the same.",
                 argument="max_numbers",
                 given=self.max_numbers,
             )

@@ -179,8 +179,8 @@ class EveryStep(AbstractUpdateStrategy):
     - `window`: T ≥ 2.
     - `estimator`: how a window's meta-gradient is got; by default of first order, the window being run again.
 
-    **Raises:** `ValueError` for T < 2, for an estimator that needs windows one after the other (`PES`, `NRES`,
-    `RTRL`), or, when training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for T < 2, for an estimator that needs windows one after the other (`PES`,
+    `NRES`, `RTRL`), or, when training, for a T longer than the super epoch.
 
     Reference: thesis sec. 5.5.3, which gives it up as too expensive.
     """

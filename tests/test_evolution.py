@@ -305,7 +305,7 @@ def test_particles_that_have_failed_stay_out():
 
     optimizer = Step(jnp.asarray(0.1))
     with jax.enable_x64(True):
-        for estimator in (PES(0.5, 12), ClippedPerObjective(NRES(0.5, 12), 100.0)):
+        for estimator in (PES(0.3, 12), ClippedPerObjective(NRES(0.3, 12), 100.0)):
             found = gradients(estimator, to_float64(optimizer), Cliffs(), 2, 6)
             assert np.all(np.isfinite(found[0](found[1])[0]))
         run, values = gradients(PES(1e6, 2), to_float64(optimizer), Cliffs(), 2, 6)
@@ -348,26 +348,23 @@ class Climber(AbstractOptimizer):
     """Random steps from the best point so far, by the value alone; learns how long they are."""
 
     log_step: jax.Array
-    after: jax.Array
 
     def init(self, params):
-        return jnp.asarray(1e6), jnp.zeros_like(params), jnp.zeros(())
+        return jnp.asarray(1e6), jnp.zeros_like(params)
 
     def wants(self):
         return frozenset({"value", "key"})
 
     def update(self, grads, state, params, *, value=None, key=None):
-        best, last, change = state
-        better = value <= best
-        change = change + jnp.where(better, self.after[0], self.after[1])
-        move = jnp.exp(self.log_step + change) * jr.normal(key, params.shape)
-        updates = jnp.where(better, 0.0, -last) + move
-        return updates, (jnp.minimum(value, best), move, change)
+        best, last = state
+        move = jnp.exp(self.log_step) * jr.normal(key, params.shape)
+        updates = jnp.where(value <= best, 0.0, -last) + move
+        return updates, (jnp.minimum(value, best), move)
 
 
 def test_an_objective_without_gradient_is_trained_on():
     """The losses of unseen draws fall to less than half, where reverse mode finds a gradient of zero."""
-    climber = Climber(jnp.asarray(-2.0), jnp.zeros(2))
+    climber = Climber(jnp.asarray(-3.0))
 
     def train(estimator, super_epochs):
         return l2o_eqx.meta_train(
@@ -377,11 +374,11 @@ def test_an_objective_without_gradient_is_trained_on():
             num_steps=30,
             super_epochs=super_epochs,
             num_objectives=16,
-            meta_optimizer=optax.adam(0.05),
+            meta_optimizer=optax.adam(0.1),
             key=jr.key(0),
         )
 
-    trained = train(PES(0.1, 32), 30)
+    trained = train(PES(0.1, 16), 20)
     before, after = (
         np.mean(
             l2o_eqx.evaluate(o, RoundedFamily(), num_steps=30, num_objectives=64, key=jr.key(9)).losses[:, -1]

@@ -122,6 +122,7 @@ def run_training_steps(
     sound: Bool[Array, " objectives"],
     constants: frozenset[str],
     recompute: bool = False,
+    forward: bool = False,
     include_final_loss: bool = False,
 ) -> tuple[Params, BatchState, Record]:
     """As `run_steps`, with derivatives of all but some `constants`, and with objectives that may fail.
@@ -136,6 +137,7 @@ def run_training_steps(
         optimizer is shown it.
     - `recompute`: whether a reverse pass computes the optimizer's activations again, step by step, from
         the params, the states and the gradients.
+    - `forward`: whether derivatives are taken in forward mode, instead of in reverse.
     - `include_final_loss`: whether the record has f and ∇f after the last update, too.
     """
 
@@ -144,12 +146,12 @@ def run_training_steps(
 
     def look(params, state, step, sound):
         losses, grads, states, fine = differentiable_losses_and_grads(
-            objectives, params, step, keys, constants, state.of_objectives
+            objectives, params, step, keys, constants, state.of_objectives, forward=forward
         )
         sound, outer = sound & fine, None
         if objectives.has_outer_loss:
             outer, slopes, _, fine = differentiable_losses_and_grads(
-                objectives, params, step, keys, FIRST_ORDER, state.of_objectives, outer=True
+                objectives, params, step, keys, FIRST_ORDER, state.of_objectives, outer=True, forward=forward
             )
             sound = sound & fine
             outer = (outer, state.layout.lay_out(select(sound, slopes, 1.0)))

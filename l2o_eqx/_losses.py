@@ -88,6 +88,7 @@ def differentiable_losses_and_grads(
     states: State = None,
     *,
     outer: bool = False,
+    forward: bool = False,
 ) -> tuple[Float[Array, " objectives"], Params, State, Bool[Array, " objectives"]]:
     """The same for training: with derivatives, and whether they are finite.
 
@@ -95,7 +96,14 @@ def differentiable_losses_and_grads(
     that no objective is differentiated a second time. If not, the cotangents w of f and v of ∇f make
     w·∇f + Hv: the gradients of the first pass, and one Hessian-vector product. Nothing of the objective's
     own activations is kept. An objective that is not finite has the derivative zero.
+
+    With `forward`, derivatives are those of forward mode, which needs no rule of its own.
     """
+    if forward:
+        losses, grads, states = losses_and_grads(objectives, params, step, keys, states, outer=outer)
+        fixed = lax.stop_gradient((losses, grads))
+        sound = is_sound(*lax.optimization_barrier(fixed))
+        return losses, fixed[1] if "grads" in constants else grads, states, sound
     evaluate = _evaluate_first if "grads" in constants else _evaluate_second
     losses, grads, states, sound = evaluate(params, objectives, step, keys, lax.stop_gradient(states), outer)
     return losses, grads, lax.stop_gradient(states), sound

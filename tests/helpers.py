@@ -251,6 +251,12 @@ ESTIMATORS: dict[str, Callable[[], estimators.AbstractEstimator]] = {
     "recorded": estimators.Recorded,
     "clipped": lambda: estimators.ClippedPerObjective(estimators.Replay(), 0.5),
     "es": lambda: estimators.ES(0.05, 4),
+    "es_ranked": lambda: estimators.ES(0.05, 4, ranked=True),
+    "pes": lambda: estimators.PES(0.05, 4),
+    "nres": lambda: estimators.NRES(0.05, 4),
+    "forward": estimators.Forward,
+    "forward_random": lambda: estimators.Forward(4),
+    "rtrl": estimators.RTRL,
 }
 
 
@@ -275,7 +281,7 @@ STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window_rest": lambda: strategies.EveryWindow(
         3, estimator_of(detach_state=True), include_final_loss=True, remainder="train"
     ),
-    "every_window_es": lambda: strategies.EveryWindow(3, estimators.ES(0.1, 2)),
+    "every_window_pes": lambda: strategies.EveryWindow(3, estimators.PES(0.1, 2)),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),
     "every_step_recorded": lambda: strategies.EveryStep(3, estimators.Recorded()),

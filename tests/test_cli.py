@@ -300,6 +300,9 @@ VALUES |= {
     "strategy.estimator.max_norm": ("0.5", 0.5),
     "strategy.estimator.std": ("0.5", 0.5),
     "strategy.estimator.num_pairs": ("7", 7),
+    "strategy.estimator.ranked": ("", True),
+    "strategy.estimator.num_tangents": ("7", 7),
+    "strategy.estimator.max_numbers": ("7", 7),
 }
 # Settings of files and options of earlier versions, and where they are today.
 OLD = {

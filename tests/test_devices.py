@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import l2o_eqx
-from l2o_eqx._devices._mesh import restarts_side_by_side
+from l2o_eqx._devices._mesh import side_by_side
 
 # One line of numbers for every way in which work is shared out.
 SPREAD = """
@@ -21,7 +21,7 @@ if count > 1:
 import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr, numpy as np
 from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import placed
-from l2o_eqx.estimators import ES, Auto, Backprop, Recorded, Replay
+from l2o_eqx.estimators import PES, RTRL, Auto, Backprop, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
 from l2o_eqx.strategies import EveryStep, EveryWindow
@@ -53,7 +53,8 @@ for optimizer, family, strategy, settings, spread in [
     (make(keys[0]), Quadratic(3), EveryWindow(3), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryStep(3, Recorded()), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Quadratic(3), EveryWindow(3, Auto(())), {"num_objectives": 4}, "objectives"),
-    (make(keys[0]), Quadratic(3), EveryWindow(3, ES(0.1, 2)), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryWindow(3, PES(0.1, 2)), {"num_objectives": 4}, "objectives"),
+    (make(keys[0]), Quadratic(3), EveryWindow(3, RTRL()), {"num_objectives": 4}, "objectives"),
     (make(keys[0]), Bowls(), EveryWindow(3, Backprop()), {}, "coordinates"),
     (make(keys[0]), Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
     (make(keys[0]), Bowls(), EveryWindow(3, include_final_loss=True), {"num_objectives": 3}, "coordinates"),
@@ -136,4 +137,4 @@ def test_cores_are_chosen_before_jax_starts():
 )
 def test_restarts_are_batched_evenly(restarts, num_coordinates, expected):
     if jax.default_backend() == "cpu":
-        assert restarts_side_by_side(restarts, num_coordinates) == expected
+        assert side_by_side(restarts, num_coordinates) == expected

@@ -11,7 +11,7 @@ from test_meta_gradient import meta_gradient_of_batch
 
 import l2o_eqx
 from l2o_eqx._inner import init_params
-from l2o_eqx.estimators import ES, Auto, ClippedPerObjective, Recorded, Replay
+from l2o_eqx.estimators import ES, PES, Auto, ClippedPerObjective, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
@@ -95,7 +95,7 @@ def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getk
     [
         EveryWindow(4),
         EveryWindow(4, Auto(())),
-        EveryWindow(4, ES(0.1, 2)),
+        EveryWindow(4, PES(0.1, 2)),
         OncePerSuperEpoch(),
         EveryStep(4),
         EveryStep(4, Recorded()),

@@ -29,7 +29,7 @@ def meta_leaves(optimizer):
 WINDOWED = [
     name
     for name, make in STRATEGIES.items()
-    if not isinstance(make(), EveryStep) and name != "every_window_es"
+    if not isinstance(make(), EveryStep) and name != "every_window_pes"
 ]
 
 

@@ -5,9 +5,11 @@ arrays where they are, and knows no mesh. Nothing in here knows an optimizer or 
 """
 
 from ._mesh import chunk_size as chunk_size
+from ._mesh import evenly as evenly
 from ._mesh import num_devices as num_devices
 from ._mesh import replicate as replicate
 from ._mesh import sharded_over_devices as sharded_over_devices
+from ._mesh import side_by_side as side_by_side
 from ._mesh import use_cores as use_cores
 from ._placement import Placement as Placement
 from ._placement import place as place

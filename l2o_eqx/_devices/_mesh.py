@@ -24,8 +24,8 @@ _BATCH = PartitionSpec(DEVICES)
 # state to stay in the cache.
 _CHUNK_COORDINATES = 2048
 _CHUNK_COORDINATES_ACCELERATOR = 2**20
-# Fewer of restarts, each of which has weights and their gradients beside its coordinates.
-_RESTART_COORDINATES = 512
+# Fewer if each has weights of its own beside its coordinates.
+_OWN_WEIGHTS_COORDINATES = 512
 
 
 def use_cores(count: int | None = None) -> int:
@@ -70,15 +70,22 @@ def chunk_size(num_coordinates: int) -> int:
     return max(1, wanted // max(1, num_coordinates))
 
 
-def restarts_side_by_side(count: int, num_coordinates: int) -> int:
-    """How many restarts to train in one batch, of `count` on a device with so many coordinates each.
+def side_by_side(count: int, num_coordinates: int) -> int:
+    """How many optimizers to run in one batch, of `count` on a device with so many coordinates each.
+
+    These are restarts, or one optimizer with its meta-parameters moved.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    wanted = _OWN_WEIGHTS_COORDINATES if on_cpu else _CHUNK_COORDINATES_ACCELERATOR
+    return evenly(count, wanted // max(1, num_coordinates))
+
+
+def evenly(count: int, largest: int) -> int:
+    """The size of the fewest batches of at most `largest`, at least one, that `count` can be cut into.
 
     As evenly as possible: what is left over would be a program of its own to compile.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    wanted = _RESTART_COORDINATES if on_cpu else _CHUNK_COORDINATES_ACCELERATOR
-    largest = max(1, wanted // max(1, num_coordinates))
-    return -(-count // -(-count // largest))
+    return -(-count // -(-count // max(1, largest)))
 
 
 def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..., Any]:

@@ -13,8 +13,8 @@ from ._mesh import (
     num_devices,
     over_devices,
     replicate,
-    restarts_side_by_side,
     share_out,
+    side_by_side,
 )
 from ._restarts import Restarts
 
@@ -87,9 +87,9 @@ class Placement(eqx.Module):
             return over_devices(train, self.mesh, specs, alike)(own, draw(key))
 
         def train_all(own, keys):
-            side_by_side = restarts_side_by_side(len(keys), num_coordinates())
+            together = side_by_side(len(keys), num_coordinates())
             # A batch of one would turn every product into a batched one, which takes twice the time.
-            batch_size = side_by_side if side_by_side > 1 else None
+            batch_size = together if together > 1 else None
             return lax.map(lambda one: train(one[0], draw(one[1])), (own, keys), batch_size=batch_size)
 
         return over_devices(train_all, self.mesh, cut, cut)(own, self.restarts.keys(key))

@@ -44,7 +44,7 @@ class Backprop(AbstractEstimator):
     recompute: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        _check_constants("Backprop", self.constants)
+        check_constants("Backprop", self.constants)
 
     def coordinates_apart(self) -> bool:
         return self.constants >= FIRST_ORDER
@@ -88,7 +88,7 @@ class Auto(AbstractEstimator):
     constants: frozenset[str] = eqx.field(static=True, default=FIRST_ORDER, converter=frozenset)
 
     def __check_init__(self):
-        _check_constants("Auto", self.constants)
+        check_constants("Auto", self.constants)
 
     def coordinates_apart(self) -> bool:
         return self.constants >= FIRST_ORDER
@@ -125,7 +125,7 @@ def kept_by_default(layout: AbstractLayout, window: int, num_coordinates: int) -
     return window * num_coordinates <= _KEPT_COORDINATE_STEPS
 
 
-def _check_constants(where, constants):
+def check_constants(where, constants):
     if unknown := sorted(constants - _KNOWN):
         raise ArgumentError(
             f"`{where}(constants=...)` can have {', '.join(map(repr, sorted(_KNOWN)))}, what is not "

@@ -26,6 +26,13 @@ class AbstractEstimator(eqx.Module):
         """Whether different devices may run different coordinates of one objective; by default not."""
         return False
 
+    def consecutive(self) -> bool:
+        """Whether its state goes on where a window ends, so that the next one must begin there.
+
+        By default not; then windows may overlap, too.
+        """
+        return False
+
     @abc.abstractmethod
     def estimate(
         self,

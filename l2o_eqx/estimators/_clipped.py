@@ -48,6 +48,9 @@ class ClippedPerObjective(AbstractEstimator):
 
         return _over_objectives(one, window)
 
+    def consecutive(self) -> bool:
+        return self.inner.consecutive()
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,

@@ -1,15 +1,12 @@
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-from jax import lax
 from jaxtyping import PRNGKeyArray
 
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import AbstractEstimator
-from ._window import Window, WindowResult, count_sound
+from ._particles import check_pairs, draw_noise, estimate_by_pairs
+from ._window import Window, WindowResult
 
 
 class ES(AbstractEstimator):
@@ -17,8 +14,16 @@ class ES(AbstractEstimator):
 
     The window is run by pairs of optimizers whose meta-parameters are moved by +σε and −σε, ε ~ N(0, 1), and
     the mean of (L(φ+σε) − L(φ−σε))/(2σ)·ε is the estimate: without bias for the gradient of E_ε[L(φ+σε)],
-    which is that of L as σ goes to 0. Nothing is differentiated, so that the objective and the optimizer need
-    no derivatives, and memory does not grow with the window. The run itself goes on with φ.
+    which is that of L as σ goes to 0. Nothing is differentiated by φ, and memory does not grow with the
+    window. The run itself goes on with φ.
+
+    All runs begin where the window begins. What φ did in the windows before does not count, as with truncated
+    backpropagation; `PES` and `NRES` count it.
+
+    The inner steps are what they always are: the optimizer is shown ∇f, so that the estimate has the
+    curvature in it that first-order estimators leave out. If ∇f is zero everywhere (a loss that is rounded)
+    the optimizer must live on what else it `wants`, the value. A loss that JAX cannot differentiate is made
+    such a one by `params = jax.lax.stop_gradient(params)` in its first line.
 
     Objectives that are not finite in all three runs do not count in a pair.
 
@@ -27,6 +32,9 @@ class ES(AbstractEstimator):
     - `std`: σ, in units of the meta-parameters.
     - `num_pairs`: how many pairs; the variance falls as their inverse and grows with the number of
         meta-parameters.
+    - `ranked`: puts ranks from −½ to ½ in the place of the meta-losses, for each objective among all 2·pairs
+        runs; a run that is not finite is the last. Scales and outliers have no say then, and the
+        gradient's length means nothing: give it to a meta-optimizer that normalizes, as the default does.
 
     **Raises:** `ValueError` for a σ that is not positive, or for no pairs.
 
@@ -36,12 +44,10 @@ class ES(AbstractEstimator):
 
     std: float = eqx.field(static=True, default=0.01)
     num_pairs: int = eqx.field(static=True, default=16)
+    ranked: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        if not self.std > 0:
-            raise ValueError(f"`ES(std=...)` must be positive. Got std={self.std}.")
-        if self.num_pairs < 1:
-            raise ValueError(f"`ES(num_pairs=...)` must be at least 1. Got num_pairs={self.num_pairs}.")
+        check_pairs("ES", self.std, self.num_pairs)
 
     def estimate(
         self,
@@ -52,31 +58,8 @@ class ES(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
-        params, end, record = window.run(optimizer)
-        meta_loss, health = window.meta_loss(weighting, record)
-        trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
-        leaves, treedef = jax.tree.flatten(trained)
-
-        def meta_losses(signed_std, noise):
-            moved = jax.tree.map(lambda x, e: (x + signed_std * e).astype(x.dtype), trained, noise)
-            *_, record = window.run(eqx.combine(moved, rest))
-            return window.meta_losses(weighting, record), record.sound
-
-        def of_pair(key):
-            keys = jr.split(key, len(leaves))
-            noise = treedef.unflatten(
-                [jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-            )
-            signs = jnp.asarray([self.std, -self.std])
-            (up, down), sound = jax.vmap(meta_losses, in_axes=(0, None))(signs, noise)
-            sound = sound[0] & sound[1] & health.sound
-            # If none is sound the estimate is NaN, as any gradient is then.
-            count = count_sound(sound, window.objectives)
-            slope = jnp.sum(jnp.where(sound, up - down, 0)) / (2 * self.std)
-            slope = window.objectives.mean_over_devices(slope) / jnp.where(count == 0, jnp.nan, count)
-            return jax.tree.map(lambda e: (slope * e).astype(e.dtype), noise)
-
-        each = lax.map(of_pair, jr.split(key, self.num_pairs))
-        grads = jax.tree.map(lambda x: jnp.mean(x, 0), each)
-        meta_loss = window.objectives.mean_over_devices(meta_loss)
-        return WindowResult(record.losses, meta_loss, grads, params, end, health), state
+        noise = draw_noise(key, optimizer, self.num_pairs)
+        result, _ = estimate_by_pairs(
+            optimizer, window, weighting, std=self.std, noise=noise, directions=noise, ranked=self.ranked
+        )
+        return result, state

@@ -103,10 +103,12 @@ class Window(eqx.Module):
         constants: frozenset[str] = FIRST_ORDER,
         *,
         recompute: bool = False,
+        forward: bool = False,
     ) -> tuple[Params, BatchState, Record]:
         """Takes the steps; differentiable, but for what is in `constants` (see `Backprop`).
 
-        With `recompute`, a reverse pass computes the optimizer's activations again, step by step.
+        With `recompute`, a reverse pass computes the optimizer's activations again, step by step. With
+        `forward` it is differentiable in forward mode alone.
         """
         return run_training_steps(
             optimizer,
@@ -119,6 +121,7 @@ class Window(eqx.Module):
             sound=self.health.sound,
             constants=constants,
             recompute=recompute,
+            forward=forward,
             include_final_loss=self.include_final_loss,
         )
 

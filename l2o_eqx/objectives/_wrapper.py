@@ -15,8 +15,8 @@ from ._minimum import Minimum
 class AbstractWrappedObjective(AbstractObjective):
     """Another objective with its loss changed, its params, or both: h(f(g(θ))).
 
-    Whatever is not overridden is the inner objective's: its outer loss and its minimum, changed alike, and its
-    state.
+    Whatever is not overridden is the inner objective's: its outer loss and its minimum, changed alike, and
+    its state.
     """
 
     objective: eqx.AbstractVar[AbstractObjective]
@@ -43,7 +43,7 @@ class AbstractWrappedObjective(AbstractObjective):
         step: StepNumber,
         key: PRNGKeyArray,
     ) -> tuple[Scalar, State]:
-        """What a step sees of h(f(g(θ))) and the next state, which `evaluate` gives: by default just these."""
+        """What a step sees of h(f(g(θ))) and the next state, which `evaluate` gives; by default all."""
         del step, key
         return evaluate(params)
 

@@ -177,7 +177,8 @@ class EveryStep(AbstractWindowStrategy):
     - `window`: T ≥ 2.
     - `estimator`: how a window's meta-gradient is got; by default of first order, the window being run again.
 
-    **Raises:** `ValueError` for T < 2, or, when training, for a T longer than the super epoch.
+    **Raises:** `ValueError` for T < 2, for an estimator that needs windows one after the other (`PES`,
+    `NRES`, `RTRL`), or, when training, for a T longer than the super epoch.
 
     Reference: thesis sec. 5.5.3, which gives it up as too expensive.
     """
@@ -191,6 +192,14 @@ class EveryStep(AbstractWindowStrategy):
                 f"`EveryStep(window=...)` needs at least 2 steps. Got window={self.window}.",
                 argument="window",
                 given=self.window,
+            )
+        if self.estimator.consecutive():
+            raise ArgumentError(
+                f"`EveryStep(estimator={type(self.estimator).__name__}(...))`: its runs go on where a window "
+                "ends, but windows of `EveryStep` overlap. Take `EveryWindow`, or `ES` for a gradient "
+                "without derivatives.",
+                argument="estimator",
+                given=self.estimator,
             )
 
     def num_updates(self, num_steps: int) -> int:

@@ -19,14 +19,9 @@ Remainder = Literal["skip", "train"]
 class AbstractWindowStrategy(AbstractUpdateStrategy):
     """A strategy that is a setting of the window loop: implement `num_updates` and `windows`."""
 
-    estimator: eqx.AbstractVar[AbstractEstimator]
-
     @abc.abstractmethod
     def windows(self, num_steps: int) -> dict[str, Any]:
-        """The settings of `run_windows` for a super epoch of `num_steps`: `length`, and others."""
-
-    def coordinates_apart(self) -> bool:
-        return self.estimator.coordinates_apart()
+        """The settings of `run_windows` for a super epoch of `num_steps`, `estimator` and `length` among them."""
 
     def super_epoch(
         self,
@@ -47,7 +42,6 @@ class AbstractWindowStrategy(AbstractUpdateStrategy):
             optimizer,
             meta_state,
             objectives,
-            estimator=self.estimator,
             meta_update=meta_update,
             weighting=weighting,
             num_steps=num_steps,
@@ -123,8 +117,12 @@ class EveryWindow(AbstractWindowStrategy):
     def _trains_rest(self, num_steps):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
 
+    def coordinates_apart(self) -> bool:
+        return self.estimator.coordinates_apart()
+
     def windows(self, num_steps: int) -> dict[str, Any]:
         return {
+            "estimator": self.estimator,
             "length": self.window,
             "train_rest": self._trains_rest(num_steps),
             "include_final_loss": self.include_final_loss,
@@ -157,8 +155,15 @@ class OncePerSuperEpoch(AbstractWindowStrategy):
             )
         return 1
 
+    def coordinates_apart(self) -> bool:
+        return self.estimator.coordinates_apart()
+
     def windows(self, num_steps: int) -> dict[str, Any]:
-        return {"length": num_steps, "include_final_loss": self.include_final_loss}
+        return {
+            "estimator": self.estimator,
+            "length": num_steps,
+            "include_final_loss": self.include_final_loss,
+        }
 
 
 class EveryStep(AbstractWindowStrategy):
@@ -212,6 +217,9 @@ class EveryStep(AbstractWindowStrategy):
             )
         return num_steps - self.window + 1
 
+    def coordinates_apart(self) -> bool:
+        return self.estimator.coordinates_apart()
+
     def windows(self, num_steps: int) -> dict[str, Any]:
         del num_steps
-        return {"length": self.window, "overlap": True}
+        return {"estimator": self.estimator, "length": self.window, "overlap": True}

@@ -10,7 +10,7 @@ import pytest
 from l2o_cli._build import build
 from l2o_cli._errors import UsageError
 from l2o_cli._estimator import IN_SHORT
-from l2o_cli._presets import PRESETS, kinds_of_line
+from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import merge, nested, plain, read_assignments, resolve, to_toml
 from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
@@ -23,7 +23,8 @@ EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
 
 def settings(preset, objective):
     data = {"data": "embedded"} if objective == "mnist" else {}
-    return {"preset": preset, "objective": {"kind": objective, **data}}
+    kind = "rosenbrock" if objective == OTHER_OBJECTIVES else objective
+    return {"preset": preset, "objective": {"kind": kind, **data}}
 
 
 def in_short(estimator):
@@ -69,6 +70,23 @@ def test_every_line_of_a_preset_counts(preset, objective):
         assert at(config, name) == value, name
         if path[-1] == "kind" and len(path) == 2:
             assert at(own, name) == value, name
+
+
+@pytest.mark.parametrize(
+    ("objective", "normalization"),
+    [
+        ("quadratic", "global"),
+        ("scaled", "global"),
+        ({"kind": "log", "family": "quadratic"}, "global"),
+        ({"kind": "log", "family": "booth"}, "clip"),
+        ({"kind": "log", "family": {"kind": "sum", "family": {"kind": "booth"}}}, "clip"),
+    ],
+)
+def test_families_around_others_have_the_presets_of_the_innermost(objective, normalization):
+    assert resolve([{"objective": objective}]).meta.normalization == normalization
+    if objective != "quadratic":
+        thesis = resolve([{"objective": objective, "preset": "thesis"}])
+        assert thesis.meta == resolve([{"preset": "thesis"}]).meta
 
 
 def test_presets_say_all_that_has_no_default_for_every_kind():

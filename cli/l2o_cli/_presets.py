@@ -8,6 +8,8 @@ from typing import Any
 Preset = dict[str, Any]
 
 DEFAULT_OBJECTIVE = "quadratic"
+# Which of a preset's tables holds for families of the library that have none of their own.
+OTHER_OBJECTIVES = "others"
 DEFAULT_PRESET = "best"
 # Files of versions that had no presets, with all settings that there were, mean this one.
 FORMER_PRESET = "thesis"

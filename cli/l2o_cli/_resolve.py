@@ -12,8 +12,8 @@ import tomli_w
 
 from ._errors import UsageError
 from ._estimator import with_estimator
-from ._kinds import NONE, ROLES, kind_name, signature
-from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, PRESETS, kinds_of_line
+from ._kinds import NONE, ROLES, kind_name, own_kinds, signature
+from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
 from ._tables import NEEDS, TABLES, Setting, settings
@@ -147,12 +147,18 @@ def _table(data: Layer, name: str) -> Layer:
 
 
 def _lines(preset: str, objective: Layer) -> Layer:
-    # Families around others have the presets of the innermost; those of other packages that of the default.
+    # Families around others have the presets of the innermost; those of other packages that of the default,
+    # as the library's have where a preset says nothing of them.
     kind = None
     table: Any = objective
     while isinstance(table, dict):
         kind, table = table.get("kind", kind), table.get("family")
+    kind = table if isinstance(table, str) else kind
     known = PRESETS[preset]
+    if kind not in known and kind in own_kinds("objectives"):
+        # What a wrapper is around if nothing is said is the default.
+        wraps = "family" in signature("objectives", str(kind)).parameters
+        kind = DEFAULT_OBJECTIVE if wraps else OTHER_OBJECTIVES
     return known[kind if isinstance(kind, str) and kind in known else DEFAULT_OBJECTIVE]
 
 

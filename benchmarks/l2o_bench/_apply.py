@@ -27,7 +27,9 @@ def make(num_coordinates: int) -> dict[str, Callable[[], Any]]:
         "LearnedMomentum": LearnedMomentum(key=key),
         "SubspaceRNN": SubspaceRNN(key=key),
     }
-    transformations = {name: l2o.as_optax(optimizer) for name, optimizer in learned.items()}
+    transformations: dict[str, optax.GradientTransformationExtraArgs] = {
+        name: l2o.as_optax(optimizer) for name, optimizer in learned.items()
+    }
     transformations["optax.adam"] = optax.adam(1e-3)
     return {name: _steps(t, num_coordinates) for name, t in transformations.items()}
 

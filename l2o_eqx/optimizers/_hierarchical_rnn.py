@@ -31,11 +31,11 @@ class _GRU(eqx.Module):
     bias: Float[Array, " gates"]
 
     def __init__(self, num_inputs: int, size: int, num_above: int, key: PRNGKeyArray):
-        keys = jr.split(key, 3)
-        self.inputs, self.state, self.above = (
-            jr.normal(k, (3 * size, n)) / (2 * math.sqrt(n)) if n else None
-            for k, n in zip(keys, (num_inputs, size, num_above), strict=True)
-        )
+        ikey, skey, akey = jr.split(key, 3)
+        self.inputs = jr.normal(ikey, (3 * size, num_inputs)) / (2 * math.sqrt(num_inputs))
+        self.state = jr.normal(skey, (3 * size, size)) / (2 * math.sqrt(size))
+        above = jr.normal(akey, (3 * size, num_above)) / (2 * math.sqrt(num_above)) if num_above else None
+        self.above = above
         self.bias = jnp.concatenate([jnp.full(2 * size, _GATE_BIAS), jnp.zeros(size)])
 
     def __call__(

@@ -21,7 +21,7 @@ class AbstractWindowStrategy(AbstractUpdateStrategy):
 
     @abc.abstractmethod
     def windows(self, num_steps: int) -> dict[str, Any]:
-        """The settings of `run_windows` for a super epoch of `num_steps`, `estimator` and `length` among them."""
+        """The settings of `run_windows` for a super epoch of `num_steps`, its `estimator` among them."""
 
     def super_epoch(
         self,

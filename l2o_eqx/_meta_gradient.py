@@ -1,10 +1,13 @@
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from ._errors import ArgumentError
 from ._inner import Record, as_batch
@@ -98,10 +101,10 @@ def meta_gradient(
 
 def recorded_meta_gradient(
     optimizer: AbstractOptimizer,
-    grads: PyTree[Float[Array, "window ..."]],
-    losses: Float[Array, " window"],
-    params: Params,
-    state: State,
+    grads: PyTree,
+    losses: Float[ArrayLike, " window"] | Sequence[Float[ArrayLike, ""]],
+    params: PyTree,
+    state: State = None,
     *,
     start: StepNumber = 0,
     num_steps: int | None = None,
@@ -110,20 +113,29 @@ def recorded_meta_gradient(
     """The first-order meta-gradient from a record of gradients and losses, wherever they come from.
 
     The objective may live outside JAX: whoever can hand over ∇f(θ_t) and f(θ_t) along a window can train
-    an optimizer.
+    an optimizer. Gradients, losses and params may be arrays of NumPy, or what NumPy takes for them, such as
+    PyTorch's tensors in main memory.
 
     **Arguments:**
 
     - `optimizer`: with the meta-parameters to differentiate by.
-    - `grads`: ∇f at each step of the window: a tree like `params` with the steps on a leading axis.
+    - `grads`: ∇f at each step of the window: a tree like `params` with the steps on a leading axis, or a
+        list of trees like `params`.
     - `losses`: f at each step.
-    - `params`, `state`: the point and the optimizer's state at the start of the window.
+    - `params`, `state`: the point and the optimizer's state at the start of the window; by default the state
+        before the first step.
     - `start`, `num_steps`, `weighting`: as in `meta_gradient`.
 
     **Returns:** the meta-gradient, with the structure of the optimizer.
 
-    **Raises:** `ValueError` if gradients and losses disagree about the number of steps.
+    **Raises:** `ValueError` if gradients and losses disagree about the number of steps, or gradients are
+    neither a tree like the params nor a list of these.
     """
+    params = jax.tree.map(_as_array, params)
+    losses = _as_array([np.asarray(x) for x in losses] if isinstance(losses, list | tuple) else losses)
+    grads = _stacked(grads, params)
+    if state is None:
+        state = optimizer.init(params) if num_steps is None else optimizer.init_for(params, num_steps)
     window = losses.shape[0]
     steps = sorted({g.shape[0] for g in jax.tree.leaves(grads)} | {window})
     if len(steps) > 1:
@@ -136,6 +148,24 @@ def recorded_meta_gradient(
     length = _super_epoch_length(window, start, num_steps)
     start, length = jnp.asarray(start), jnp.asarray(length)
     return _recorded_meta_gradient(optimizer, grads, losses, params, state, start, length, weighting)
+
+
+def _as_array(x: Any) -> Array:
+    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
+
+
+def _stacked(grads: PyTree, params: Params) -> PyTree[Float[Array, "window ..."]]:
+    like = jax.tree.structure(params)
+    if jax.tree.structure(grads) == like:
+        return jax.tree.map(_as_array, grads)
+    if isinstance(grads, list | tuple) and all(jax.tree.structure(g) == like for g in grads):
+        return jax.tree.map(lambda *steps: jnp.stack([_as_array(x) for x in steps]), *grads)
+    raise ArgumentError(
+        "`recorded_meta_gradient(grads=...)` must be a tree like the params with the steps on a leading "
+        f"axis, or a list of trees like the params, {like}. Got {jax.tree.structure(grads)}.",
+        argument="grads",
+        given=grads,
+    )
 
 
 def _super_epoch_length(window: int, start: StepNumber, num_steps: int | None) -> StepNumber:

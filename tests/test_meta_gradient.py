@@ -309,31 +309,33 @@ def test_zero_gradients_give_finite_meta_gradients(name, order, activations, get
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(result.grads))
 
 
-def test_record_from_outside_jax(getkey):
+@pytest.mark.parametrize("stacked", [False, True])
+def test_record_from_outside_jax(stacked, getkey):
     """NumPy hands over gradients and losses; the result is that of the objective inside JAX."""
     optimizer, objective = CoordinatewiseLSTM((3,), key=getkey()), Quadratic(4).sample(getkey())
     key = getkey()
     params = objective.init(key)
-    state = optimizer.init(params)
     matrix, target = np.asarray(objective.matrix), np.asarray(objective.target)
 
-    theta, h, grads, losses = np.asarray(params), state, [], []
+    theta, h, grads, losses = np.asarray(params), optimizer.init(params), [], []
     for _ in range(6):
         residual = matrix @ theta - target
         losses.append(np.sum(residual**2))
         grads.append(2 * matrix.T @ residual)
         updates, h = optimizer.update(jnp.asarray(grads[-1]), h, jnp.asarray(theta))
         theta = theta + np.asarray(updates)
-    outside = l2o_eqx.recorded_meta_gradient(
-        optimizer,
-        jnp.asarray(np.stack(grads)),
-        jnp.asarray(np.stack(losses)),
-        params,
-        state,
-        weighting=Linear(),
+    record = (np.stack(grads), np.stack(losses)) if stacked else (grads, losses)
+    outside = l2o_eqx.recorded_meta_gradient(optimizer, *record, np.asarray(params), weighting=Linear())
+    inside = l2o_eqx.meta_gradient(
+        optimizer, objective, params, optimizer.init(params), window=6, weighting=Linear(), key=key
     )
-    inside = l2o_eqx.meta_gradient(optimizer, objective, params, state, window=6, weighting=Linear(), key=key)
     assert_trees_close(outside, inside.grads, rtol=1e-4, atol=1e-5)
+
+
+def test_record_of_something_else_is_refused(getkey):
+    optimizer, params = CoordinatewiseLSTM((2,), key=getkey()), {"a": jnp.ones(2)}
+    with pytest.raises(ValueError, match="a list of trees like the params"):
+        l2o_eqx.recorded_meta_gradient(optimizer, [{"b": jnp.ones(2)}], [1.0], params, weighting=Constant())
 
 
 def test_record_with_missing_steps_is_refused(getkey):

@@ -1,14 +1,27 @@
 """Learned optimizers in other people's training loops."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from helpers import assert_trees_close
 
 import l2o_eqx
-from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax, LearnedMomentum, PerLayer, by_layer, by_leaf
+from l2o_eqx.objectives import FromModel
+from l2o_eqx.optimizers import (
+    AdamMLP,
+    CoordinatewiseLSTM,
+    FromOptax,
+    LearnedMomentum,
+    PerLayer,
+    by_layer,
+    by_leaf,
+)
+from l2o_eqx.strategies import EveryWindow
+from l2o_eqx.weightings import LogMean
 
 # Before the first transformation is made, which tells Flax of its type.
 nnx = pytest.importorskip("flax.nnx")
@@ -108,3 +121,59 @@ def test_optimistix(make):
         return optimistix.minimise(loss, solver, start, jnp.float32(1), max_steps=40, throw=False).value
 
     assert loss(minimise(), 1.0) < 0.3
+
+
+def test_scikit_learn():
+    """Its digits, a model of Equinox, and an optimizer that is better for being trained on it."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(n_class=3, return_X_y=True)
+    data = (np.float32(images[:200] / 16), np.int32(labels[:200]))
+
+    def loss(model, batch):
+        images, labels = batch
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(images), labels))
+
+    def make(key):
+        return eqx.nn.Sequential(
+            [
+                eqx.nn.Lambda(lambda x: x.reshape(1, 8, 8)),
+                eqx.nn.Conv2d(1, 2, 3, 2, key=key),
+                eqx.nn.Lambda(lambda x: jax.nn.relu(x).ravel()),
+                eqx.nn.Linear(18, 3, key=key),
+            ]
+        )
+
+    family = FromModel(make, loss, data, 32)
+    optimizer = AdamMLP((4,), learning_rate=0.003, num_steps=12, key=jr.key(0))
+    settings = {"weighting": LogMean(), "num_steps": 12, "num_objectives": 2, "super_epochs": 12}
+    meta_optimizer = l2o_eqx.default_meta_optimizer(0.05, normalization="global")
+    trained = l2o_eqx.meta_train(
+        optimizer, family, EveryWindow(6), meta_optimizer=meta_optimizer, key=jr.key(1), **settings
+    ).optimizer
+    losses = [
+        np.mean(l2o_eqx.evaluate(o, family, num_steps=12, num_objectives=4, key=jr.key(2)).losses[:, -1])
+        for o in (optimizer, trained)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_pytorch():
+    """Tensors of PyTorch are a record as they are."""
+    torch = pytest.importorskip("torch")
+    optimizer, start, target = lstm(jr.key(0)), np.ones(3, np.float32), np.arange(3, dtype=np.float32)
+    theta, state, grads, losses = start, None, [], []
+    for _ in range(4):
+        point = torch.tensor(theta, requires_grad=True)
+        loss = torch.sum((point - torch.tensor(target)) ** 2)
+        loss.backward()
+        grads.append(point.grad)
+        losses.append(loss.item())
+        state = optimizer.init(jnp.asarray(start)) if state is None else state
+        updates, state = optimizer.update(jnp.asarray(point.grad.numpy()), state, jnp.asarray(theta))
+        theta = theta + np.asarray(updates)
+    found = l2o_eqx.recorded_meta_gradient(optimizer, grads, losses, start, weighting=LogMean())
+    arrays = [np.stack([g.numpy() for g in grads]), np.asarray(losses, np.float32)]
+    expected = l2o_eqx.recorded_meta_gradient(
+        optimizer, *map(jnp.asarray, arrays), jnp.asarray(start), weighting=LogMean()
+    )
+    assert_trees_close(found, expected)

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import PyTree
 
 from ._devices import is_spread, keep_spread, spread_out
+from ._engine._layout import add_axis, batched_init, batched_update, drop_axis, of_one
 from ._errors import ArgumentError
-from ._layout import add_axis, batched_init, batched_update, drop_axis, of_one
 from ._misc import unit_rms
 from ._optax_trees import as_arrays, as_value, check_same_shapes, wide, with_dtypes
 from ._types import StepNumber

@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._devices import chunk_size, sharded_over_devices
-from ._inner import Record, init_params, init_states, run_steps
-from ._layout import BatchState, batched_init, begin_at
+from ._engine._inner import Record, init_params, init_states, run_steps
+from ._engine._layout import BatchState, batched_init, begin_at
 from ._types import Keys, Params
 from .objectives import AbstractObjectiveFamily, ObjectiveBatch, sample_objectives
 from .optimizers import AbstractOptimizer

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ._checks import check_sizes
 from ._devices import Restarts, chunk_size, num_devices, sharded_over_devices
 from ._draws import Draws, evaluations_of, run_side_by_side
-from ._inner import init_params, init_states
+from ._engine._inner import init_params, init_states
 from ._loop import run
 from ._types import Keys, Params
 from .callbacks._base import Callback

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._checks import check_sizes
 from ._devices import Restarts
+from ._engine._inner import init_params, init_states
+from ._engine._losses import losses_and_grads
 from ._errors import ArgumentError
-from ._inner import init_params, init_states
-from ._losses import losses_and_grads
 from ._meta_step import init_meta_state
 from ._misc import add_updates, at_least_float32, cast_like
 from ._types import Params, Scalar

@@ -9,9 +9,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from ._engine._inner import Record, as_batch
+from ._engine._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._errors import ArgumentError
-from ._inner import Record, as_batch
-from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._types import Params, Scalar, State, StepNumber
 from .estimators import AbstractEstimator, Auto, Health, Recorded, Taken, Window
 from .objectives import AbstractObjective, ObjectiveBatch

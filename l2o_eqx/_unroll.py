@@ -2,9 +2,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._engine._inner import as_batch, run_steps
+from ._engine._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._errors import ArgumentError
-from ._inner import as_batch, run_steps
-from ._layout import add_axis, drop_axis, from_batched_state, to_batched_state
 from ._types import Params, State, StepNumber
 from .objectives import AbstractObjective
 from .optimizers import AbstractOptimizer

@@ -10,7 +10,7 @@ from helpers import LEARNED, assert_trees_close
 from test_meta_gradient import meta_gradient_of_batch
 
 import l2o_eqx
-from l2o_eqx._inner import init_params
+from l2o_eqx._engine._inner import init_params
 from l2o_eqx.estimators import ES, PES, Auto, ClippedPerObjective, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic, sample_objectives
 from l2o_eqx.optimizers import CoordinatewiseLSTM

@@ -13,9 +13,9 @@ from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, estimator
 from jax import lax
 
 import l2o_eqx
-from l2o_eqx._inner import init_params, run_steps
-from l2o_eqx._layout import batched_init, layout_of
-from l2o_eqx._replay import replay
+from l2o_eqx._engine._inner import init_params, run_steps
+from l2o_eqx._engine._layout import batched_init, layout_of
+from l2o_eqx._engine._replay import replay
 from l2o_eqx.estimators import Window
 from l2o_eqx.estimators._backprop import kept_by_default
 from l2o_eqx.estimators._window import first_health

@@ -1,7 +1,7 @@
 """Estimators: how the meta-gradient of a window is got."""
 
-from .._inner import FIRST_ORDER as FIRST_ORDER
-from .._inner import Record as Record
+from .._engine._inner import FIRST_ORDER as FIRST_ORDER
+from .._engine._inner import Record as Record
 from ._backprop import Auto as Auto
 from ._backprop import Backprop as Backprop
 from ._base import AbstractEstimator as AbstractEstimator

@@ -2,8 +2,8 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .._devices._axis import mean_over
+from .._engine._inner import FIRST_ORDER
 from .._errors import ArgumentError
-from .._inner import FIRST_ORDER
 from .._types import State
 from ..optimizers import AbstractLayout, AbstractOptimizer, default_block_size, own_coordinates
 from ..weightings import AbstractWeighting

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._engine._inner import Record
+from .._engine._layout import add_axis
 from .._errors import ArgumentError
-from .._inner import Record
-from .._layout import add_axis
 from .._misc import tree_norm
 from .._types import State
 from ..objectives import ObjectiveBatch

@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._devices import side_by_side
+from .._engine._layout import BatchState
 from .._errors import check
-from .._layout import BatchState
 from .._misc import tree_dtype, unravel_like
 from .._types import Params
 from ..optimizers import AbstractOptimizer

@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._inner import show_again
-from .._losses import select
-from .._replay import replay, start_gradient
+from .._engine._inner import show_again
+from .._engine._losses import select
+from .._engine._replay import replay, start_gradient
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting

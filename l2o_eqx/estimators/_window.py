@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._inner import FIRST_ORDER, Record, init_params, init_states, run_training_steps
-from .._layout import BatchState, batched_init, begin_at, learns_start
+from .._engine._inner import FIRST_ORDER, Record, init_params, init_states, run_training_steps
+from .._engine._layout import BatchState, batched_init, begin_at, learns_start
 from .._types import Keys, Params, Scalar, StepNumber
 from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer

@@ -9,10 +9,10 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._engine._inner import run_steps, run_training_steps, show
+from .._engine._layout import BatchState, batched_update
+from .._engine._losses import losses_and_grads, select
 from .._grad_metrics import grad_metrics
-from .._inner import run_steps, run_training_steps, show
-from .._layout import BatchState, batched_update
-from .._losses import losses_and_grads, select
 from .._misc import add_updates
 from .._types import Keys, Params
 from ..estimators import FIRST_ORDER, AbstractEstimator, Health, Record, Taken, first_window

@@ -10,10 +10,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ._misc import at_least_float32, cast_like
-from ._types import Keys, Params, Scalar, State, StepNumber
-from .objectives import ObjectiveBatch
-from .objectives._base import check_loss
+from .._misc import at_least_float32, cast_like
+from .._types import Keys, Params, Scalar, State, StepNumber
+from ..objectives import ObjectiveBatch
+from ..objectives._base import check_loss
 
 # Losses and gradients beyond this count as not finite where an optimizer is trained: their squares overflow.
 _LARGEST = {4: 2.0**63, 8: 2.0**511}

@@ -10,9 +10,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._misc import cast_like
-from ._types import Params, State, StepNumber
-from .optimizers import AbstractLayout, AbstractOptimizer, Cutting, Seen
+from .._misc import cast_like
+from .._types import Params, State, StepNumber
+from ..optimizers import AbstractLayout, AbstractOptimizer, Cutting, Seen
 
 
 class BatchState(eqx.Module):

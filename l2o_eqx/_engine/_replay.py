@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from .._misc import add_updates, at_least_float32, cast_like
+from .._types import Params
+from ..optimizers import AbstractLayout, AbstractOptimizer, Seen
 from ._layout import BatchState, begin_at
-from ._misc import add_updates, at_least_float32, cast_like
-from ._types import Params
-from .optimizers import AbstractLayout, AbstractOptimizer, Seen
 
 
 def suffix_sums(

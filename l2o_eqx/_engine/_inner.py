@@ -10,12 +10,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._misc import add_updates, at_least_float32
+from .._types import Keys, Params, State, StepNumber
+from ..objectives import AbstractObjective, ObjectiveBatch
+from ..optimizers import AbstractLayout, AbstractOptimizer, FromOptax, Seen
 from ._layout import BatchState, batched_update
 from ._losses import GRADS, differentiable_losses_and_grads, loss_function, losses_and_grads, select
-from ._misc import add_updates, at_least_float32
-from ._types import Keys, Params, State, StepNumber
-from .objectives import AbstractObjective, ObjectiveBatch
-from .optimizers import AbstractLayout, AbstractOptimizer, FromOptax, Seen
 
 # What an optimizer draws with is folded out of an objective's key with a number that no step has.
 _DRAWS = 2**31 - 6

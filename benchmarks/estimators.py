@@ -132,9 +132,9 @@ def _cosine(x, y):
 
 @app.command()
 def train(
-    restarts: int = 2,
-    super_epochs: Annotated[int, typer.Option(help="Of backpropagation.")] = 60,
-    longer: Annotated[int, typer.Option(help="How many times as many for PES.")] = 10,
+    restarts: int = 4,
+    super_epochs: Annotated[int, typer.Option(help="Of backpropagation.")] = 300,
+    longer: Annotated[int, typer.Option(help="How many times as many for PES.")] = 4,
     num_steps: int = 100,
     dim: int = 10,
     num_objectives: int = 8,

@@ -4,7 +4,8 @@
     python benchmarks/estimators.py train
     python benchmarks/estimators.py rounded
 
-Times are CPU time of the process, which other work on the machine disturbs less than the clock. Memory is XLA's own account of what a compiled program needs.
+Times are CPU time of the process, which other work on the machine disturbs less than the clock. Memory is
+XLA's own account of what a compiled program needs.
 """
 
 import time
@@ -131,14 +132,15 @@ def _cosine(x, y):
 
 @app.command()
 def train(
-    restarts: int = 2,
-    super_epochs: Annotated[int, typer.Option(help="Of backpropagation.")] = 60,
-    longer: Annotated[int, typer.Option(help="How many times as many for PES.")] = 10,
+    restarts: int = 4,
+    super_epochs: Annotated[int, typer.Option(help="Of backpropagation.")] = 300,
+    longer: Annotated[int, typer.Option(help="How many times as many for PES.")] = 4,
     num_steps: int = 100,
     dim: int = 10,
+    num_objectives: int = 8,
     hidden_size: Annotated[int, typer.Option(help="Of the optimizer's LSTM.")] = 4,
     std: float = 0.03,
-    num_pairs: int = 32,
+    num_pairs: int = 16,
     learning_rate: float = 3e-3,
     pes_rate: float = 1e-2,
 ) -> None:
@@ -166,7 +168,7 @@ def train(
             weighting=LogMean(),
             num_steps=num_steps,
             super_epochs=count,
-            num_objectives=32,
+            num_objectives=num_objectives,
             restarts=restarts,
             meta_optimizer=l2o.default_meta_optimizer(rate, total_updates=updates),
             key=jr.key(1),

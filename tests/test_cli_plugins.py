@@ -219,7 +219,7 @@ def test_a_file_saved_from_python_with_ones_own_classes(beside, run, monkeypatch
         (["--set", "weighting.kind=os:getcwd"], ["--weighting", "'os:getcwd' must be a subclass"]),
         (["--objective", "mine:make_bowls", "--size", "x"], ["--size", "'x'", "must be an integer"]),
         (["--objective", "mine:make_bowls", "--dim", "3"], ["--dim", "'mine:make_bowls'"]),
-        (["--objective", "bowls"], ["'bowls'", "possible: mnist, quadratic", "module:name"]),
+        (["--objective", "bowls"], ["'bowls'", "did you mean 'bowl'?", "module:name"]),
     ],
 )
 def test_mistakes_with_plug_ins_give_one_line(words, named, beside, run):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,6 +13,7 @@ from helpers import as_if_trained, assert_trees_close, to_float64
 import l2o_eqx
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import HierarchicalRNN
+from l2o_eqx.weightings import Constant
 
 SHAPES = {"a": (3, 2), "b": (4,), "c": ()}
 
@@ -154,6 +156,17 @@ def test_untrained_it_descends(getkey):
     run = l2o_eqx.evaluate(optimizer, Quadratic(4), num_steps=60, num_objectives=8, key=getkey())
     losses = np.asarray(run.losses)
     assert np.median(losses[:, -1] / losses[:, 0]) < 0.5
+
+
+def test_all_is_trained(getkey):
+    """Where the networks start, too."""
+    optimizer, objective, key = trained(getkey()), Quadratic(3).sample(getkey()), getkey()
+    params = objective.init(key)
+    result = l2o_eqx.meta_gradient(
+        optimizer, objective, params, optimizer.init(params), window=3, weighting=Constant(), key=key
+    )
+    grads = eqx.filter(result.grads, eqx.is_inexact_array)
+    assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize("rates", [(0.0, 1.0), (1.0, 0.1)])

@@ -58,6 +58,8 @@ class _GRU(eqx.Module):
 
 
 class _State(eqx.Module):
+    # States of networks without where they start, which the first step adds: `update` is what is trained.
+    is_first: Float[Array, ""]
     coordinates: Float[Array, "coordinate coordinates"]
     tensors: Float[Array, "tensor tensors"]
     objective: Float[Array, "global 1"]
@@ -177,12 +179,13 @@ class HierarchicalRNN(AbstractOptimizer):
     def init(self, params: Params) -> State:
         flat = ravel_wide(params)
         sizes, tensor_of = _tensors(params)
-        first, second, third = (x.astype(flat.dtype)[:, None] for x in self.starts)
+        first, second, third = (len(x) for x in self.starts)
         no_means = jnp.zeros((_NUM_SCALES, flat.size), flat.dtype)
         return _State(
-            jnp.broadcast_to(first, (len(first), flat.size)),
-            jnp.broadcast_to(second, (len(second), len(sizes))),
-            third,
+            jnp.ones((), flat.dtype),
+            jnp.zeros((first, flat.size), flat.dtype),
+            jnp.zeros((second, len(sizes)), flat.dtype),
+            jnp.zeros((third, 1), flat.dtype),
             no_means,
             no_means,
             jnp.zeros((2, flat.size), flat.dtype),
@@ -222,15 +225,17 @@ class HierarchicalRNN(AbstractOptimizer):
         scaled = jnp.arcsinh(means / jnp.where(roots > 0, roots, 1))
         inputs = _inputs(scaled, roots, state.log_rates)
 
-        above = jnp.concatenate(
-            [state.tensors, jnp.broadcast_to(state.objective, (len(state.objective), len(sizes)))]
+        levels = (state.coordinates, state.tensors, state.objective)
+        coordinates, tensors, objective = (
+            x + state.is_first * start[:, None] for x, start in zip(levels, self.starts, strict=True)
         )
+        above = jnp.concatenate([tensors, jnp.broadcast_to(objective, (len(objective), len(sizes)))])
         biases = self.coordinate_cell.biases(above)[:, tensor_of]
-        hidden = self.coordinate_cell(inputs, state.coordinates, biases)
+        hidden = self.coordinate_cell(inputs, coordinates, biases)
         seen = mean_by_tensor(jnp.concatenate([hidden, inputs]), tensor_of, sizes)
-        tensors = self.tensor_cell(seen, state.tensors, self.tensor_cell.biases(state.objective))
+        tensors = self.tensor_cell(seen, tensors, self.tensor_cell.biases(objective))
         seen = jnp.mean(tensors, axis=1, keepdims=True)
-        objective = self.global_cell(seen, state.objective, self.global_cell.biases())
+        objective = self.global_cell(seen, objective, self.global_cell.biases())
 
         directions = self.directions @ hidden + self.shortcuts @ scaled
         mean_squares = mean_by_tensor(jnp.square(directions), tensor_of, sizes)
@@ -244,7 +249,8 @@ class HierarchicalRNN(AbstractOptimizer):
             updates += offset - state.offset
         decays = jax.nn.sigmoid(self.decay_weights @ hidden + self.decay_bias[:, None])
         next_log_rates = keep * state.log_rates + (1 - keep) * log_rates
-        return updates, _State(hidden, tensors, objective, means, roots, decays, next_log_rates, offset)
+        levels = (jnp.zeros_like(state.is_first), hidden, tensors, objective)
+        return updates, _State(*levels, means, roots, decays, next_log_rates, offset)
 
 
 def _tensors(tree: PyTree) -> tuple[np.ndarray, np.ndarray]:

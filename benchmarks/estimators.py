@@ -228,6 +228,7 @@ class Climber(AbstractOptimizer):
         return frozenset({"value", "key"})
 
     def update(self, grads, state, params, *, value=None, key=None):
+        assert key is not None and params is not None and value is not None
         best, last = state
         move = jnp.exp(self.log_step) * jr.normal(key, params.shape)
         return jnp.where(value <= best, 0.0, -last) + move, (jnp.minimum(value, best), move)

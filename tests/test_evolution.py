@@ -1,6 +1,6 @@
 """Estimators without reverse mode: against it, against finite differences, and where truncation misleads."""
 
-import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -71,6 +71,7 @@ class Momentum(AbstractOptimizer):
         return jnp.zeros_like(params), jnp.zeros_like(params) if self.blocks else jnp.asarray(0)
 
     def update(self, grads, state, params, *, value=None, key=None):
+        assert params is not None and value is not None
         velocity, count = state
         velocity = self.decay * velocity + grads + 0.01 * self.shift * params
         return -self.rate * velocity / (1 + 0.01 * value), (velocity, count + 1)
@@ -206,6 +207,7 @@ class Balancing(AbstractOptimizer):
         return None
 
     def update(self, grads, state, params, *, value=None, key=None):
+        assert params is not None
         signs = jnp.where(jnp.arange(23) < 10, 1.0, -1.0)
         ahead = jnp.concatenate([params[1:], jnp.zeros(1)])
         return 0.5 * params + 0.5 * ahead + self.rate * signs - params, state
@@ -321,7 +323,9 @@ def test_memory_does_not_grow_with_the_horizon():
                 return Bowl(jnp.ones(300))
 
         run, values = gradients(estimator, momentum(), Wide(), length, length)
-        return run.lower(values).compile().memory_analysis().temp_size_in_bytes
+        analysis = run.lower(values).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     reverse = bytes_for(Backprop(()), 256)
     for estimator in (PES(0.1, 4), RTRL()):
@@ -356,6 +360,7 @@ class Climber(AbstractOptimizer):
         return frozenset({"value", "key"})
 
     def update(self, grads, state, params, *, value=None, key=None):
+        assert key is not None and params is not None and value is not None
         best, last = state
         move = jnp.exp(self.log_step) * jr.normal(key, params.shape)
         updates = jnp.where(value <= best, 0.0, -last) + move
@@ -424,4 +429,5 @@ def test_from_the_shell(given, expected):
     """The default preset's true gradient gives way."""
     settings = [f"strategy.estimator.{name}={value}" for name, value in given.items()]
     parts = build(resolve(read_assignments(["objective.kind=quadratic", *settings])))
-    assert dataclasses.replace(parts.strategy).estimator == expected
+    strategy: Any = parts.strategy
+    assert strategy.estimator == expected

@@ -172,8 +172,8 @@ def test_pytorch():
         updates, state = optimizer.update(jnp.asarray(point.grad.numpy()), state, jnp.asarray(theta))
         theta = theta + np.asarray(updates)
     found = l2o_eqx.recorded_meta_gradient(optimizer, grads, losses, start, weighting=LogMean())
-    arrays = [np.stack([g.numpy() for g in grads]), np.asarray(losses, np.float32)]
+    stacked, values = np.stack([g.numpy() for g in grads]), np.asarray(losses, np.float32)
     expected = l2o_eqx.recorded_meta_gradient(
-        optimizer, *map(jnp.asarray, arrays), jnp.asarray(start), weighting=LogMean()
+        optimizer, jnp.asarray(stacked), jnp.asarray(values), jnp.asarray(start), weighting=LogMean()
     )
     assert_trees_close(found, expected)

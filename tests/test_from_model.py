@@ -318,7 +318,7 @@ def _run_by_hand(optimizer, objective, params, states, num_steps, key, *, first_
     return jnp.stack(losses), params, states
 
 
-STATEFUL = ["every_window", "every_window_second", "every_window_es", "every_step", "every_step_recorded"]
+STATEFUL = ["every_window", "every_window_second", "every_window_pes", "every_step", "every_step_recorded"]
 
 
 @pytest.mark.parametrize("name", [*STATEFUL, "clipped"])

@@ -235,7 +235,7 @@ def test_from_optax_hands_the_value_on():
     assert_trees_close(wrapped.update(grads, wrapped.init(params), params, value=value)[0], expected)
     clipped = l2o_eqx.as_optax(l2o_eqx.optimizers.Clipped(wrapped, 100.0))
     assert_trees_close(clipped.update(grads, clipped.init(params), params, value=2)[0], expected)
-    with pytest.raises(TypeError, match="value"):
+    with pytest.raises(ValueError, match="hand `value` to `update`"):
         clipped.update(grads, clipped.init(params), params)
     plain: Any = optax.GradientTransformation(optax.sgd(0.1).init, optax.identity().update)
     for transformation in (optax.adam(0.1), plain):

@@ -130,8 +130,8 @@ def test_weightings_and_window_positions(weighting, start, getkey):
     check(optimizer, objective, params, state, start=start, rtol=1e-4, atol=1e-5, **kwargs)
 
 
-# One of each layout, whose passes are checked both with and without kept activations: no optimizer knows which
-# of the two it is.
+# One of each layout, whose passes are checked both with and without kept activations: no optimizer knows
+# which of the two it is.
 KEPT_AND_NOT = ("lstm_adam_like", "per_layer", "hierarchical", "learned_momentum", "user_looking_lstm")
 
 

@@ -107,7 +107,7 @@ def test_the_equations(attention, getkey):
         optimizer = to_float64(trained(getkey(), attention=attention))
         params = to_float64(draw(getkey()))
         state: Any = optimizer.init(params)
-        written = Written(optimizer, state.log_rates)
+        written = Written(optimizer, np.concatenate([np.ravel(x.log_rates) for x in state.coordinates]))
         update = jax.jit(lambda grads, state: optimizer.update(grads, state, params))
         for _ in range(4):
             grads = to_float64(draw(getkey(), 0.1))
@@ -133,7 +133,9 @@ def test_first_rates_differ_and_are_repeated(getkey):
     """Between the limits, as spread as a sum of two uniform ones, other for other starting points."""
     optimizer = HierarchicalRNN(first_rates=(1e-6, 1e-2), key=getkey())
     params = [jr.normal(getkey(), (5000,)) for _ in range(2)]
-    first, again, other = (np.asarray(optimizer.init(p).log_rates) for p in (params[0], *params))
+    first, again, other = (
+        np.asarray(optimizer.init(p).coordinates[0].log_rates) for p in (params[0], *params)
+    )
     np.testing.assert_array_equal(first, again)
     assert np.mean(first == other) < 0.01
     assert np.log(1e-6) <= first.min() and first.max() <= np.log(1e-2)

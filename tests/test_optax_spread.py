@@ -76,6 +76,7 @@ def test_params_stay_spread(kind):
         "lstm_adam_like",
         "per_layer",
         "hierarchical",
+        "hierarchical_rnn",
         "adam_mlp",
         "learned_momentum",
         "user_looking_lstm",

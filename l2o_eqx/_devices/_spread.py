@@ -53,18 +53,22 @@ def keep_spread(function: Callable[..., PyTree], like: PyTree, *args: Any) -> Py
 
 
 def _specs_like(tree, params, specs):
-    # An array belongs to one of the params if it has its shape, perhaps with more axes behind. If there are
-    # several, to that whose path is in its own, or whose number is.
+    # An array belongs to one of the params if it has its shape, perhaps with more axes behind or in front. If
+    # there are several, to that whose path is in its own, or whose number is.
     paths, shapes = zip(*((p, x.shape) for p, x in jtu.tree_leaves_with_path(params)), strict=True)
 
     def belongs(path: tuple[Any, ...], i: int) -> bool:
         return bool(paths[i]) and any(path[k : k + len(paths[i])] == paths[i] for k in range(len(path)))
 
     def one(path: tuple[Any, ...], x: Any) -> PartitionSpec:
-        fitting = [i for i, s in enumerate(shapes) if s and x.shape[: len(s)] == s]
+        behind = [i for i, s in enumerate(shapes) if s and x.shape[: len(s)] == s]
+        fitting = behind or [i for i, s in enumerate(shapes) if s and x.shape[-len(s) :] == s]
         numbers = [key.idx for key in path if isinstance(key, jtu.SequenceKey)]
         mine = [i for i in fitting if belongs(path, i)] or [i for i in numbers if i in fitting] or fitting
-        return specs[mine[0]] if mine else PartitionSpec()
+        if not mine:
+            return PartitionSpec()
+        in_front = 0 if behind else len(x.shape) - len(shapes[mine[0]])
+        return PartitionSpec(*[None] * in_front, *specs[mine[0]])
 
     return jtu.tree_map_with_path(one, tree)
 

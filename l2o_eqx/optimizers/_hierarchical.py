@@ -114,7 +114,7 @@ class Hierarchical(AbstractOptimizer):
         inputs = jnp.concatenate([own, tensor_state[0][:, tensor_of]])
         hidden, (coordinate_state,) = run_cells((self.coordinate_cell,), inputs, (coordinate_state,))
 
-        means = mean_by_tensor(hidden, tensor_of, sizes)
+        means = _mean_by_tensor(hidden, tensor_of, sizes)
         tensor_state, global_state = self._run_upper_levels(means, tensor_state, global_state)
         updates, output_state = self._answer(hidden, grads, output_state)
         levels = (coordinate_state, tensor_state, global_state)
@@ -178,7 +178,7 @@ class _StateByEntry(eqx.Module):
     whole: LSTMState
 
 
-def mean_by_tensor(
+def _mean_by_tensor(
     hidden: Float[Array, "hidden coordinates"], tensor_of: np.ndarray, sizes: np.ndarray
 ) -> Float[Array, "hidden tensors"]:
     """The mean over the coordinates of every tensor, 0 where there are none.

@@ -9,10 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError, check
-from .._misc import ravel_wide, unravel_like
+from .._misc import tree_dtype
 from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
-from ._hierarchical import mean_by_tensor
 
 # Running means of the gradient, each over twice the time of the one before.
 _NUM_SCALES = 4
@@ -24,7 +23,8 @@ _LARGEST_LOG_RATE = 33.0
 
 
 class _GRU(eqx.Module):
-    # Columns are coordinates, tensors, or the one objective; `above` weighs the states of the levels above.
+    # Units come first, and behind them the axes of a tensor, all tensors, or nothing: entries of an array
+    # that is spread over devices stay where they are. `above` weighs the states of the levels above.
     inputs: Float[Array, "gates inputs"]
     state: Float[Array, "gates state"]
     above: Float[Array, "gates above"] | None
@@ -40,34 +40,41 @@ class _GRU(eqx.Module):
 
     def __call__(
         self,
-        inputs: Float[Array, "inputs columns"],
-        state: Float[Array, "state columns"],
-        biases: Float[Array, "gates #columns"],
-    ) -> Float[Array, "state columns"]:
-        seen = self.inputs @ inputs + biases
+        inputs: Float[Array, "inputs *shape"],
+        state: Float[Array, "state *shape"],
+        above: Float[Array, "above *#shape"] | None = None,
+    ) -> Float[Array, "state *shape"]:
+        seen = jnp.tensordot(self.inputs, inputs, 1) + _behind(self.bias, state.ndim)
+        if self.above is not None and above is not None:
+            seen += jnp.tensordot(self.above, above, 1)
         size = len(state)
-        gates = jax.nn.sigmoid(seen[: 2 * size] + self.state[: 2 * size] @ state)
+        gates = jax.nn.sigmoid(seen[: 2 * size] + jnp.tensordot(self.state[: 2 * size], state, 1))
         keep, reset = gates[:size], gates[size:]
-        new = jnp.tanh(seen[2 * size :] + reset * (self.state[2 * size :] @ state))
+        new = jnp.tanh(seen[2 * size :] + reset * jnp.tensordot(self.state[2 * size :], state, 1))
         return keep * state + (1 - keep) * new
 
-    def biases(self, states: Float[Array, "above columns"] | None = None) -> Float[Array, "gates #columns"]:
-        """Those of the gates, for as many columns as the states of the levels above have."""
-        bias = self.bias[:, None]
-        return bias if states is None or self.above is None else self.above @ states + bias
+
+def _behind(row: Float[Array, " units"], ndim: int) -> Float[Array, "units ..."]:
+    # With so many axes in all.
+    return row.reshape(-1, *(1,) * (ndim - 1))
+
+
+class _Tensor(eqx.Module):
+    # Of one tensor, in its shape.
+    units: Float[Array, "size *shape"]
+    means: Float[Array, "scales *shape"]
+    roots: Float[Array, "scales *shape"]
+    decays: Float[Array, "2 *shape"]
+    log_rates: Float[Array, "*shape"]
+    offset: Float[Array, "*shape"] | None
 
 
 class _State(eqx.Module):
     # States of networks without where they start, which the first step adds: `update` is what is trained.
     is_first: Float[Array, ""]
-    coordinates: Float[Array, "coordinate coordinates"]
-    tensors: Float[Array, "tensor tensors"]
-    objective: Float[Array, "global 1"]
-    means: Float[Array, "scales coordinates"]
-    roots: Float[Array, "scales coordinates"]
-    decays: Float[Array, "2 coordinates"]
-    log_rates: Float[Array, " coordinates"]
-    offset: Float[Array, " coordinates"] | None
+    coordinates: list[_Tensor]
+    tensors: Float[Array, "size tensors"]
+    objective: Float[Array, " global"]
 
 
 class HierarchicalRNN(AbstractOptimizer):
@@ -177,30 +184,33 @@ class HierarchicalRNN(AbstractOptimizer):
         }
 
     def init(self, params: Params) -> State:
-        flat = ravel_wide(params)
-        sizes, tensor_of = _tensors(params)
-        first, second, third = (len(x) for x in self.starts)
-        no_means = jnp.zeros((_NUM_SCALES, flat.size), flat.dtype)
+        leaves, dtype = jax.tree.leaves(params), _dtype(params)
+        # The starting point's bits make other rates of every other one; their sum is free of rounding.
+        numbers = [lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32) for leaf in leaves]
+        bits = sum((jnp.sum(x, dtype=jnp.uint32) for x in numbers), jnp.zeros((), jnp.uint32))
+        keys = jr.split(jr.fold_in(self.key, bits), max(1, len(leaves)))
+        _, second, third = (len(x) for x in self.starts)
         return _State(
-            jnp.ones((), flat.dtype),
-            jnp.zeros((first, flat.size), flat.dtype),
-            jnp.zeros((second, len(sizes)), flat.dtype),
-            jnp.zeros((third, 1), flat.dtype),
-            no_means,
-            no_means,
-            jnp.zeros((2, flat.size), flat.dtype),
-            self._first_log_rates(flat, len(sizes), tensor_of),
-            jnp.zeros_like(flat) if len(self.directions) > 1 else None,
+            jnp.ones((), dtype),
+            [self._init_tensor(leaf.shape, dtype, key) for leaf, key in zip(leaves, keys, strict=False)],
+            jnp.zeros((second, len(leaves)), dtype),
+            jnp.zeros(third, dtype),
         )
 
-    def _first_log_rates(self, flat, num_tensors, tensor_of):
-        # The starting point's bits make other rates of every other one.
-        bits = lax.bitcast_convert_type(jnp.sum(flat).astype(jnp.float32), jnp.uint32)
-        own_key, tensor_key = jr.split(jr.fold_in(self.key, bits))
+    def _init_tensor(self, shape, dtype, key):
+        own_key, tensor_key = jr.split(key)
         least, largest = (math.log(rate) / 2 for rate in self.first_rates)
-        own = jr.uniform(own_key, flat.shape, flat.dtype, least, largest)
-        of_tensor = jr.uniform(tensor_key, (num_tensors,), flat.dtype, least, largest)
-        return own + of_tensor[tensor_of]
+        own = jr.uniform(own_key, shape, dtype, least, largest)
+        of_tensor = jr.uniform(tensor_key, (), dtype, least, largest)
+        no_means = jnp.zeros((_NUM_SCALES, *shape), dtype)
+        return _Tensor(
+            jnp.zeros((len(self.starts[0]), *shape), dtype),
+            no_means,
+            no_means,
+            jnp.zeros((2, *shape), dtype),
+            own + of_tensor,
+            jnp.zeros(shape, dtype) if len(self.directions) > 1 else None,
+        )
 
     def update(
         self,
@@ -212,81 +222,91 @@ class HierarchicalRNN(AbstractOptimizer):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
         del params
-        flat = ravel_wide(grads)
-        if flat.size == 0:
+        leaves, treedef = jax.tree.flatten(grads)
+        if not leaves:
             return grads, state
+        dtype = state.is_first.dtype
         # Own key aside, all in the dtype of the moments.
-        weights = jax.tree.map(lambda x: x.astype(flat.dtype) if eqx.is_inexact_array(x) else x, self)
-        updates, state = weights._step(flat, state, *_tensors(grads))
-        return unravel_like(updates, grads), state
+        own = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, self)
+        first, *others = own.starts
+        tensors = state.tensors + state.is_first * others[0][:, None]
+        objective = state.objective + state.is_first * others[1]
+        count = max(1, sum(leaf.size for leaf in leaves))
+        mean_rate = sum(jnp.sum(tensor.log_rates) for tensor in state.coordinates) / count
+        updates, coordinates, seen = [], [], []
+        for i, (leaf, tensor) in enumerate(zip(leaves, state.coordinates, strict=True)):
+            units = tensor.units + state.is_first * _behind(first, tensor.units.ndim)
+            above = _behind(jnp.concatenate([tensors[:, i], objective]), units.ndim)
+            update, tensor, means = own._update_tensor(leaf.astype(dtype), tensor, units, above, mean_rate)
+            updates.append(update.astype(leaf.dtype))
+            coordinates.append(tensor)
+            seen.append(means)
+        tensors = own.tensor_cell(jnp.stack(seen, axis=1), tensors, objective[:, None])
+        objective = own.global_cell(jnp.mean(tensors, axis=1), objective)
+        state = _State(jnp.zeros_like(state.is_first), coordinates, tensors, objective)
+        return treedef.unflatten(updates), state
 
-    def _step(self, grads, state, sizes, tensor_of):
-        means, roots = _next_means(grads, state)
+    def _update_tensor(self, grad, tensor, units, above, mean_rate):
+        # The update, the next state, and what the tensor's network sees.
+        means, roots = _next_means(grad, tensor)
         scaled = jnp.arcsinh(means / jnp.where(roots > 0, roots, 1))
-        inputs = _inputs(scaled, roots, state.log_rates)
+        inputs = _inputs(scaled, roots, tensor.log_rates - mean_rate)
+        units = self.coordinate_cell(inputs, units, above)
 
-        levels = (state.coordinates, state.tensors, state.objective)
-        coordinates, tensors, objective = (
-            x + state.is_first * start[:, None] for x, start in zip(levels, self.starts, strict=True)
-        )
-        above = jnp.concatenate([tensors, jnp.broadcast_to(objective, (len(objective), len(sizes)))])
-        biases = self.coordinate_cell.biases(above)[:, tensor_of]
-        hidden = self.coordinate_cell(inputs, coordinates, biases)
-        seen = mean_by_tensor(jnp.concatenate([hidden, inputs]), tensor_of, sizes)
-        tensors = self.tensor_cell(seen, tensors, self.tensor_cell.biases(objective))
-        seen = jnp.mean(tensors, axis=1, keepdims=True)
-        objective = self.global_cell(seen, objective, self.global_cell.biases())
+        directions = jnp.tensordot(self.directions, units, 1) + jnp.tensordot(self.shortcuts, scaled, 1)
+        mean_squares = _mean_of_entries(jnp.square(directions))
+        directions /= _behind(jnp.sqrt(jnp.where(mean_squares > 0, mean_squares, 1)), directions.ndim)
 
-        directions = self.directions @ hidden + self.shortcuts @ scaled
-        mean_squares = mean_by_tensor(jnp.square(directions), tensor_of, sizes)
-        directions /= jnp.sqrt(jnp.where(mean_squares > 0, mean_squares, 1))[:, tensor_of]
-
-        log_rates = _kept_within(state.log_rates + self.rate_weights @ hidden + self.rate_bias)
-        keep = jax.nn.sigmoid(self.rate_logit)
+        change = jnp.tensordot(self.rate_weights, units, 1) + self.rate_bias
+        log_rates = _kept_within(tensor.log_rates + change)
         updates, offset = -jnp.exp(log_rates + self.log_step) * directions[0], None
-        if state.offset is not None:
+        if tensor.offset is not None:
             offset = -jnp.exp(log_rates) * directions[1]
-            updates += offset - state.offset
-        decays = jax.nn.sigmoid(self.decay_weights @ hidden + self.decay_bias[:, None])
-        next_log_rates = keep * state.log_rates + (1 - keep) * log_rates
-        levels = (jnp.zeros_like(state.is_first), hidden, tensors, objective)
-        return updates, _State(*levels, means, roots, decays, next_log_rates, offset)
+            updates += offset - tensor.offset
+        logits = jnp.tensordot(self.decay_weights, units, 1) + _behind(self.decay_bias, units.ndim)
+        keep = jax.nn.sigmoid(self.rate_logit)
+        next_log_rates = keep * tensor.log_rates + (1 - keep) * log_rates
+        seen = _mean_of_entries(jnp.concatenate([units, inputs]))
+        tensor = _Tensor(units, means, roots, jax.nn.sigmoid(logits), next_log_rates, offset)
+        return updates, tensor, seen
 
 
-def _tensors(tree: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    # The sizes of the tensors, and the tensor of every coordinate.
-    sizes = np.array([leaf.size for leaf in jax.tree.leaves(tree)], dtype=int)
-    return sizes, np.repeat(np.arange(len(sizes)), sizes)
+def _dtype(tree: PyTree) -> np.dtype:
+    return jnp.promote_types(tree_dtype(tree), jnp.float32)
+
+
+def _mean_of_entries(x: Float[Array, "units *shape"]) -> Float[Array, " units"]:
+    # 0 where there are none.
+    return jnp.sum(x, axis=range(1, x.ndim)) / max(1, x[0].size)
 
 
 def _next_means(
-    grads: Float[Array, " coordinates"], state: _State
-) -> tuple[Float[Array, "scales coordinates"], Float[Array, "scales coordinates"]]:
+    grad: Float[Array, "*shape"], tensor: _Tensor
+) -> tuple[Float[Array, "scales *shape"], Float[Array, "scales *shape"]]:
     # ḡ_s and r_s. No root is taken of 0, where it has no derivative, nor of squares that vanish.
-    decay, square_decay = state.decays[:1], state.decays[1:]
+    decay, square_decay = tensor.decays[:1], tensor.decays[1:]
     known = decay > 0
-    exponents = 0.5 ** jnp.arange(_NUM_SCALES, dtype=grads.dtype)[:, None]
+    exponents = _behind(0.5 ** jnp.arange(_NUM_SCALES, dtype=grad.dtype), decay.ndim)
     decays = jnp.where(known, jnp.where(known, decay, 1) ** exponents, 0)
-    means = decays * state.means + (1 - decays) * grads[None]
-    largest = lax.stop_gradient(jnp.maximum(state.roots, jnp.abs(means)))
+    means = decays * tensor.means + (1 - decays) * grad[None]
+    largest = lax.stop_gradient(jnp.maximum(tensor.roots, jnp.abs(means)))
     moved = largest > 0
     unit = jnp.where(moved, largest, 1)
-    squares = square_decay * (state.roots / unit) ** 2 + (1 - square_decay) * (means / unit) ** 2
+    squares = square_decay * (tensor.roots / unit) ** 2 + (1 - square_decay) * (means / unit) ** 2
     return means, jnp.where(moved, unit * jnp.sqrt(jnp.where(moved, squares, 1)), 0)
 
 
 def _inputs(
-    scaled: Float[Array, "scales coordinates"],
-    roots: Float[Array, "scales coordinates"],
-    log_rates: Float[Array, " coordinates"],
-) -> Float[Array, "inputs coordinates"]:
+    scaled: Float[Array, "scales *shape"],
+    roots: Float[Array, "scales *shape"],
+    relative_rates: Float[Array, "*shape"],
+) -> Float[Array, "inputs *shape"]:
     logs = 2 * jnp.log(jnp.where(roots > 0, roots, 1))
     relative = logs - jnp.mean(logs, axis=0, keepdims=True)
-    rates = log_rates - jnp.mean(log_rates)
-    return jnp.concatenate([scaled, scaled[:-1] * scaled[1:], relative, rates[None]])
+    return jnp.concatenate([scaled, scaled[:-1] * scaled[1:], relative, relative_rates[None]])
 
 
-def _kept_within(log_rates: Float[Array, " coordinates"]) -> Float[Array, " coordinates"]:
+def _kept_within(log_rates: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     # Clipped, with the derivative of what is not: a rate at the limit can still be trained away from it.
     clipped = jnp.clip(log_rates, -_LARGEST_LOG_RATE, _LARGEST_LOG_RATE)
     return log_rates + lax.stop_gradient(clipped - log_rates)

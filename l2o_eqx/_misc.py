@@ -23,11 +23,6 @@ def wide_dtype_of(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
-def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """As float32 at least: half precision has neither the digits nor the range that features need."""
-    return x.astype(wide_dtype_of(x.dtype))
-
-
 def plain(tree: PyTree) -> PyTree:
     """A tree of Flax NNX without the variables around its arrays, which its gradients do not have either.
 
@@ -83,8 +78,8 @@ def add_updates(params: PyTree[Array], updates: PyTree[Array]) -> PyTree[Array]:
 
 
 def at_least_float32(x: Array) -> Array:
-    """The same in float32 if its dtype is narrower."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """The same in float32 if its dtype is narrower: features and sums need its digits and range."""
+    return x.astype(wide_dtype_of(x.dtype))
 
 
 def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:

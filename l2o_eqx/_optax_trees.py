@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._errors import ArgumentError
-from ._misc import plain, wide_dtype_of, widen
+from ._misc import at_least_float32, plain, wide_dtype_of
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, float, int, complex)
 
@@ -56,7 +56,7 @@ def as_arrays(tree: PyTree, *, where: str, argument: str) -> PyTree[Array]:
 
 def wide(tree: PyTree[Array]) -> PyTree[Array]:
     """In float32 at least, as features and states are."""
-    return jax.tree.map(widen, tree)
+    return jax.tree.map(at_least_float32, tree)
 
 
 def check_same_shapes(grads: PyTree[Array], params: PyTree[Array], *, where: str) -> None:

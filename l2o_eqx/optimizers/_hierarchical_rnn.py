@@ -4,12 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError, check
-from .._misc import tree_dtype
+from .._misc import tree_dtype, wide_dtype_of
 from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 
@@ -184,7 +183,7 @@ class HierarchicalRNN(AbstractOptimizer):
         }
 
     def init(self, params: Params) -> State:
-        leaves, dtype = jax.tree.leaves(params), _dtype(params)
+        leaves, dtype = jax.tree.leaves(params), wide_dtype_of(tree_dtype(params))
         # The starting point's bits make other rates of every other one; their sum is free of rounding.
         numbers = [lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32) for leaf in leaves]
         bits = sum((jnp.sum(x, dtype=jnp.uint32) for x in numbers), jnp.zeros((), jnp.uint32))
@@ -269,10 +268,6 @@ class HierarchicalRNN(AbstractOptimizer):
         seen = _mean_of_entries(jnp.concatenate([units, inputs]))
         tensor = _Tensor(units, means, roots, jax.nn.sigmoid(logits), next_log_rates, offset)
         return updates, tensor, seen
-
-
-def _dtype(tree: PyTree) -> np.dtype:
-    return jnp.promote_types(tree_dtype(tree), jnp.float32)
 
 
 def _mean_of_entries(x: Float[Array, "units *shape"]) -> Float[Array, " units"]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import check
-from .._misc import ravel_wide, unravel_like, widen
+from .._misc import at_least_float32, ravel_wide, unravel_like
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -62,6 +62,6 @@ class AdamLike(AbstractPreprocessor):
         corrected = jnp.where(positive, square, 1.0) / (1 - self.b2**steps)
         root = jnp.where(positive, jnp.sqrt(corrected), 0.0) + self.eps
         features = (grad / root, mean / (1 - self.b1**steps) / root)
-        wide = jax.tree.map(widen, grads)
+        wide = jax.tree.map(at_least_float32, grads)
         stacked = jax.tree.map(lambda *f: jnp.stack(f, axis=-1), *(unravel_like(f, wide) for f in features))
         return stacked, (mean, square, steps)

@@ -1,6 +1,6 @@
 import jax
 
-from .._misc import widen
+from .._misc import at_least_float32
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -16,4 +16,4 @@ class Identity(AbstractPreprocessor):
         del params
 
     def __call__(self, grads: Params, state: None) -> tuple[Features, None]:
-        return jax.tree.map(lambda g: widen(g)[..., None], grads), state
+        return jax.tree.map(lambda g: at_least_float32(g)[..., None], grads), state

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import ArgumentError
-from .._misc import widen
+from .._misc import at_least_float32
 from .._types import Features, Params
 from ._base import AbstractPreprocessor
 
@@ -37,7 +37,7 @@ class SignedLog(AbstractPreprocessor):
         del params
 
     def __call__(self, grads: Params, state: None) -> tuple[Features, None]:
-        return jax.tree.map(lambda g: self._rho(widen(g))[..., None], grads), state
+        return jax.tree.map(lambda g: self._rho(at_least_float32(g))[..., None], grads), state
 
     def _rho(self, grad: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         magnitude = jnp.abs(grad)
@@ -74,7 +74,7 @@ class LogAndSign(AbstractPreprocessor):
         del params
 
     def __call__(self, grads: Params, state: None) -> tuple[Features, None]:
-        return jax.tree.map(lambda g: self._features(widen(g)), grads), state
+        return jax.tree.map(lambda g: self._features(at_least_float32(g)), grads), state
 
     def _features(self, grad: Float[Array, "*shape"]) -> Float[Array, "*shape features"]:
         magnitude = jnp.abs(grad)

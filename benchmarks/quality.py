@@ -210,7 +210,7 @@ def mnist(
     held = (jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels))
 
     def measure(objective: Any, params: Any) -> Any:
-        return objective.loss_fn(objective.model(params), held)
+        return objective.loss_fn(objective.model(params), held, None, None)[0]
 
     for case in mnist_cases(digits, measure):
         judge(case, optimizers, restarts, out)

@@ -14,9 +14,10 @@ from ._checks import check_sizes
 from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
-from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys, placed
+from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys
 from ._misc import shapes_of
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from ._turns import PlacedFamilies, Turn, turns_of
 from ._zero_gradients import GradientWatch
 from .callbacks import StopTraining
 from .callbacks._base import Callback
@@ -26,8 +27,8 @@ from .optimizers import AbstractOptimizer
 from .strategies import AbstractUpdateStrategy, EveryWindow
 from .weightings import AbstractWeighting, Constant
 
-# Far from the numbers of super epochs, and not those of the other draws.
-_LENGTHS = 2**31 - 3
+# The metrics that are also kept for each family of a mixture.
+_BY_FAMILY = ("meta_loss", "mean_loss", "final_loss")
 
 
 class Progress(eqx.Module):
@@ -47,6 +48,9 @@ class Progress(eqx.Module):
     - `failed`: these objectives, with their keys.
     - `without_gradient`: the paths of meta-parameters whose gradient has been exactly zero from the start, as
         in `MetaSolution`; with the super epoch after which that is told.
+    - `family`: the name of the super epoch's family in a `Mixture`; else empty. A mixture's `meta_loss`,
+        `mean_loss` and `final_loss` are metrics of each family, too (`final_loss/<family>`), NaN for super
+        epochs of the others.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -57,18 +61,20 @@ class Progress(eqx.Module):
     state: MetaState
     failed: tuple["FailedObjective", ...] = ()
     without_gradient: tuple[str, ...] = ()
+    family: str = ""
 
 
 class FailedObjective(eqx.Module):
     """An objective that was not finite during a super epoch, and was left out from there on.
 
     `family.sample(key)` draws it again. `super_epoch` counts from 1, as in `Progress`; `restart` is `None`
-    without restarts.
+    without restarts; `family` is the name in a `Mixture`, else empty.
     """
 
     super_epoch: int
     restart: int | None
     key: PRNGKeyArray
+    family: str = ""
 
 
 class MetaSolution(eqx.Module):
@@ -143,7 +149,7 @@ def meta_train(
 
     - `optimizer`: what to train; every floating-point array in it is a meta-parameter. With `state`, only
         its structure matters.
-    - `family`: what to train it on.
+    - `family`: what to train it on; a `Mixture` of several is one of them in every super epoch.
     - `strategy`: by default `EveryWindow(16)`.
     - `weighting`: by default `Constant()`.
     - `meta_optimizer`: any optax transformation; by default `default_meta_optimizer()`.
@@ -198,31 +204,31 @@ def meta_train(
     valid = validation_of(validation, max(lengths), super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
     keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
+    turns = turns_of(family, strategy, lengths, super_epochs, key)
     # Once, and not again for every super epoch.
-    core, family, placement = placed(state, family, strategy, num_objectives, runs)
-    drawn = super_epoch_lengths(lengths, super_epochs, key)
+    families = PlacedFamilies(family, strategy, num_objectives, runs)
 
     def step(state):
-        return one_step(state, num_steps=drawn[int(state.super_epoch)])
+        turn = turns[int(state.super_epoch)]
+        there = families.at(turn.family, state)
+        return one_step(*there, strategy=turn.strategy, num_steps=turn.num_steps)
 
     one_step = functools.partial(
         compiled_step,
-        family=family,
-        placement=placement,
-        strategy=strategy,
         weighting=Constant() if weighting is None else weighting,
         meta_optimizer=meta_optimizer,
         num_objectives=num_objectives,
         key=key,
     )
-    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs)
-    watch = GradientWatch(start.optimizer, family) if int(state.super_epoch) == 0 else None
+    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
+    watch = GradientWatch(start.optimizer, families.families) if int(state.super_epoch) == 0 else None
 
     def find_zeros(reached, done):
-        return () if watch is None else watch.after(reached, strategy.num_updates(drawn[done - 1]))
+        turn = turns[done - 1]
+        return () if watch is None else watch.after(reached, turn.family, turn.num_updates)
 
-    course = _Course(step, find_failed, find_zeros, keeper, placement.fetch)
-    return course.run(keeper.start(core.with_kept(state)), callbacks)
+    course = _Course(step, find_failed, find_zeros, keeper, turns, families.fetch)
+    return course.run(keeper.start(state), callbacks)
 
 
 def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
@@ -247,6 +253,7 @@ class _Course:
     - `find_failed`: who they were.
     - `find_zeros`: the paths of those never reached, once that is clear.
     - `keeper`: keeps snapshots.
+    - `turns`: what each super epoch is of.
     - `fetch`: brings the last state back from the devices.
     """
 
@@ -256,10 +263,11 @@ class _Course:
         find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
         find_zeros: Callable[[Any, int], tuple[str, ...]],
         keeper: Keeper,
+        turns: Sequence[Turn],
         fetch: Callable[[MetaState], MetaState],
     ):
         self.one_step, self.find_failed, self.keeper, self.fetch = step, find_failed, keeper, fetch
-        self.find_zeros = find_zeros
+        self.find_zeros, self.turns = find_zeros, turns
         self.rows: list[dict[str, Any]] = []
         self.failed: list[FailedObjective] = []
         self.without_gradient: tuple[str, ...] = ()
@@ -278,12 +286,24 @@ class _Course:
         if done == total:
             state, at_the_end = self.keeper.finish(state)
             kept = kept | at_the_end
-        self.rows.append(jax.tree.map(_to_host, metrics | kept))
+        name = self.turns[done - 1].family
+        self.rows.append(self._of_families(jax.tree.map(_to_host, metrics | kept), name))
         failed = self.find_failed(np.asarray(mask), done)
         self.failed += failed
         zeros = self.find_zeros(reached, done)
         self.without_gradient += zeros
-        return state, Progress(done, total, self.rows[-1], state, failed, zeros)
+        return state, Progress(done, total, self.rows[-1], state, failed, zeros, name)
+
+    def _of_families(self, row: dict[str, Any], turn: str) -> dict[str, Any]:
+        # Every row has the metrics of all families.
+        if not turn:
+            return row
+        each = {
+            f"{name}/{family}": row[name] if family == turn else np.full_like(row[name], np.nan)[()]
+            for family in sorted({turn.family for turn in self.turns})
+            for name in _BY_FAMILY
+        }
+        return row | each
 
     def finish(self, state: MetaState, stop: StopTraining | None) -> MetaSolution:
         """What became of it."""
@@ -297,26 +317,14 @@ class _Course:
         return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
 
 
-def _failed(mask, super_epoch, *, key, num_objectives, runs) -> tuple[FailedObjective, ...]:
+def _failed(mask, super_epoch, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:
     found = []
     for *restart, objective in np.argwhere(mask).tolist():
         number = restart[0] if restart else None
         own = runs.key_of(jr.fold_in(key, super_epoch - 1), number)
-        found.append(FailedObjective(super_epoch, number, objective_keys(own, num_objectives)[objective]))
+        drawn_with = objective_keys(own, num_objectives)[objective]
+        found.append(FailedObjective(super_epoch, number, drawn_with, turns[super_epoch - 1].family))
     return tuple(found)
-
-
-def super_epoch_lengths(lengths: Sequence[int], super_epochs: int, key: PRNGKeyArray) -> list[int]:
-    """The length of each super epoch of a training, drawn from `lengths`; the same for the same key."""
-    if len(lengths) == 1:
-        return [lengths[0]] * super_epochs
-    # Not out of the super epochs' own keys, which their starting points come from.
-    key = jr.fold_in(key, _LENGTHS)
-
-    def draw(super_epoch):
-        return jr.randint(jr.fold_in(key, super_epoch), (), 0, len(lengths))
-
-    return [lengths[i] for i in jax.vmap(draw)(np.arange(super_epochs)).tolist()]
 
 
 def _to_host(x):

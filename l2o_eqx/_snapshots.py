@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ._checks import check_sizes
 from ._errors import ArgumentError
 from ._evaluate import evaluate
-from .objectives import AbstractObjectiveFamily
+from .objectives import AbstractObjectiveFamily, Mixture
+from .objectives._mixture import families_of
 from .optimizers import AbstractOptimizer
 
 if TYPE_CHECKING:
@@ -34,17 +35,21 @@ class Validation(eqx.Module):
 
     **Arguments:**
 
-    - `family`: what the objectives are drawn from; not necessarily what the optimizer is trained on.
+    - `family`: what the objectives are drawn from; not necessarily what the optimizer is trained on. Of a
+        `Mixture`, the score is the geometric mean of its families' scores, each with its weight.
     - `num_steps`: inner steps on each.
-    - `num_objectives`: how many are drawn.
+    - `num_objectives`: how many are drawn, of each family.
     - `every`: super epochs between two validations. There is one before the first and after the last super
         epoch, too.
     - `last`: how many of the last losses are averaged, per objective; more than one for minibatches.
+    - `eps`: if given, ε ≥ 0: losses count relative to the objective's first one, as f/f_1 + ε, so that what
+        falls by more than ε is no better for it. By default they count as they are.
     - `key`: picks objectives, starting points and minibatches, the same each time.
 
-    **Raises:** `ValueError` for sizes below 1, or a `last` above `num_steps`.
+    **Raises:** `ValueError` for sizes below 1, a negative `eps`, or a `last` above `num_steps`.
 
-    Reference: Prechelt 1998, "Early stopping, but when?".
+    Reference: Prechelt 1998, "Early stopping, but when?"; `eps`: Wichrowska et al. 2017 (arXiv:1703.04813),
+    sec. 3.3.
     """
 
     family: AbstractObjectiveFamily
@@ -52,6 +57,7 @@ class Validation(eqx.Module):
     num_objectives: int = eqx.field(static=True, default=16)
     every: int = eqx.field(static=True, default=10)
     last: int = eqx.field(static=True, default=1)
+    eps: float | None = eqx.field(static=True, default=None)
     key: PRNGKeyArray = eqx.field(kw_only=True)
 
     def __check_init__(self):
@@ -64,6 +70,12 @@ class Validation(eqx.Module):
                 argument="last",
                 given=self.last,
             )
+        if self.eps is not None and not self.eps >= 0:
+            raise ArgumentError(
+                f"`Validation(eps=...)` cannot be negative. Got eps={self.eps}.",
+                argument="eps",
+                given=self.eps,
+            )
 
     def score(
         self, optimizer: AbstractOptimizer, *, restarts: int | None = None
@@ -74,18 +86,28 @@ class Validation(eqx.Module):
 
         - `optimizer`: one, or a batch of `restarts`.
         """
+        shares = self.family.shares if isinstance(self.family, Mixture) else (1.0,)
+        logs = [self._log_score(optimizer, one, restarts) for one in families_of(self.family).values()]
+        score = np.exp(sum(share * log for share, log in zip(shares, logs, strict=True)))
+        return np.asarray(score, np.result_type(jnp.result_type(float)))
+
+    def _log_score(self, optimizer, family, restarts):
         run = evaluate(
             optimizer,
-            self.family,
+            family,
             num_steps=self.num_steps,
             num_objectives=self.num_objectives,
             restarts=restarts,
             key=self.key,
         )
         losses = np.asarray(run.losses)
-        last = losses[..., -self.last :].astype(np.float64).mean(-1)
-        last = np.where(np.isfinite(last), np.maximum(last, np.finfo(losses.dtype).tiny), np.inf)
-        return np.asarray(np.exp(np.log(last).mean(-1)), losses.dtype)
+        least = np.finfo(losses.dtype).tiny
+        losses = losses.astype(np.float64)
+        last = losses[..., -self.last :].mean(-1)
+        if self.eps is not None:
+            last = np.maximum(last, least) / np.maximum(losses[..., 0], least) + self.eps
+        last = np.where(np.isfinite(last), np.maximum(last, least), np.inf)
+        return np.log(last).mean(-1)
 
 
 class Snapshot(eqx.Module):

@@ -1,6 +1,7 @@
 """Meta-parameters that no meta-gradient reaches."""
 
 import warnings
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -26,31 +27,36 @@ class GradientWatch:
     """Warns once of the meta-parameters whose gradient has been zero from the start.
 
     It judges after the first super epoch; if that has few meta-updates, after the one in which there have
-    been enough.
+    been enough. Every family has a turn before.
 
     **Arguments:**
 
     - `optimizer`: to be trained; perhaps a batch of restarts.
-    - `family`: what it is trained on. Groups that its params do not have are not expected to have a gradient.
+    - `families`: what it is trained on, by name. Groups that their params do not have are not expected to
+        have a gradient.
     """
 
-    def __init__(self, optimizer: AbstractOptimizer, family: AbstractObjectiveFamily):
+    def __init__(self, optimizer: AbstractOptimizer, families: Mapping[str, AbstractObjectiveFamily]):
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         leaves = jax.tree_util.tree_leaves_with_path(meta_params)
         self.paths = [jax.tree_util.keystr(path) for path, _ in leaves]
-        has_part = _with_part(optimizer, family)
+        has_part = np.any([_with_part(optimizer, family) for family in families.values()], axis=0)
         self.expected = np.asarray([x.size > 0 for _, x in leaves]) & has_part
         self.reached = np.zeros(len(leaves), bool)
         self.num_updates = 0
+        self.to_come = {*families}
         self.judged = False
 
-    def after(self, reached: Bool[Array, "*restarts leaves"], num_updates: int) -> tuple[str, ...]:
+    def after(
+        self, reached: Bool[Array, "*restarts leaves"], family: str, num_updates: int
+    ) -> tuple[str, ...]:
         """Takes note of a super epoch.
 
         **Arguments:**
 
         - `reached`: which arrays had an entry that was not zero.
-        - `num_updates`: meta-updates of the super epoch.
+        - `family`: the name of what it was of.
+        - `num_updates`: its meta-updates.
 
         **Returns:** the paths of those that never had any, in all restarts; once, when it judges.
         """
@@ -58,7 +64,8 @@ class GradientWatch:
             return ()
         self.reached |= np.any(np.asarray(reached).reshape(-1, len(self.paths)), axis=0)
         self.num_updates += num_updates
-        if self.num_updates < _ENOUGH_UPDATES:
+        self.to_come.discard(family)
+        if self.to_come or self.num_updates < _ENOUGH_UPDATES:
             return ()
         self.judged = True
         found = np.flatnonzero(self.expected & ~self.reached)

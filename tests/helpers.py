@@ -281,6 +281,8 @@ STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
     "every_window_rest": lambda: strategies.EveryWindow(
         3, estimator_of(detach_state=True), include_final_loss=True, remainder="train"
     ),
+    "every_window_phase": lambda: strategies.EveryWindow(3, random_phase=True),
+    "random_windows": lambda: strategies.RandomWindows(3, sizes=1),
     "every_window_pes": lambda: strategies.EveryWindow(3, estimators.PES(0.1, 2)),
     "once_per_super_epoch": strategies.OncePerSuperEpoch,
     "every_step": lambda: strategies.EveryStep(3),
@@ -314,3 +316,34 @@ def stop_at(count, reason=None):
         return l2o_eqx.StopTraining(reason) if done == count else None
 
     return callback
+
+
+class CountedFamily(objectives.AbstractObjectiveFamily):
+    """Counts how often its loss is traced."""
+
+    traces: list = eqx.field(static=True)
+
+    def sample(self, key):
+        return CountedObjective(jr.normal(key, (3,)), self.traces)
+
+
+class CountedObjective(objectives.AbstractObjective):
+    target: jax.Array
+    traces: list = eqx.field(static=True)
+
+    def init(self, key):
+        return jr.normal(key, (3,))
+
+    def loss(self, params, step, key):
+        self.traces.append(step)
+        return jnp.sum((params - self.target) ** 2)
+
+
+class Traces(list):
+    """A list that is itself alone, so that it can be a static field."""
+
+    def __hash__(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return id(self)
+
+    def __eq__(self, other):
+        return self is other

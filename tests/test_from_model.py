@@ -625,3 +625,65 @@ def test_what_the_first_update_cannot_reach_is_not_named(getkey):
 
 def test_groups_that_a_family_does_not_have_are_not_named(getkey):
     assert _train(helpers.LEARNED["per_layer"](getkey())).without_gradient == ()
+
+
+def test_outer_loss_is_that_of_the_outer_data():
+    """All of it, or minibatches whose mean over an epoch it is; inner losses are as without it."""
+    key, plain = jr.key(3), FromModel(Linear, squared_error, (X, Y), 4)
+    held = (X[:12] + 1.0, Y[:12])
+    families = [
+        FromModel(Linear, squared_error, (X, Y), 4, outer_data=held, outer_batch_size=n) for n in (None, 3)
+    ]
+    params = plain.sample(key).init(key)
+    expected = squared_error(plain.sample(key).model(params), held)
+    for family, count in zip(families, (1, 4), strict=True):
+        objective = family.sample(key)
+        outer = [float(objective.outer_loss(params, t, key)) for t in range(count)]
+        np.testing.assert_allclose(np.mean(outer), expected, rtol=1e-5)
+        assert objective.loss(params, 1, key) == plain.sample(key).loss(params, 1, key)
+        assert objective.has_outer_loss() and not plain.sample(key).has_outer_loss()
+        assert len({*outer}) == count
+
+
+def test_outer_data_train_and_are_held_once():
+    data = (np.asarray(X), np.asarray(Y))
+    family = FromModel(Linear, squared_error, data, 4, outer_data=data)
+    objectives = l2o_eqx.objectives.sample_objectives(family, jr.split(jr.key(0), 3))
+    assert objectives.shared.outer_data[0] is objectives.shared.data[0] is family.data[0]
+    solution = l2o_eqx.meta_train(
+        helpers.LEARNED["lstm_identity"](jr.key(0)),
+        family,
+        strategies.EveryWindow(2),
+        num_steps=2,
+        super_epochs=1,
+        num_objectives=1,
+        weighting=Constant(),
+        key=jr.key(0),
+    )
+    run = l2o_eqx.objectives.sample_objectives(family, jr.split(jr.split(jr.fold_in(jr.key(0), 0), 3)[0], 1))
+    assert run.has_outer_loss and np.isfinite(solution.metrics["meta_loss"][0])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"outer_batch_size": 3}, "but there is none"),
+        ({"outer_data": (X, Y[:5])}, "outer_data=.*the sizes \\[5, 24\\]"),
+        ({"outer_data": (X, Y), "outer_batch_size": 25}, "outer_batch_size=25"),
+    ],
+)
+def test_errors_about_outer_data(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FromModel(Linear, squared_error, (X, Y), 4, **settings)
+
+
+def test_outer_losses_of_digits():
+    digits = l2o_eqx.data.load_mnist("embedded")
+    key, settings = jr.key(0), {"num_examples": 4000, "digits": digits}
+    for outer, images in (("training", slice(4000)), ("held-out", slice(4000, None))):
+        family = l2o_eqx.objectives.MNIST((4,), outer=outer, **settings)
+        np.testing.assert_array_equal(family.outer_data[0], digits.train_images[images])
+    objective = l2o_eqx.objectives.MNIST((4,), outer="held-out", outer_batch_size=8, **settings).sample(key)
+    assert objective.outer_loss(objective.init(key), 0, key) > 0
+    with pytest.raises(ValueError, match="none are left"):
+        l2o_eqx.objectives.MNIST((4,), outer="held-out", digits=digits)

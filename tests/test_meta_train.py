@@ -7,13 +7,13 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import FAMILIES, LEARNED, STRATEGIES, assert_trees_close
+from helpers import FAMILIES, LEARNED, STRATEGIES, CountedFamily, Traces, assert_trees_close
 
 import l2o_eqx
 from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import compiled_step, placed
-from l2o_eqx._meta_train import super_epoch_lengths
-from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
+from l2o_eqx._turns import super_epoch_lengths
+from l2o_eqx.objectives import Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
 from l2o_eqx.weightings import Constant, FinalOnly, Linear
@@ -25,11 +25,10 @@ def meta_leaves(optimizer):
     return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
 
 
-# An estimator that draws draws otherwise for each objective alone.
+# An estimator that draws draws otherwise for each objective alone; windows may begin anywhere, too.
+DRAWING = ("every_window_pes", "every_window_phase", "random_windows")
 WINDOWED = [
-    name
-    for name, make in STRATEGIES.items()
-    if not isinstance(make(), EveryStep) and name != "every_window_pes"
+    name for name, make in STRATEGIES.items() if not isinstance(make(), EveryStep) and name not in DRAWING
 ]
 
 
@@ -158,37 +157,6 @@ def test_restarts_are_independent_trainings(name, getkey):
         )
         one = l2o_eqx.select_restart(solution.optimizer, i)
         assert_trees_close(meta_leaves(one), meta_leaves(alone.optimizer), rtol=1e-3, atol=1e-4)
-
-
-class CountedFamily(AbstractObjectiveFamily):
-    """Counts how often its loss is traced."""
-
-    traces: list = eqx.field(static=True)
-
-    def sample(self, key):
-        return CountedObjective(jr.normal(key, (3,)), self.traces)
-
-
-class CountedObjective(AbstractObjective):
-    target: jax.Array
-    traces: list = eqx.field(static=True)
-
-    def init(self, key):
-        return jr.normal(key, (3,))
-
-    def loss(self, params, step, key):
-        self.traces.append(step)
-        return jnp.sum((params - self.target) ** 2)
-
-
-class Traces(list):
-    """A list that is itself alone, so that it can be a static field."""
-
-    def __hash__(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return id(self)
-
-    def __eq__(self, other):
-        return self is other
 
 
 # Each with and without restarts in turn: neither knows of the other.

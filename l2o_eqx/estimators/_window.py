@@ -125,6 +125,37 @@ class Window(eqx.Module):
             include_final_loss=self.include_final_loss,
         )
 
+    def later(self, optimizer: AbstractOptimizer, count: StepNumber) -> "Window":
+        """The window of the same length that begins `count` steps later; nothing is differentiated.
+
+        **Arguments:**
+
+        - `count`: may be traced.
+        """
+
+        def one_step(step, carry):
+            params, state, sound, losses = carry
+            params, state, record = run_training_steps(
+                optimizer,
+                self.objectives,
+                params,
+                state,
+                1,
+                start=self.start + step,
+                keys=self.keys,
+                sound=sound,
+                constants=FIRST_ORDER,
+            )
+            first = jnp.where(jnp.isnan(losses), record.weighed[0].astype(losses.dtype), losses)
+            return params, state, record.sound, first
+
+        begin = (self.first_params(optimizer), self.state, self.health.sound, self.health.first_losses)
+        params, state, *health = lax.fori_loop(0, count, one_step, begin)
+        start = self.start + count
+        return dataclasses.replace(
+            self, params=params, state=state, health=Health(*health), start=start, begins=False, taken=None
+        )
+
     def first_params(self, optimizer: AbstractOptimizer) -> Params:
         """θ_1 of the window."""
         return begin_at(optimizer, self.params) if self.begins else self.params

@@ -33,6 +33,7 @@ from ._logistic_regression import LogisticRegression as LogisticRegression
 from ._minibatch import minibatch_indices as minibatch_indices
 from ._minimum import Minimum as Minimum
 from ._mixed_activation import MixedActivation as MixedActivation
+from ._mixture import Mixture as Mixture
 from ._mnist import MNIST as MNIST
 from ._noisy import Noisy as Noisy
 from ._norm import Norm as Norm

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from ._model_loss import ModelLoss, clone, differentiated, without_states
 
 # What a loss draws with is folded out of an objective's key with a number that no step or epoch has.
 _LOSS = 2**31 - 7
+# So are the examples of the outer loss.
+_OUTER = 2**31 - 10
 
 
 class FromModel(AbstractObjectiveFamily):
@@ -45,12 +48,16 @@ class FromModel(AbstractObjectiveFamily):
     - `trainable`: which leaves are the params, as `eqx.partition` takes it: a function of a leaf, or a tree
         of truth values. Of these the floating-point arrays are params. By default all that the loss can be
         differentiated by: what is behind a `stop_gradient`, or not used, is no coordinate.
+    - `outer_data`: examples, as `data`, whose loss is the `outer_loss`: what a weighting weighs when an
+        optimizer is trained, while it is shown gradients of minibatches. Held-out examples, or `data` itself.
+        By default there is none but the loss of the minibatch.
+    - `outer_batch_size`: how many of them, drawn anew at every step; by default all.
 
     What is not trained is drawn with the objective, and stays as it is.
 
-    **Raises:** `ValueError` if the arrays of `data` disagree about the number of examples, or hold fewer
-    than `batch_size`; for a loss with parameters that it cannot be called by; and, once an objective is
-    asked, for one that does not return a single number, or nothing to train.
+    **Raises:** `ValueError` if the arrays of `data` or `outer_data` disagree about the number of examples, or
+    hold fewer than `batch_size` or `outer_batch_size`; for a loss with parameters that it cannot be called
+    by; and, once an objective is asked, for one that does not return a single number, or nothing to train.
     """
 
     make_model: Callable[[PRNGKeyArray], Any]
@@ -59,6 +66,8 @@ class FromModel(AbstractObjectiveFamily):
     batch_size: int = eqx.field(static=True)
     has_aux: bool = eqx.field(static=True)
     trainable: PyTree
+    outer_data: PyTree[Array] | None
+    outer_batch_size: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -69,6 +78,8 @@ class FromModel(AbstractObjectiveFamily):
         *,
         has_aux: bool = False,
         trainable: PyTree | None = None,
+        outer_data: PyTree | None = None,
+        outer_batch_size: int | None = None,
     ):
         self.make_model = make_model
         self.loss_fn = loss_fn
@@ -76,21 +87,21 @@ class FromModel(AbstractObjectiveFamily):
         self.batch_size = batch_size
         self.has_aux = has_aux
         self.trainable = trainable
+        # Held once if it is the same.
+        same = outer_data is data
+        self.outer_data = self.data if same else jax.tree.map(jnp.asarray, outer_data)
+        self.outer_batch_size = outer_batch_size
 
     def __check_init__(self):
-        sizes = sorted({x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(self.data)})
-        if len(sizes) != 1:
+        _check_examples("", self.data, self.batch_size)
+        if self.outer_data is not None:
+            _check_examples("outer_", self.outer_data, self.outer_batch_size)
+        elif self.outer_batch_size is not None:
             raise ArgumentError(
-                "`FromModel(data=...)`: all arrays must have the same number of examples on their leading "
-                f"axis. Got the sizes {sizes}.",
-                argument="data",
-            )
-        if not 1 <= self.batch_size <= sizes[0]:
-            raise ArgumentError(
-                f"`FromModel(batch_size=...)` must lie between 1 and the {sizes[0]} examples of `data`. "
-                f"Got batch_size={self.batch_size}.",
-                argument="batch_size",
-                given=self.batch_size,
+                "`FromModel(outer_batch_size=...)` says how much of `outer_data` is looked at, but there is "
+                f"none. Got outer_batch_size={self.outer_batch_size}.",
+                argument="outer_batch_size",
+                given=self.outer_batch_size,
             )
         _ = self.loss
 
@@ -115,7 +126,17 @@ class FromModel(AbstractObjectiveFamily):
         else:
             spec = without_states(model, self.trainable)
         static = eqx.filter(model, spec, inverse=True)
-        return ModelObjective(self.make_model, static, self.loss, self.data, self.batch_size, spec, state)
+        return ModelObjective(
+            self.make_model,
+            static,
+            self.loss,
+            self.data,
+            self.batch_size,
+            spec,
+            self.outer_data,
+            self.outer_batch_size,
+            state,
+        )
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         """The same data with what `make_model.variations()` offers, by name, if it has such a method."""
@@ -128,6 +149,8 @@ class FromModel(AbstractObjectiveFamily):
                 self.batch_size,
                 has_aux=self.has_aux,
                 trainable=self.trainable,
+                outer_data=self.outer_data,
+                outer_batch_size=self.outer_batch_size,
             )
             for name, make_model in offered.items()
         }
@@ -146,6 +169,8 @@ class ModelObjective(AbstractObjective):
     data: PyTree[Array]
     batch_size: int = eqx.field(static=True)
     trainable: PyTree
+    outer_data: PyTree[Array] | None = None
+    outer_batch_size: int | None = eqx.field(static=True, default=None)
     state: State = None
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -155,15 +180,7 @@ class ModelObjective(AbstractObjective):
         return self.loss_fn.make(self.make_model, key)[1] if self.loss_fn.takes_state else None
 
     def with_state(self, state: State) -> "ModelObjective":
-        return ModelObjective(
-            self.make_model,
-            self.static,
-            self.loss_fn,
-            self.data,
-            self.batch_size,
-            self.trainable,
-            clone(state),
-        )
+        return dataclasses.replace(self, state=clone(state))
 
     def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
         return self._call(params, step, key)[0]
@@ -177,13 +194,46 @@ class ModelObjective(AbstractObjective):
         loss, _, aux = self._call(params, step, key)
         return loss, aux
 
+    def outer_loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
+        if self.outer_data is None:
+            return self.loss(params, step, key)
+        batch = self.outer_data
+        if self.outer_batch_size is not None:
+            batch = _minibatch(batch, step, jr.fold_in(key, _OUTER), self.outer_batch_size)
+        return self._loss_on(batch, params, step, key)[0]
+
+    def has_outer_loss(self) -> bool:
+        return self.outer_data is not None
+
     def _call(self, params, step, key):
-        num_examples = jax.tree.leaves(self.data)[0].shape[0]
-        indices = minibatch_indices(step, key, num_examples=num_examples, batch_size=self.batch_size)
-        batch = take_batch(self.data, indices)
+        return self._loss_on(_minibatch(self.data, step, key, self.batch_size), params, step, key)
+
+    def _loss_on(self, batch, params, step, key):
         drawn = jr.fold_in(jr.fold_in(key, _LOSS), step) if self.loss_fn.takes_key else None
         return self.loss_fn(self.model(params), batch, self.state, drawn)
 
     def model(self, params: Params) -> Any:
         """The whole model with the weights `params`."""
         return eqx.combine(params, self.static)
+
+
+def _minibatch(data, step, key, batch_size):
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    return take_batch(data, minibatch_indices(step, key, num_examples=num_examples, batch_size=batch_size))
+
+
+def _check_examples(prefix, data, batch_size):
+    sizes = sorted({x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(data)})
+    if len(sizes) != 1:
+        raise ArgumentError(
+            f"`FromModel({prefix}data=...)`: all arrays must have the same number of examples on their "
+            f"leading axis. Got the sizes {sizes}.",
+            argument=f"{prefix}data",
+        )
+    if batch_size is not None and not 1 <= batch_size <= sizes[0]:
+        raise ArgumentError(
+            f"`FromModel({prefix}batch_size=...)` must lie between 1 and the {sizes[0]} examples of "
+            f"`{prefix}data`. Got {prefix}batch_size={batch_size}.",
+            argument=f"{prefix}batch_size",
+            given=batch_size,
+        )

@@ -81,6 +81,8 @@ def MNIST(
     conv_channels: tuple[int, ...] = (),
     output: str = "softmax",
     num_examples: int = 48_000,
+    outer: Literal["minibatch", "training", "held-out"] = "minibatch",
+    outer_batch_size: int | None = None,
     digits: Digits | None = None,
     data: Literal["auto", "embedded", "tfds"] = "auto",
     data_dir: str | Path | None = None,
@@ -105,14 +107,18 @@ def MNIST(
         to one (`digit_sigmoid_cross_entropy`).
     - `num_examples`: use at most this many of the training digits, the first ones. The thesis trains on
         48,000, which makes an epoch of 375 batches.
+    - `outer`: which digits the outer loss is of, the one that counts when an optimizer is trained: those of
+        the step's own `"minibatch"`, those that networks are trained on (`"training"`), or those after the
+        first `num_examples` (`"held-out"`).
+    - `outer_batch_size`: how many of these, drawn anew at every step; by default all.
     - `digits`: the digits, if you have loaded them; otherwise `load_mnist(data, data_dir)` does.
     - `data`, `data_dir`: see `l2o_eqx.data.load_mnist`.
 
     **Returns:** a `FromModel` family. Each objective draws its own initial weights; minibatches follow
     the key of the super epoch.
 
-    **Raises:** `ValueError` for an unknown activation or output, sizes below 1, or more examples per
-    batch than there are; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for an unknown activation, output or `outer`, sizes below 1, more examples per
+    batch than there are, or no digits to hold out; `l2o_eqx.data.DataError` if the digits cannot be had.
 
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
@@ -148,4 +154,36 @@ def MNIST(
         make_model = _MakeConvNet(tuple(conv_channels), sizes, activation)
     else:
         make_model = MakeMLP((784, *sizes), activation)
-    return FromModel(make_model, OUTPUTS[output], examples, batch_size)
+    outer_data = _outer_data(outer, digits, examples, num_examples)
+    return FromModel(
+        make_model,
+        OUTPUTS[output],
+        examples,
+        batch_size,
+        outer_data=outer_data,
+        outer_batch_size=outer_batch_size,
+    )
+
+
+def _outer_data(outer, digits, examples, num_examples):
+    if outer == "minibatch":
+        return None
+    if outer == "training":
+        return examples
+    if outer != "held-out":
+        possible = ("minibatch", "training", "held-out")
+        raise ArgumentError(
+            f"`MNIST(outer={outer!r})`: the outer loss can be of {', '.join(possible)} digits.",
+            argument="outer",
+            given=outer,
+            possible=possible,
+        )
+    rest = (digits.train_images[num_examples:], digits.train_labels[num_examples:])
+    if not len(rest[1]):
+        raise ArgumentError(
+            f"`MNIST(outer='held-out')`: of the {len(digits.train_labels)} training digits none are left "
+            f"after the first num_examples={num_examples}; take fewer.",
+            argument="num_examples",
+            given=num_examples,
+        )
+    return rest

@@ -1,5 +1,5 @@
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
@@ -60,6 +60,21 @@ class AbstractUpdateStrategy(eqx.Module):
         Then its estimator's `coordinates_apart()` is the answer.
         """
         return False
+
+    def chosen(
+        self, num_steps: Sequence[int], *, key: PRNGKeyArray
+    ) -> list[tuple["AbstractUpdateStrategy", int]]:
+        """Which strategy runs each super epoch of a training, and how many steps it has; by default itself.
+
+        Decided on the host, before the training: each pair that differs is one compiled program.
+
+        **Arguments:**
+
+        - `num_steps`: of every super epoch, as asked for.
+        - `key`: to draw with. For the same key, more super epochs begin with the same choices.
+        """
+        del key
+        return [(self, steps) for steps in num_steps]
 
     @abc.abstractmethod
     def super_epoch(

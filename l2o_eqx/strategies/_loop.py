@@ -21,6 +21,9 @@ from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import MetaUpdate, SuperEpoch
 
+# Far from the numbers of steps, with which the windows' own draws are made.
+_PHASE = 2**31 - 11
+
 
 class _Apart(eqx.Module):
     # Where the last window ended, and the next one begins.
@@ -132,6 +135,7 @@ def run_windows(
     length: int,
     overlap: bool = False,
     train_rest: bool = False,
+    random_phase: bool = False,
     include_final_loss: bool = False,
     meta_update: MetaUpdate,
     weighting: AbstractWeighting,
@@ -149,13 +153,17 @@ def run_windows(
         every step from the first full window on; otherwise it begins where the one before ended.
     - `train_rest`: whether the steps after the last full window are a shorter window; otherwise they are
         taken but not trained on.
+    - `random_phase`: whether the first window comes after a random number of steps, below its length. There
+        is one fewer than would fit in, they do not overlap, and losses are those of windows alone.
     - `include_final_loss`: as in `estimators.Window`, for windows that do not overlap.
     - all others: as in `AbstractUpdateStrategy.super_epoch`.
 
     **Returns:** a `SuperEpoch`.
     """
-    starts = jnp.arange(num_steps - length + 1) if overlap else length * jnp.arange(num_steps // length)
-    rest = 0 if overlap else num_steps % length
+    count = num_windows(num_steps, length, overlap=overlap, random_phase=random_phase)
+    starts = jnp.arange(count) * (1 if overlap else length)
+    # With a random phase it is known to the program alone, and left out.
+    rest = 0 if overlap or random_phase else num_steps % length
     # To a weighting the super epoch ends with the last window: its last loss must be a trained one.
     trained = num_steps if train_rest else num_steps - rest
     first = first_window(
@@ -168,6 +176,11 @@ def run_windows(
         include_final_loss=include_final_loss,
     )
     first = dataclasses.replace(first, num_steps=trained + include_final_loss)
+    if random_phase:
+        latest = min(length - 1, num_steps - count * length)
+        phase = jr.randint(jr.fold_in(key, _PHASE), (), 0, latest + 1)
+        starts = starts + phase
+        first = dataclasses.replace(first.later(optimizer, phase), num_steps=starts[-1] + length)
     arrays, static = eqx.partition(optimizer, eqx.is_array)
     own_key, key = jr.split(key)
     estimator_state = estimator.init(optimizer, first, key=own_key)
@@ -201,6 +214,13 @@ def run_windows(
         *_, record = _take_rest(optimizer, first, point, rest, num_steps - rest)
         losses = jnp.concatenate([losses, record.losses])
     return SuperEpoch(optimizer, meta_state, losses, meta_losses, metrics, point.health.sound)
+
+
+def num_windows(num_steps: int, length: int, *, overlap: bool = False, random_phase: bool = False) -> int:
+    """How many windows of `length` are trained on in a super epoch of `num_steps`; the rest not counted."""
+    if overlap:
+        return num_steps - length + 1
+    return max(1, num_steps // length - random_phase)
 
 
 def _over_windows(train, carry, starts, begins):

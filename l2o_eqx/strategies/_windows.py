@@ -11,7 +11,7 @@ from ..objectives import ObjectiveBatch
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._base import AbstractUpdateStrategy, MetaUpdate, SuperEpoch
-from ._loop import run_windows
+from ._loop import num_windows, run_windows
 
 Remainder = Literal["skip", "train"]
 
@@ -65,19 +65,32 @@ class EveryWindow(AbstractWindowStrategy):
     - `include_final_loss`: adds the loss after the window's last update, which is then trained, too.
     - `remainder`: what becomes of the steps after the last full window (7 of the thesis's 375): `"skip"`
         takes them but trains nothing on them; `"train"` makes a shorter window of them.
+    - `random_phase`: begins the first window after a random number of steps below T, which train nothing,
+        so that windows do not always end at the same steps. There is one window fewer then, and a learned
+        starting point is not trained.
 
-    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, or, when training, for a
-    T longer than the super epoch.
+    **Raises:** `ValueError` for a window that is too short, an unknown `remainder`, one to be trained beside
+    a random phase, or, when training, for a T longer than the super epoch.
 
-    Reference: thesis sec. 5.5.2.
+    Reference: thesis sec. 5.5.2; random phases: Metz et al. 2022, "Practical tradeoffs between memory,
+    compute, and performance in learned optimizers" (arXiv:2203.11860), sec. 3.
     """
 
     window: int = eqx.field(static=True, default=16)
     estimator: AbstractEstimator = Auto()
     include_final_loss: bool = eqx.field(static=True, default=False)
     remainder: Remainder = eqx.field(static=True, default="skip")
+    random_phase: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
+        if self.random_phase and self.remainder == "train":
+            raise ArgumentError(
+                "`EveryWindow(random_phase=True, remainder='train')`: how many steps remain is not known "
+                "before the phase is drawn; leave one of the two out.",
+                argument="remainder",
+                given=self.remainder,
+                possible=("skip",),
+            )
         if self.window < self._shortest:
             raise ArgumentError(
                 f"`EveryWindow(window=...)` needs at least {self._shortest} steps: in a window of one the "
@@ -107,12 +120,14 @@ class EveryWindow(AbstractWindowStrategy):
                 argument="window",
                 given=self.window,
             )
-        return num_steps // self.window + self._trains_rest(num_steps)
+        return self._num_windows(num_steps) + self._trains_rest(num_steps)
 
     def num_trained_steps(self, num_steps: int) -> int:
         """How many steps of a super epoch of `num_steps` lie in a window."""
-        rest = num_steps % self.window
-        return num_steps - (0 if self._trains_rest(num_steps) else rest)
+        return num_steps if self._trains_rest(num_steps) else self.window * self._num_windows(num_steps)
+
+    def _num_windows(self, num_steps):
+        return num_windows(num_steps, self.window, random_phase=self.random_phase)
 
     def _trains_rest(self, num_steps):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
@@ -125,6 +140,7 @@ class EveryWindow(AbstractWindowStrategy):
             "estimator": self.estimator,
             "length": self.window,
             "train_rest": self._trains_rest(num_steps),
+            "random_phase": self.random_phase,
             "include_final_loss": self.include_final_loss,
         }
 

@@ -71,6 +71,50 @@ def plot_curves(
     return write_figure(figure, path)
 
 
+def plot_families(
+    families: Mapping[str, Mapping[str, Any]],
+    path: str | Path | None = None,
+    *,
+    title: str | None = None,
+    emphasize: Iterable[str] = ("learned",),
+) -> "Figure":
+    """Draws the losses on several families, one panel each, with one legend: medians, on a log scale.
+
+    **Arguments:**
+
+    - `families`: by name, the curves as of `plot_curves`.
+    - `path`, `title`, `emphasize`: as of `plot_curves`.
+
+    **Returns:** the figure.
+
+    **Raises:** `ValueError` if there are no families.
+    """
+    if not families:
+        raise ArgumentError("`plot_families(families)` needs at least one. Got none.", argument="families")
+    names = list(dict.fromkeys(name for curves in families.values() for name in curves))
+    styles = _styles(names, set(emphasize))
+    columns = min(4, len(families))
+    rows = -(-len(families) // columns)
+    figure, axes = new_figure(3.2 * columns, 0.8 + 2.4 * rows, rows, columns)
+    panels = np.atleast_1d(axes).ravel()
+    for panel, (family, curves) in zip(panels, families.items(), strict=False):
+        arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
+        low, high = _limits(arrays.values())
+        for name in sorted(arrays, key=lambda name: _final(arrays[name])):
+            style = {**styles[name], "label": None}
+            panel.plot(np.clip(arrays[name][1], None, 10 * high), **style)
+        panel.set_yscale("log")
+        panel.set_ylim(low, high)
+        panel.set_title(family, fontsize=10, loc="left")
+    for panel in panels[len(families) :]:
+        panel.set_visible(False)
+    handles = [panels[0].plot([], [], **{**styles[name], "label": name})[0] for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(f"{title}\nmedian losses over inner steps", fontsize=11, x=0.01, ha="left")
+    return write_figure(figure, path)
+
+
 def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) -> "Figure":
     """Draws how a meta-training went: losses above, the norm of the meta-gradient below.
 

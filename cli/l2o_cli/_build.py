@@ -23,7 +23,8 @@ from l2o_eqx import data, objectives, optimizers, strategies, weightings
 
 from ._errors import UsageError
 from ._kinds import LIBRARY, NONE, load, signature
-from ._resolve import Table
+from ._mixture import MIXTURE, name_of
+from ._resolve import Table, resolve
 from ._settings import label
 from ._signatures import Parameter
 from ._tables import settings
@@ -63,14 +64,15 @@ def build(given: Table) -> Parts:
     """
     objective, digits = _with_digits(given.objective)
     key = jr.key(given.seed)
-    family = _make("objectives", objective, ("objective",), _Context(key, digits=digits))
-    meta = _with_num_steps(given.meta, objective.kind, family)
+    family = _make_family(objective, ("objective",), _Context(key, digits=digits))
+    meta = _with_num_steps(given.meta, name_of(objective), family)
     strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
     length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
     with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
         total = meta.super_epochs * strategy.num_updates(meta.num_steps)
     weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
+    _check_names(given.evaluation.against)
     config = given.but(objective=objective, meta=meta, evaluation=given.evaluation.but(learning_rates=rates))
 
     def make_optimizer(key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
@@ -84,7 +86,7 @@ def build(given: Table) -> Parts:
         strategy,
         weighting,
         _make_meta_optimizer(meta, total),
-        _make_validation(config, family),
+        _make_validation(config, _validated_on(config, family, digits)),
         make_optimizer,
     )
 
@@ -152,6 +154,17 @@ def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) ->
         return getattr(constructor, "make", constructor)(**arguments)
 
 
+def _make_family(table: Table, path: tuple[str, ...], context: _Context) -> Any:
+    if table.kind != MIXTURE:
+        return _make("objectives", table, path, context)
+    made = {
+        name: _make("objectives", one, (*path, "families", name), context)
+        for name, one in table.families.items()
+    }
+    with blaming(path, table):
+        return objectives.Mixture(made, table.weights)
+
+
 def _make_part(p: Parameter, table: Table, path: tuple[str, ...], context: _Context) -> Any:
     if table.kind == NONE:
         return None
@@ -169,8 +182,9 @@ _DIGITS = ("data", "data_dir", "data_sha256")
 
 
 def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
-    if table.kind != "mnist":
-        inner = {n: _with_digits(Table(x)) for n, x in table.items() if isinstance(x, dict) and "kind" in x}
+    if table.get("kind") != "mnist":
+        # Of a wrapper, or of a mixture, whose families are a table without a kind.
+        inner = {n: _with_digits(Table(x)) for n, x in table.items() if isinstance(x, dict)}
         found = {digits.sha256: digits for _, digits in inner.values() if digits is not None}
         if len(found) > 1:
             raise UsageError(
@@ -242,7 +256,43 @@ def _make_meta_optimizer(meta: Table, total: int) -> optax.GradientTransformatio
         return l2o.default_meta_optimizer(**taken, total_updates=total if meta.decay == "cosine" else None)
 
 
-def _make_validation(config: Table, family: objectives.AbstractObjectiveFamily) -> l2o.Validation | None:
+def _check_names(names: tuple[str, ...] | None) -> None:
+    known = {name.lower(): name for name in l2o.BASELINES}
+    for name in names or ():
+        if name.lower() not in known:
+            possible = ", ".join(known.values())
+            raise UsageError(f"{label(('evaluation', 'against'))}: got {name!r}; there are {possible}")
+
+
+def baselines_of(parts: Parts) -> dict[str, Any]:
+    """The hand-designed optimizers to compare with on the family: all that fit, or those that are named."""
+    names = parts.config.evaluation.against
+    wanted = None if names is None else {name.lower() for name in names}
+    found = l2o.baselines_for(parts.family)
+    return {name: one for name, one in found.items() if wanted is None or name.lower() in wanted}
+
+
+def parts_by_family(parts: Parts) -> dict[str, Parts]:
+    """The parts of each family of a mixture by its name."""
+    assert isinstance(parts.family, objectives.Mixture)
+    return {name: dataclasses.replace(parts, family=one) for name, one in parts.family.families.items()}
+
+
+def _validated_on(config: Table, family: Any, digits: data.Digits | None) -> Any:
+    # Named like an objective, with its default settings.
+    name = config.validation.objective
+    if name is None:
+        return family
+    path = ("validation", "objective")
+    try:
+        table = resolve([{"objective": {"kind": name}, "preset": config.preset}]).objective
+    except UsageError as error:
+        raise UsageError(f"{label(path)}: {error.format_message()}") from None
+    table, own = _with_digits(table)
+    return _make_family(table, path, _Context(jr.key(config.seed), digits=digits if own is None else own))
+
+
+def _make_validation(config: Table, family: Any) -> l2o.Validation | None:
     # Its draws depend on the seed alone.
     table = config.validation
     if not table.every:
@@ -251,4 +301,4 @@ def _make_validation(config: Table, family: objectives.AbstractObjectiveFamily) 
     steps = table.num_steps or config.meta.num_steps
     last = table.last or min(config.evaluation.last, steps)
     with blaming(("validation",), table):
-        return l2o.Validation(family, steps, table.num_objectives, table.every, last, key=key)
+        return l2o.Validation(family, steps, table.num_objectives, table.every, last, table.eps, key=key)

@@ -1,5 +1,8 @@
 """The comparison at the end of a training, and that of `l2o evaluate`: run it, keep it, show it."""
 
+import functools
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,52 +13,131 @@ from jaxtyping import PRNGKeyArray
 import l2o_eqx as l2o
 from l2o_eqx import plots
 from l2o_eqx.files import dumps, replacing, write_text
+from l2o_eqx.objectives import Mixture
 
-from ._build import Parts
-from ._output import Output
+from ._build import Parts, baselines_of, parts_by_family
+from ._mixture import name_of
+from ._output import Output, Update
 from ._resolve import plain
 
 LEARNED = "learned"
 UNTRAINED = "untrained"
 
 
-def run_comparison(
+# By the name of the family in a mixture, or under no name.
+Comparisons = dict[str, l2o.Comparison]
+
+
+def run_comparisons(
     optimizers: Mapping[str, Any],
     parts: Parts,
     output: Output,
     *,
     restarts: int | None,
     key: PRNGKeyArray,
-) -> l2o.Comparison:
-    """`l2o_eqx.compare` with the settings of a run, and a bar that shows how far it is.
+    with_baselines: bool = True,
+) -> Comparisons:
+    """`l2o_eqx.compare` with the settings of a run, on each family, and a bar that shows how far it is.
 
     **Arguments:**
 
     - `optimizers`: by name; learned ones are batches of `restarts`.
-    - `parts`: with the family and the settings `evaluation`.
+    - `parts`: with the family, or families, and the settings `evaluation`.
     - `output`: shows the progress.
     - `key`: picks the draws.
+    - `with_baselines`: whether those that fit are compared, too.
     """
+    mixed = isinstance(parts.family, Mixture)
+    each = parts_by_family(parts) if mixed else {"": parts}
+    compared = {
+        name: {**optimizers, **(baselines_of(one) if with_baselines else {})} for name, one in each.items()
+    }
+    found: Comparisons = {}
+    with output.progress("comparing", sum(map(len, compared.values())), "") as update:
+        done = 0
+        for name, one in each.items():
+            show = functools.partial(_show_progress, update, done, name)
+            found[name] = _run_comparison(compared[name], one, restarts, key, show)
+            done += len(compared[name])
+        update(done, "done")
+    return found
+
+
+def _show_progress(update: Update, before: int, family: str, progress: l2o.ComparisonProgress) -> None:
+    if progress.done < progress.total:
+        update(before + progress.done, f"{progress.name} on {family}" if family else progress.name)
+
+
+def _run_comparison(optimizers, parts, restarts, key, show) -> l2o.Comparison:
     settings = parts.config.evaluation
     num_steps = settings.num_steps or parts.config.meta.num_steps
-    with output.progress("comparing", len(optimizers), "") as update:
+    return l2o.compare(
+        optimizers,
+        parts.family,
+        num_steps=num_steps,
+        num_objectives=settings.num_objectives,
+        num_tuning_objectives=settings.num_tuning_objectives,
+        learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
+        tuning=settings.tuning,
+        last=min(settings.last, num_steps),
+        restarts=restarts,
+        key=key,
+        callbacks=[show],
+    )
 
-        def show(progress: l2o.ComparisonProgress) -> None:
-            update(progress.done, "done" if progress.done == progress.total else progress.name)
 
-        return l2o.compare(
-            optimizers,
-            parts.family,
-            num_steps=num_steps,
-            num_objectives=settings.num_objectives,
-            num_tuning_objectives=settings.num_tuning_objectives,
-            learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
-            tuning=settings.tuning,
-            last=min(settings.last, num_steps),
-            restarts=restarts,
-            key=key,
-            callbacks=[show],
-        )
+def write_comparisons(
+    folder: Path, comparisons: Comparisons, *, title: str, facts: Mapping[str, Any]
+) -> None:
+    """Writes `comparison.json`, `curves.png` and the CSV files; of several, those of each in a folder.
+
+    **Arguments:** as of `write_comparison`.
+    """
+    if "" in comparisons:
+        write_comparison(folder, comparisons[""], title=title, facts=facts)
+        return
+    for name, comparison in comparisons.items():
+        own = folder / "families" / re.sub(r"[^\w.-]", "-", name)
+        own.mkdir(parents=True)
+        write_comparison(own, comparison, title=f"{name}: {title}", facts={**facts, "family": name})
+    content = {"format": 1, "title": title, **facts, **numbers_of(comparisons)}
+    write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
+    with replacing(folder / "curves.png") as path:
+        curves = {name: comparison.curves() for name, comparison in comparisons.items()}
+        plots.plot_families(curves, path, title=title)
+
+
+def numbers_of(comparisons: Comparisons) -> dict[str, Any]:
+    """As `numbers`; of several by the name of the family, in `families`."""
+    if "" in comparisons:
+        return numbers(comparisons[""])
+    return {"families": {name: numbers(comparison) for name, comparison in comparisons.items()}}
+
+
+def show_comparisons(comparisons: Comparisons, output: Output, title: str) -> None:
+    """As `show_comparison`; of several one row each."""
+    if "" in comparisons:
+        show_comparison(comparisons[""], output, title)
+        return
+    rows = [_row(name, comparison) for name, comparison in comparisons.items()]
+    last = max(comparison.last for comparison in comparisons.values())
+    ahead = sum(row[-1] for row in rows)
+    notes = [
+        "Median losses at the end. Wins: objectives on which learned ends below the best baseline.",
+        *([f"A final loss is the mean of the last {last} steps."] if last > 1 else []),
+        f"{LEARNED} has the lowest median on {ahead} of {len(rows)} families.",
+    ]
+    output.families(title, rows, notes)
+
+
+def _row(name: str, comparison: l2o.Comparison) -> tuple[str, float, float, float, str, float, bool]:
+    medians = {row["name"]: float(row["median"]) for row in comparison.summary(LEARNED)}
+    best = comparison.best_baseline()
+    learned, untrained = medians[LEARNED], medians.get(UNTRAINED, math.nan)
+    if best is None:
+        return name, learned, untrained, math.nan, "", math.nan, True
+    wins, *_ = comparison.share_of_objectives(LEARNED, best)
+    return name, learned, untrained, medians[best], best, wins, learned <= medians[best]
 
 
 def write_comparison(
@@ -169,7 +251,7 @@ def facts_of(parts: Parts, seed: int) -> dict[str, Any]:
     """What one must know to read the numbers of a comparison."""
     config = parts.config
     return {
-        "objective": config.objective.kind,
+        "objective": name_of(config.objective),
         "objective_settings": plain(config.objective),
         "optimizer": config.optimizer.kind,
         "num_steps": config.evaluation.num_steps or config.meta.num_steps,

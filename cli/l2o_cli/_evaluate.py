@@ -12,12 +12,14 @@ from ._errors import UsageError
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
+from ._mixture import MIXTURE
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import Layer, Table, merge, read_assignments, resolve
 from ._start import start
 
 if TYPE_CHECKING:
     from ._build import Parts
+    from ._comparison import Comparisons
     from ._output import Output
 
 # Far from the small numbers that splitting the seed's key amounts to.
@@ -114,7 +116,7 @@ def run(
 
     from ._build import build
     from ._card import keep_card, run_card
-    from ._comparison import LEARNED, facts_of, numbers, show_comparison, title_of, write_comparison
+    from ._comparison import LEARNED, facts_of, numbers_of, show_comparisons, title_of, write_comparisons
 
     files = files_of(source)
     check_free(out)
@@ -122,6 +124,8 @@ def run(
     config = _resolve(metadata, layers)
     parts = build(config)
     check_fits(optimizers[0], parts)
+    if with_card and config.objective.kind == MIXTURE:
+        raise UsageError("option '--card': is of one family; name it with --objective")
     restarts = len(optimizers) if len(optimizers) > 1 else None
     optimizer = _stack(optimizers) if restarts else optimizers[0]
     facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
@@ -129,16 +133,15 @@ def run(
     title = title_of(facts)
     output.say(_intention(source, facts))
 
-    others = l2o.baselines_for(parts.family) if with_baselines else {}
-    comparison = _compare({LEARNED: optimizer, **others}, parts, output, restarts)
+    comparisons = _compare({LEARNED: optimizer}, parts, output, restarts, with_baselines)
     folder = None
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
-        write_comparison(folder, comparison, title=title, facts=facts)
-    show_comparison(comparison, output, title)
+        write_comparisons(folder, comparisons, title=title, facts=facts)
+    show_comparisons(comparisons, output, title)
     if folder:
         output.say(f"Curves and numbers are in {folder}.")
-    answer = {"folder": str(folder) if folder else None, **facts, **numbers(comparison)}
+    answer = {"folder": str(folder) if folder else None, **facts, **numbers_of(comparisons)}
     if with_card:
         key = jr.fold_in(jr.key(config.seed), _CARD)
         card = run_card(optimizer, parts, output, restarts=restarts, key=key)
@@ -150,17 +153,23 @@ def run(
 
 
 def _compare(
-    optimizers: dict[str, Any], parts: "Parts", output: "Output", restarts: int | None
-) -> "l2o.Comparison":
+    optimizers: dict[str, Any],
+    parts: "Parts",
+    output: "Output",
+    restarts: int | None,
+    with_baselines: bool,
+) -> "Comparisons":
     import jax.random as jr
 
-    from ._comparison import run_comparison
+    from ._comparison import run_comparisons
 
     # The key is that of the training's own comparison.
     key = jr.split(jr.key(parts.config.seed), 3)[2]
     try:
         return run_interruptibly(
-            lambda: run_comparison(optimizers, parts, output, restarts=restarts, key=key)
+            lambda: run_comparisons(
+                optimizers, parts, output, restarts=restarts, key=key, with_baselines=with_baselines
+            )
         )
     except KeyboardInterrupt:
         output.say("Interrupted; nothing was written.")
@@ -240,11 +249,15 @@ def check_fits(optimizer: Any, parts: "Parts") -> None:
     import jax
     import jax.random as jr
 
-    objective = parts.family.sample(jr.key(0))
-    try:
-        jax.eval_shape(lambda key: optimizer.init(objective.init(key)), jr.key(0))
-    except ValueError as error:
-        raise UsageError(f"this optimizer does not fit the objective: {error}") from None
+    from l2o_eqx.objectives._mixture import families_of
+
+    for name, family in families_of(parts.family).items():
+        objective = family.sample(jr.key(0))
+        try:
+            jax.eval_shape(lambda key, f=objective: optimizer.init(f.init(key)), jr.key(0))
+        except ValueError as error:
+            which = f" {name}" if name else ""
+            raise UsageError(f"this optimizer does not fit the objective{which}: {error}") from None
 
 
 def _stack(optimizers: Sequence[Any]) -> Any:

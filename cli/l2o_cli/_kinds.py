@@ -11,6 +11,7 @@ from typing import Any
 
 from ._cache import remembered
 from ._errors import UsageError, suggestion
+from ._mixture import MIXTURE, names_in
 from ._signatures import (
     GROUPS,
     Parameter,
@@ -128,6 +129,12 @@ def signature(group: str, kind: str) -> Signature:
 def kinds_in(table: Any, group: str, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The path, group and kind of all plug-ins in a table, which may be no more than a kind."""
     kind = table.get("kind") if isinstance(table, dict) else table
+    families = table.get("families") if isinstance(table, dict) else None
+    if group == "objectives" and (kind == MIXTURE or len(names_in(kind)) > 1):
+        named = {name: {"kind": name} for name in names_in(kind) if kind != MIXTURE}
+        for name, one in {**named, **(families if isinstance(families, dict) else {})}.items():
+            yield from kinds_in(one, group, (*path, "families", name))
+        return
     if not isinstance(kind, str) or (kind not in own_kinds(group) and is_plain_kind(group, kind)):
         # None, one of an earlier version, or a mistake that `resolve` reports.
         return

@@ -12,6 +12,7 @@ import typer
 
 from ._errors import UsageError, suggestion
 from ._kinds import ROLES, is_plain_kind, kinds_in, signature
+from ._mixture import names_in
 from ._resolve import Layer, merge, nested, read_assignments, read_toml
 from ._settings import Option, label, old_options, options
 from ._start import start
@@ -215,7 +216,7 @@ def import_named(arguments: Sequence[str]) -> set[tuple[str, str]]:
     """Imports the plug-ins that arguments and the files in them name; the kinds named, by group."""
     kinds: set[tuple[str, str]] = set()
     for path, option in options().items():
-        for value in _values(arguments, option.name) if option.group else ():
+        for value in _kinds(arguments, option) if option.group else ():
             kinds.add((option.group, value))
             if not is_plain_kind(option.group, value):
                 _import(option.group, value, path, arguments)
@@ -235,6 +236,11 @@ def _import(group: str, kind: str, path: tuple[str, ...], arguments: Sequence[st
         signature(group, kind)
     except UsageError as error:
         raise UsageError(f"{label(path)}: {error.format_message()}") from None
+
+
+def _kinds(arguments: Sequence[str], option: Option) -> Iterator[str]:
+    for value in _values(arguments, option.name):
+        yield from names_in(value) if option.path == ("objective", "kind") else [value]
 
 
 def _values(arguments: Sequence[str], name: str) -> Iterator[str]:

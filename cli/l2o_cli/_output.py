@@ -117,6 +117,40 @@ class Output:
         for note in [*_remarks(rows, highlighted), *notes]:
             self.say(note)
 
+    def families(
+        self,
+        title: str,
+        rows: Sequence[tuple[str, float, float, float, str, float, bool]],
+        notes: Sequence[str],
+    ) -> None:
+        """The table of several families.
+
+        **Arguments:**
+
+        - `title`: above it.
+        - `rows`: the family's name, the medians of the learned optimizer, of the untrained one and of the
+            best baseline, its name, the share of objectives won against it, and whether it is beaten.
+        - `notes`: lines below it.
+        """
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0))
+        table.add_column("family", no_wrap=True)
+        for name in ("learned", "untrained", "best", "tuned there", "wins"):
+            side = "left" if name == "tuned there" else "right"
+            table.add_column(name, justify=side, no_wrap=True)
+        for name, learned, untrained, best, of, wins, ahead in rows:
+            table.add_row(
+                name,
+                show_number(learned),
+                "" if math.isnan(untrained) else show_number(untrained),
+                "broken" if math.isnan(best) else show_number(best),
+                of,
+                "" if math.isnan(wins) else f"{wins:.0%}",
+                style="bold green" if ahead else None,
+            )
+        self.console.print(table)
+        for note in notes:
+            self.say(note)
+
 
 def _remarks(rows: Sequence[Mapping[str, Any]], highlighted: str) -> Iterator[str]:
     yield "Losses at the end. Setting: learning rate, momentum or betas, schedule (cos: cosine to zero;"

@@ -95,7 +95,7 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
     output.result({"folder": str(folder), "result": "completed", "files": files, "pretraining": facts})
 
 
-def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
+def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
     del coordinates
     from ._run import describe_device
 

@@ -13,10 +13,12 @@ import tomli_w
 from ._errors import UsageError
 from ._estimator import with_estimator
 from ._kinds import NONE, ROLES, kind_name, own_kinds, signature
+from ._mixture import MIXTURE, as_table, with_families
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
 from ._tables import NEEDS, TABLES, Setting, settings
+from ._types import FLOAT
 
 Layer = dict[str, Any]
 Names = tuple[str, ...]
@@ -67,8 +69,9 @@ def resolve(layers: Iterable[Layer]) -> Table:
     config = Table({name: _read(root[name], data.get(name), (name,)) for name in root})
     lines = _lines(config.preset, _table(data, "objective"))
     for role, group in ROLES.items():
-        node = _Node(role, role, group, (role,), lines)
-        config[role] = _complete(node, _table(data, role))
+        node, table = _Node(role, role, group, (role,), lines), _table(data, role)
+        mixed = role == "objective" and table.get("kind") == MIXTURE
+        config[role] = _complete_mixture(node, table) if mixed else _complete(node, table)
     for table in TABLES:
         config[table] = _complete_table(table, _table(data, table), lines)
     if "warmup_updates" in _meta(data):
@@ -140,10 +143,10 @@ def _without_other_length(below: Layer, above: Layer) -> Layer:
 def _table(data: Layer, name: str) -> Layer:
     value = data.get(name, {})
     if isinstance(value, str) and name in ROLES:
-        return {"kind": value}
+        value = {"kind": value}
     if not isinstance(value, dict):
         raise UsageError(f"{label((name,))}: got {show(value)!r}, must be a table")
-    return value
+    return with_families(value, label((name,))) if name == "objective" else value
 
 
 def _lines(preset: str, objective: Layer) -> Layer:
@@ -155,6 +158,8 @@ def _lines(preset: str, objective: Layer) -> Layer:
         kind, table = table.get("kind", kind), table.get("family")
     kind = table if isinstance(table, str) else kind
     known = PRESETS[preset]
+    if kind == MIXTURE and kind not in known:
+        kind = OTHER_OBJECTIVES
     if kind not in known and kind in own_kinds("objectives"):
         # What a wrapper is around if nothing is said is the default.
         wraps = "family" in signature("objectives", str(kind)).parameters
@@ -257,14 +262,47 @@ def _complete(node: _Node, given: Layer, parameter: Parameter | None = None) -> 
         if home is None:
             possible = [p.name for p in known.values() if p.type.name not in _OWN]
             raise UsageError(unknown_setting((*node.path, stray), str(kind), possible))
-        given[home] = merge(_as_table(given.get(home)), {stray: given.pop(stray)})
+        given[home] = merge(as_table(given.get(home)), {stray: given.pop(stray)})
     table = Table(kind=str(kind))
     for name, p in known.items():
         if p.type.name == "part":
-            table[name] = _complete(node.part(p), _as_table(given.get(name)), p)
+            table[name] = _complete(node.part(p), as_table(given.get(name)), p)
         elif p.type.name not in _OWN:
             table[name] = _value(node, str(kind), p, given.get(name))
     return table
+
+
+def _complete_mixture(node: _Node, given: Layer) -> Table:
+    for stray in given.keys() - {"kind", "families", "weights"}:
+        raise UsageError(
+            f"{label((*node.path, stray))}: the objective is a mixture; say which family is meant, as in "
+            f"--set objective.families.NAME.{stray}=..."
+        )
+    tables, weights = given.get("families"), given.get("weights") or {}
+    for name, value in (("families", tables), ("weights", weights)):
+        if not isinstance(value, dict):
+            raise UsageError(f"{label((*node.path, name))}: got {show(value)!r}, must be a table")
+    assert isinstance(tables, dict)
+    families = Table()
+    for name, table in tables.items():
+        path = (*node.path, "families", name)
+        if "kind" not in as_table(table):
+            raise UsageError(f"unknown setting '{'.'.join(path)}'; the families are {', '.join(families)}")
+        families[name] = _complete(dataclasses.replace(node, path=path), as_table(table))
+    for name in weights.keys() - families.keys():
+        raise UsageError(unknown_setting((*node.path, "weights", name), MIXTURE, [*families]))
+    known = {name: _weight((*node.path, "weights", name), weights.get(name, 1.0)) for name in families}
+    return Table(kind=MIXTURE, families=families, weights=Table(known))
+
+
+def _weight(path: Names, value: Any) -> float:
+    try:
+        weight = FLOAT.read(value)
+    except ValueError as error:
+        raise UsageError(f"setting '{'.'.join(path)}': got {show(value)!r}, {error}") from None
+    if weight <= 0:
+        raise UsageError(f"setting '{'.'.join(path)}': got {show(value)!r}, must be greater than 0")
+    return weight
 
 
 def _value(node: _Node, kind: str, p: Parameter, value: Any) -> Any:
@@ -278,16 +316,12 @@ def _value(node: _Node, kind: str, p: Parameter, value: Any) -> Any:
     return _read(Setting(p, ""), value, path)
 
 
-def _as_table(value: Any) -> Layer:
-    return {} if value is None else value if isinstance(value, dict) else {"kind": value}
-
-
 def _home(node: _Node, known: dict[str, Parameter], given: Layer, name: str) -> str | None:
     # The first part that has a setting which its owner does not have.
     for p in known.values():
         if p.type.name != "part":
             continue
-        inner, table = node.part(p), _as_table(given.get(p.name))
+        inner, table = node.part(p), as_table(given.get(p.name))
         kind = table["kind"] if "kind" in table else inner.default(p)[0]
         if kind == NONE:
             continue

@@ -11,6 +11,7 @@ import jax.random as jr
 
 import l2o_eqx as l2o
 from l2o_eqx.files import write_text
+from l2o_eqx.objectives import Mixture
 
 from ._build import Parts, build
 from ._folder import Record, make_folder
@@ -56,7 +57,7 @@ def begin(
     output: Output,
     *,
     name: str,
-    describe: Callable[[Parts, int, int], str],
+    describe: Callable[[Parts, int, str], str],
 ) -> Run:
     """Makes the untrained optimizer, and the folder with what is known at the start.
 
@@ -64,7 +65,7 @@ def begin(
 
     - `given`, `out`, `output`: as in `train`.
     - `name`: that of the folder in `runs`.
-    - `describe`: `(parts, number of meta-parameters, number of coordinates) -> what is going to be done`.
+    - `describe`: `(parts, number of meta-parameters, how many coordinates) -> what is going to be done`.
 
     **Raises:** `UsageError` before anything is written.
     """
@@ -78,7 +79,7 @@ def begin(
     else:
         optimizer = parts.make_optimizer(okey)
     meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts
-    coordinates = l2o.count_coordinates(parts.family)
+    coordinates = coordinates_of(parts.family)
 
     folder = make_folder(out, Path("runs"), name)
     write_text(folder / "config.toml", to_toml(config))
@@ -91,8 +92,22 @@ def begin(
         num_meta_parameters=meta_parameters,
         num_coordinates=coordinates,
     )
-    output.say(describe(parts, meta_parameters, coordinates))
+    output.say(describe(parts, meta_parameters, _in_words(coordinates)))
     return Run(parts, output, optimizer, folder, record, key, comparison_key, pretraining_key)
+
+
+def coordinates_of(family: Any) -> int | dict[str, int]:
+    """How many coordinates objectives have; of a mixture by the name of the family."""
+    if not isinstance(family, Mixture):
+        return l2o.count_coordinates(family)
+    return {name: l2o.count_coordinates(one) for name, one in family.families.items()}
+
+
+def _in_words(coordinates: int | dict[str, int]) -> str:
+    if isinstance(coordinates, int):
+        return f"{coordinates:,}"
+    least, most = min(coordinates.values()), max(coordinates.values())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def pretrain_first(run: Run) -> None:

@@ -60,6 +60,8 @@ _TYPES = {
     "int": INT,
     "int?": dataclasses.replace(INT, optional=True),
     "float": FLOAT,
+    "text?": dataclasses.replace(TEXT, optional=True),
+    "names?": Type("list", item=TEXT, optional=True),
     "rates": Type("list", item=FLOAT, container=lambda x: tuple(sorted(set(x))), optional=True),
 }
 _ROWS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))

@@ -11,12 +11,14 @@ import l2o_eqx as l2o
 
 from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
+from ._mixture import name_of
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
 
 if TYPE_CHECKING:
     from ._build import Parts
+    from ._comparison import Comparisons
     from ._output import Output
     from ._run import Run
 
@@ -121,17 +123,17 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
         if result == "stopped":
             _stop(training)
         try:
-            comparison = run_interruptibly(lambda: _compare(training))
+            comparisons = run_interruptibly(lambda: _compare(training))
         except KeyboardInterrupt:
             files = _finish(training, "completed", comparison="interrupted")
             output.say(f"Interrupted. The trained optimizer is in {training.run.folder}.")
             output.result({"folder": str(training.run.folder), "result": "stopped", "files": files})
             interrupted()
         _finish(training, "completed", comparison="completed")
-        _report(training, comparison)
+        _report(training, comparisons)
 
 
-def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
+def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
     from ._run import describe_device
 
     config, meta = parts.config, parts.config.meta
@@ -139,7 +141,7 @@ def _intention(parts: "Parts", meta_parameters: int, coordinates: int) -> str:
     data = f"; {parts.data['description']}" if parts.data else ""
     return (
         f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
-        f"{config.objective.kind} ({coordinates:,} coordinates): {meta.super_epochs} super epochs "
+        f"{name_of(config.objective)} ({coordinates} coordinates): {meta.super_epochs} super epochs "
         f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
         f"on {describe_device()}{_untrained(parts)}"
     )
@@ -224,8 +226,6 @@ def _stop(training: _Training) -> None:
 
 
 def _finish(training: _Training, result: Literal["completed", "stopped"], **facts: Any) -> list[str]:
-    import jax.random as jr
-
     from ._run import optimizer_files
 
     done = training.done
@@ -237,10 +237,7 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
         result,
         super_epochs_done=done,
         skipped_updates=skipped,
-        failed_objectives=[
-            {"super_epoch": f.super_epoch, "restart": f.restart, "key": jr.key_data(f.key).tolist()}
-            for f in training.failed
-        ],
+        failed_objectives=[_described(failed) for failed in training.failed],
         without_gradient=list(training.without_gradient),
         optimizers=files,
         **facts,
@@ -253,6 +250,14 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
             "their keys."
         )
     return files
+
+
+def _described(failed: "l2o.FailedObjective") -> dict[str, Any]:
+    import jax.random as jr
+
+    facts = {"super_epoch": failed.super_epoch, "restart": failed.restart}
+    family = {"family": failed.family} if failed.family else {}
+    return {**facts, **family, "key": jr.key_data(failed.key).tolist()}
 
 
 def _save(training: _Training) -> None:
@@ -279,36 +284,35 @@ def _save(training: _Training) -> None:
         plots.plot_training(read_metrics(run.folder / FILE), path)
 
 
-def _compare(training: _Training) -> "l2o.Comparison":
-    from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparison, title_of, write_comparison
+def _compare(training: _Training) -> "Comparisons":
+    from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparisons, title_of, write_comparisons
 
     run = training.run
-    optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
-    comparison = run_comparison(
-        {**optimizers, **l2o.baselines_for(run.parts.family)},
+    comparisons = run_comparisons(
+        {LEARNED: training.optimizer, UNTRAINED: run.optimizer},
         run.parts,
         run.output,
         restarts=run.restarts,
         key=run.comparison_key,
     )
     facts = facts_of(training.run.parts, training.run.parts.config.seed)
-    write_comparison(training.run.folder, comparison, title=title_of(facts), facts=facts)
-    return comparison
+    write_comparisons(training.run.folder, comparisons, title=title_of(facts), facts=facts)
+    return comparisons
 
 
-def _report(training: _Training, comparison: "l2o.Comparison") -> None:
-    from ._comparison import facts_of, numbers, show_comparison, title_of
+def _report(training: _Training, comparisons: "Comparisons") -> None:
+    from ._comparison import facts_of, numbers_of, show_comparisons, title_of
     from ._run import optimizer_files
 
     folder, output = training.run.folder, training.run.output
     files = optimizer_files(training.run.parts.config)
-    show_comparison(comparison, output, title_of(facts_of(training.run.parts, 0)))
+    show_comparisons(comparisons, output, title_of(facts_of(training.run.parts, 0)))
     first = folder / files[0]
     output.say(
         f"Everything is in {folder}. Compare on other draws, longer, or on something else: "
         f"`l2o evaluate {folder}`. In Python: `l2o_eqx.load({str(first)!r})`."
     )
-    result = {"folder": str(folder), "result": "completed", "files": files, **numbers(comparison)}
+    result = {"folder": str(folder), "result": "completed", "files": files, **numbers_of(comparisons)}
     if training.taken is not None:
         result["taken"] = training.taken
     if training.run.pretraining:

@@ -7,6 +7,7 @@ from ._batch import count_coordinates as count_coordinates
 from ._batch import params_shapes as params_shapes
 from ._batch import sample_objectives as sample_objectives
 from ._bowl import Bowl as Bowl
+from ._choice import Choice as Choice
 from ._classifiers import ACTIVATIONS as ACTIVATIONS
 from ._classifiers import HELD_OUT_ACTIVATIONS as HELD_OUT_ACTIVATIONS
 from ._classifiers import MLP as MLP
@@ -48,3 +49,5 @@ from ._sparse_gradients import SparseGradients as SparseGradients
 from ._spectral_quadratic import SpectralQuadratic as SpectralQuadratic
 from ._sum import Sum as Sum
 from ._synthetic_classification import SyntheticClassification as SyntheticClassification
+from ._wichrowska import Wichrowska as Wichrowska
+from ._wichrowska import WichrowskaHeldOut as WichrowskaHeldOut

@@ -94,8 +94,8 @@ class PlacedFamilies:
     def at(self, name: str, state: MetaState) -> tuple[MetaState, AbstractObjectiveFamily, Placement]:
         """The first arguments of `compiled_step`, for a super epoch of the family of this name."""
         if name not in self._placed:
-            state, *there = self._place(state, self.families[name])
-            self._placed[name] = (there[0], there[1])
+            state, family, placement = self._place(state, self.families[name])
+            self._placed[name] = family, placement
         elif self._last != self._placed[name][1]:
             state, *_ = self._place(state, self._placed[name][0])
         family, placement = self._placed[name]

@@ -228,6 +228,9 @@ ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "scaled": lambda: objectives.Scaled(objectives.Booth(), 0.1, 10.0, (0.5, 2.0)),
     "rescaled": lambda: objectives.Rescaled(objectives.Ackley(), 2.0, 0.1),
     "sum": lambda: objectives.Sum(objectives.Beale(), objectives.Projection(2, 8, 2)),
+    "choice": lambda: objectives.Choice(
+        {"ackley": objectives.Ackley(3), "tang": objectives.StyblinskiTang(3)}
+    ),
 }
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {

@@ -17,7 +17,7 @@ def with_families(table: dict[str, Any], label: str) -> dict[str, Any]:
     - `table`: as given; other settings of the families may stand in `families`.
     - `label`: what an error blames.
 
-    **Raises:** `UsageError` for a name that is there twice.
+    **Raises:** `UsageError` for a name that is there twice, or `families` that are no table.
     """
     names = names_in(table.get("kind"))
     if len(names) < 2:
@@ -26,6 +26,8 @@ def with_families(table: dict[str, Any], label: str) -> dict[str, Any]:
     if twice:
         raise UsageError(f"{label}: {twice[0]!r} is named twice; objective.weights says how often it counts")
     given = table.get("families") or {}
+    if not isinstance(given, dict):
+        raise UsageError(f"setting 'objective.families': got {given!r}, must be a table")
     families = {name: as_table(given.get(name)) for name in (*names, *given)}
     kinds = dict.fromkeys(names)
     made = {name: {**({"kind": name} if name in kinds else {}), **one} for name, one in families.items()}

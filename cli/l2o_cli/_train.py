@@ -152,12 +152,16 @@ def _untrained(parts: "Parts") -> str:
     # Of strategies whose windows may leave a rest.
     num_trained_steps = getattr(parts.strategy, "num_trained_steps", lambda num_steps: num_steps)
     rest = num_steps - num_trained_steps(num_steps)
+    if not rest:
+        return ""
+    if getattr(parts.strategy, "random_phase", False):
+        return f". Windows begin anywhere (--random-phase): {rest} steps of each super epoch train nothing"
     what = (
         "step of each super epoch fills no window and trains"
         if rest == 1
-        else ("steps of each super epoch fill no window and train")
+        else "steps of each super epoch fill no window and train"
     )
-    return f". The last {rest} {what} nothing (--remainder)" if rest else ""
+    return f". The last {rest} {what} nothing (--remainder)"
 
 
 def _meta_train(training: _Training) -> None:

@@ -4,7 +4,8 @@
     python benchmarks/wichrowska.py judge --out docs/quality
     python benchmarks/wichrowska.py table --out docs/quality
 
-The measure is the mean of ln(f/f_1 + 1e-6) over the last 20 steps and the draws. What is finished is kept in the folder of `--out` and taken up by the same command.
+The measure is the mean of ln(f/f_1 + 1e-6) over the last 20 steps and the draws. What is finished is kept
+in the folder of `--out` and taken up by the same command.
 """
 
 import json

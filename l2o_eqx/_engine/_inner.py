@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._misc import add_updates, at_least_float32
 from .._types import Keys, Params, State, StepNumber
 from ..objectives import AbstractObjective, ObjectiveBatch
-from ..optimizers import AbstractLayout, AbstractOptimizer, FromOptax, Seen
+from ..optimizers import AbstractLayout, AbstractOptimizer, Seen
 from ._layout import BatchState, batched_update
 from ._losses import GRADS, differentiable_losses_and_grads, loss_function, losses_and_grads, select
 
@@ -95,8 +95,8 @@ def run_steps(
         params, state = carry
         losses, grads, states = losses_and_grads(objectives, params, step, keys, state.of_objectives)
         laid_out, searched = state.layout.lay_out(grads), None
-        if isinstance(optimizer, FromOptax):
-            updates, state, searched = _update_from_optax(
+        if optimizer.takes_value_fn():
+            updates, state, searched = _update_with_value_fn(
                 optimizer, objectives, losses, grads, state, params, step, keys
             )
         else:
@@ -181,8 +181,8 @@ def run_training_steps(
     return params, state, Record(losses, grads, sound, outer)
 
 
-def _update_from_optax(optimizer, objectives, losses, grads, state, params, step, keys):
-    # As `batched_update`, with all that optax's transformations may want.
+def _update_with_value_fn(optimizer, objectives, losses, grads, state, params, step, keys):
+    # As `batched_update`, with all that line searches and optax's transformations may want.
     def one(own, objective_state, key, loss, grads, arrays, params):
         function = loss_function(objectives, own, objective_state, step, key)
 

@@ -78,6 +78,14 @@ class AbstractOptimizer(eqx.Module):
         """
         return self.wants()
 
+    def takes_value_fn(self) -> bool:
+        """Whether its `update` takes a keyword more, `value_fn`: f of the step at hand, to evaluate anywhere.
+
+        Line searches need it. It is handed over where optimizers are evaluated and compared, not where they
+        are trained; wrappers do not pass it on. By default no.
+        """
+        return False
+
     def initial_params(self, params: Params) -> Params:
         """Where an inner run begins that was drawn to begin at `params`; by default there.
 

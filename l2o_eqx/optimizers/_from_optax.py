@@ -32,6 +32,10 @@ class FromOptax(AbstractOptimizer):
     def wants(self) -> frozenset[str]:
         return frozenset({"value"}) if _cannot_do_without_value(self.transformation) else frozenset()
 
+    def takes_value_fn(self) -> bool:
+        """Whether the transformation takes `value`, `grad` or `value_fn`."""
+        return bool(_extra_arguments(self.transformation, frozenset({"value", "grad", "value_fn"})))
+
     def update(
         self,
         grads: Params,

@@ -668,7 +668,7 @@ def test_all_baselines_take_part_and_a_comparison_can_be_interrupted(monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", ALL_BASELINES)
-    monkeypatch.setattr("l2o_cli._comparison.run_comparison", interrupt)
+    monkeypatch.setattr("l2o_cli._comparison.run_comparisons", interrupt)
     settings = (*TINY, "--normalization", "part", "--weighting", "linear", "--super-epochs", 1)
     output = l2o_cli("train", *settings, "--out", "out", code=130).output
     assert "The trained optimizer is in out" in output
@@ -712,11 +712,12 @@ def _only_adam(monkeypatch):
 # Ctrl-C.
 
 
-def test_the_first_interrupt_ends_the_training_in_good_order(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_interrupt_ends_the_training_in_good_order(asked, tmp_path):
     process = start("train", *TINY, "--super-epochs", 1_000_000, "--out", "out")
     # A row is written before the super epoch counts as done.
     _wait_for(tmp_path / "out" / "metrics.jsonl", process, num_lines=2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stderr == ""
     assert "Stopping when this super epoch is over" in stdout and "optimizer.safetensors" in stdout
@@ -746,11 +747,11 @@ def _wait_for(path, process, num_lines=1):
 
 
 def test_interruptible_work_returns_and_raises_as_if_called():
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     assert run_interruptibly(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         run_interruptibly(lambda: 1 / 0)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_interrupts_are_announced_once():

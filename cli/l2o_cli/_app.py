@@ -21,6 +21,8 @@ COMMANDS = {
     "objectives": "List what can be minimized, describe one family, or draw it.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
+# What entry points of a checkout add.
+_OF_THE_REPOSITORY = ("bench", "reproduce")
 
 
 class _Command(TyperCommand):
@@ -68,6 +70,11 @@ class _Commands(TyperGroup):
         if not name.startswith("-") and not ctx.resilient_parsing:
             from ._errors import UsageError, suggestion
 
+            if name in _OF_THE_REPOSITORY:
+                raise UsageError(
+                    f"{name!r} comes with the repository, not with the package: clone it, and "
+                    "`pip install -e '.[reproduction]'` there"
+                )
             raise UsageError(f"there is no command {name!r}; {suggestion(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 

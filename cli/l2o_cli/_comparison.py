@@ -235,7 +235,7 @@ def _searching(comparison: l2o.Comparison) -> bool:
 
 def _spread(medians: Any) -> str:
     names = ("min", "25 %", "median", "75 %", "max")
-    values = np.quantile(medians, (0, 0.25, 0.5, 0.75, 1), method="nearest")
+    values = np.quantile(medians, (0, 0.25, 0.5, 0.75, 1))
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while compiled code runs."""
+"""Ctrl-C, and what ends a program from outside, while compiled code runs."""
 
 import os
 import signal
@@ -12,6 +12,8 @@ import typer
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
+# A terminal that is closed, a scheduler that ends a job: as Ctrl-C. There is no SIGHUP on Windows.
+_ENDING = tuple({signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
 
 
 class _Abandoned:
@@ -26,8 +28,8 @@ def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | N
     **Arguments:**
 
     - `work`: what to run.
-    - `on_first`: called at the first Ctrl-C instead of giving up, which it does if it raises
-        `KeyboardInterrupt`; the second one gives up.
+    - `on_first`: called at the first Ctrl-C, SIGTERM or SIGHUP instead of giving up, which it does if it
+        raises `KeyboardInterrupt`; the second one gives up.
 
     **Returns:** what `work` returns.
 
@@ -44,13 +46,19 @@ def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | N
         except BaseException as error:
             outcome["error"] = error
 
-    previous = signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+    previous = {
+        one: signal.signal(one, lambda number, frame: signals.append(number))
+        for one in _ENDING
+        # What is ignored, as under nohup, stays so.
+        if signal.getsignal(one) is not signal.SIG_IGN
+    }
     try:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         _wait(thread, signals, on_first)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]

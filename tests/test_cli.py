@@ -294,6 +294,14 @@ VALUES |= {
     "optimizer.weight_decay": ("0.5", 0.5),
     "optimizer.output.start": ("0.5", 0.5),
     "optimizer.max_delta": ("0.5", 0.5),
+    "validation.eps": ("0.5", 0.5),
+    "validation.objective": ("booth", "booth"),
+    "evaluation.against": ("Adam,SGD", ("Adam", "SGD")),
+    "objective.outer": ("training", "training"),
+    "objective.outer_batch_size": ("7", 7),
+    "strategy.random_phase": ("", True),
+    "strategy.sizes": ("7", 7),
+    "strategy.least": ("0.5", 0.5),
     "strategy.estimator.kind": ("es", "es"),
     "strategy.estimator.constants": ("state", frozenset({"state"})),
     "strategy.estimator.recompute": ("", True),
@@ -668,7 +676,7 @@ def test_all_baselines_take_part_and_a_comparison_can_be_interrupted(monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", ALL_BASELINES)
-    monkeypatch.setattr("l2o_cli._comparison.run_comparisons", interrupt)
+    monkeypatch.setattr("l2o_cli._comparison._run_comparison", interrupt)
     settings = (*TINY, "--normalization", "part", "--weighting", "linear", "--super-epochs", 1)
     output = l2o_cli("train", *settings, "--out", "out", code=130).output
     assert "The trained optimizer is in out" in output

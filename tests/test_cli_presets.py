@@ -24,6 +24,8 @@ from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
 
 import l2o_eqx as l2o
+from l2o_eqx.objectives import params_shapes
+from l2o_eqx.objectives._mixture import families_of
 
 CASES = [(preset, objective) for preset, lines in PRESETS.items() for objective in lines]
 EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
@@ -31,7 +33,7 @@ EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
 
 def settings(preset, objective):
     data = {"data": "embedded"} if objective == "mnist" else {}
-    kind = "rosenbrock" if objective == OTHER_OBJECTIVES else objective
+    kind = {OTHER_OBJECTIVES: "rosenbrock", "mixture": "quadratic,booth"}.get(objective, objective)
     return {"preset": preset, "objective": {"kind": kind, **data}}
 
 
@@ -55,8 +57,9 @@ def test_presets_build_and_survive_toml(preset, objective):
     assert again == parts.config == build(again).config
     optimizer = parts.make_optimizer(jr.key(0))
     assert type(optimizer).__name__.lower() == parts.config.optimizer.kind.replace("-", "")
-    params = jax.eval_shape(lambda key: parts.family.sample(key).init(key), jr.key(0))
-    jax.eval_shape(lambda params: optimizer.init_for(params, parts.config.meta.num_steps), params)
+    for family in families_of(parts.family).values():
+        params = params_shapes(family)
+        jax.eval_shape(lambda params: optimizer.init_for(params, parts.config.meta.num_steps), params)
 
 
 @EVERY

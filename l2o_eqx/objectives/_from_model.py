@@ -4,17 +4,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, State, StepNumber
-from ._base import AbstractObjective, AbstractObjectiveFamily
+from .._types import State, StepNumber
+from ._base import AbstractObjectiveFamily
 from ._minibatch import minibatch_indices, take_batch
-from ._model_loss import ModelLoss, clone, differentiated, without_states
-
-# What a loss draws with is folded out of an objective's key with a number that no step or epoch has.
-_LOSS = 2**31 - 7
+from ._model_loss import ModelLoss
+from ._model_objective import AbstractModelObjective, draw_model
 
 
 class FromModel(AbstractObjectiveFamily):
@@ -108,13 +105,10 @@ class FromModel(AbstractObjectiveFamily):
         return self.num_examples // self.batch_size
 
     def sample(self, key: PRNGKeyArray) -> "ModelObjective":
-        model, state = self.loss.make(self.make_model, key)
-        if self.trainable is None:
-            batch = take_batch(self.data, jnp.arange(self.batch_size))
-            spec = differentiated(self.loss, model, state, batch)
-        else:
-            spec = without_states(model, self.trainable)
-        static = eqx.filter(model, spec, inverse=True)
+        def batch():
+            return take_batch(self.data, jnp.arange(self.batch_size))
+
+        static, spec, state = draw_model(self.loss, self.make_model, self.trainable, batch, key)
         return ModelObjective(self.make_model, static, self.loss, self.data, self.batch_size, spec, state)
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
@@ -133,12 +127,8 @@ class FromModel(AbstractObjectiveFamily):
         }
 
 
-class ModelObjective(AbstractObjective):
-    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`.
-
-    `state` is the model's state, if it has any: the initial one, or the one that the objective was put in by
-    `with_state`, such as that of the end of a run for `evaluate(measure=...)`.
-    """
+class ModelObjective(AbstractModelObjective):
+    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`."""
 
     make_model: Callable[[PRNGKeyArray], Any]
     static: PyTree
@@ -148,42 +138,7 @@ class ModelObjective(AbstractObjective):
     trainable: PyTree
     state: State = None
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        return eqx.filter(self.loss_fn.make(self.make_model, key)[0], self.trainable)
-
-    def init_state(self, key: PRNGKeyArray) -> State:
-        return self.loss_fn.make(self.make_model, key)[1] if self.loss_fn.takes_state else None
-
-    def with_state(self, state: State) -> "ModelObjective":
-        return ModelObjective(
-            self.make_model,
-            self.static,
-            self.loss_fn,
-            self.data,
-            self.batch_size,
-            self.trainable,
-            clone(state),
-        )
-
-    def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        return self._call(params, step, key)[0]
-
-    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
-        loss, state, _ = self._call(params, step, key)
-        return loss, state
-
-    def loss_and_aux(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, PyTree]:
-        """`loss`, and the auxiliary output of the loss; `None` without `has_aux`."""
-        loss, _, aux = self._call(params, step, key)
-        return loss, aux
-
-    def _call(self, params, step, key):
+    def batch(self, step: StepNumber, key: PRNGKeyArray) -> PyTree:
         num_examples = jax.tree.leaves(self.data)[0].shape[0]
         indices = minibatch_indices(step, key, num_examples=num_examples, batch_size=self.batch_size)
-        batch = take_batch(self.data, indices)
-        drawn = jr.fold_in(jr.fold_in(key, _LOSS), step) if self.loss_fn.takes_key else None
-        return self.loss_fn(self.model(params), batch, self.state, drawn)
-
-    def model(self, params: Params) -> Any:
-        """The whole model with the weights `params`."""
-        return eqx.combine(params, self.static)
+        return take_batch(self.data, indices)

@@ -1,6 +1,5 @@
 """Tasks of few examples and learners of their start: definitions written out by hand, and what follows."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,8 +11,8 @@ from jax import lax
 
 import l2o_eqx as l2o
 from l2o_eqx.estimators import Backprop, Replay
-from l2o_eqx.objectives import FewShot, FewShotObjective, Sinusoid
-from l2o_eqx.optimizers import MAML, GradientDescent, LearnedStart, LearnedMomentum, moves_head
+from l2o_eqx.objectives import FewShotObjective, Sinusoid
+from l2o_eqx.optimizers import MAML, moves_head
 from l2o_eqx.strategies import OncePerSuperEpoch
 from l2o_eqx.weightings import FinalOnly
 
@@ -80,7 +79,9 @@ def _by_hand(start, tasks, num_steps, rate, *, first_order):
             grads = jax.grad(error)(weights, support)
             if first_order:
                 grads = lax.stop_gradient(grads)
-            weights = [w - rate(learned, step, i) * g for i, (w, g) in enumerate(zip(weights, grads))]
+            weights = [
+                w - rate(learned, step, i) * g for i, (w, g) in enumerate(zip(weights, grads, strict=True))
+            ]
         return error(weights, query)
 
     def of_all(trained):
@@ -127,7 +128,7 @@ def test_the_meta_gradient_is_that_of_the_loop_by_hand(name, estimator):
         tasks = [FAMILY.sample(k) for k in jr.split(jr.split(jr.fold_in(KEY, 0), 3)[0], 2)]
         stacked = [
             jax.tree.map(lambda *x: jnp.stack(x), *sets)
-            for sets in zip(*((t.support, t.query) for t in tasks))
+            for sets in zip(*((t.support, t.query) for t in tasks), strict=True)
         ]
         trained = (jax.tree.leaves(learner.start), jax.tree.leaves(learner.inner))
         loss, grads = _by_hand(trained, stacked, 3, rate, first_order=estimator != "true")

@@ -78,14 +78,8 @@ class FewShot(AbstractObjectiveFamily):
                 f"Got {type(task).__name__}.",
                 argument="sample_task",
             )
-        return self.on(*task, key=mkey)
-
-    def on(self, support: PyTree, query: PyTree, *, key: PRNGKeyArray) -> "FewShotObjective":
-        """The task with these two sets; `key` draws what of the model is not trained."""
-        loss = self.loss
-        static, spec, state = draw_model(loss, self.make_model, self.trainable, lambda: support, key)
-        return FewShotObjective(
-            self.make_model, static, loss, support, query, spec, state, query_mode=self.query_mode
+        return task_of(
+            self.loss, self.make_model, self.trainable, *task, query_mode=self.query_mode, key=mkey
         )
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
@@ -131,3 +125,18 @@ class FewShotObjective(AbstractModelObjective):
 
     def is_judged_by_outer_loss(self) -> bool:
         return True
+
+
+def task_of(
+    loss: ModelLoss,
+    make_model: Callable[[PRNGKeyArray], Any],
+    trainable: PyTree | None,
+    support: PyTree,
+    query: PyTree,
+    *,
+    query_mode: QueryMode = "training",
+    key: PRNGKeyArray,
+) -> FewShotObjective:
+    """The task with these two sets, for a family's model and loss; `key` draws what is not trained."""
+    static, spec, state = draw_model(loss, make_model, trainable, lambda: support, key)
+    return FewShotObjective(make_model, static, loss, support, query, spec, state, query_mode=query_mode)

@@ -29,9 +29,10 @@ class SineTask(eqx.Module):
     interval: tuple[float, float] = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> tuple[Points, Query]:
-        akey, pkey, skey, qkey = jr.split(key, 4)
-        amplitude = jr.uniform(akey, (), minval=self.amplitude[0], maxval=self.amplitude[1])
-        phase = jr.uniform(pkey, (), minval=self.phase[0], maxval=self.phase[1])
+        ckey, skey, qkey = jr.split(key, 3)
+        # Together, since what draws takes long to compile.
+        least, most = jnp.asarray([self.amplitude, self.phase]).T
+        amplitude, phase = jr.uniform(ckey, (2,), minval=least, maxval=most)
 
         def draw(key, count):
             x = jr.uniform(key, (count, 1), minval=self.interval[0], maxval=self.interval[1])

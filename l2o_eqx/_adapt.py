@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._checks import check_sizes
 from ._errors import ArgumentError
 from ._unroll import unroll
 from .objectives import AbstractModelObjective, FewShot, FewShotObjective, FromModel
@@ -35,16 +34,19 @@ def adapt(
     - `objective`: knows the model and its loss: the family that the learner was trained on, `FromModel` of
         the same model, or a task that was drawn from one.
     - `support`: a batch as the loss takes it; may be left out of a task that has its own.
-    - `steps`: how many.
+    - `steps`: how many; 0 for the model at its start.
     - `key`: what dropout and whatever else is drawn; by default always the same.
 
     **Returns:** the adapted model, of the kind that `make_model` makes; if the loss takes a state, the pair
     of model and state where the steps ended.
 
-    **Raises:** `ValueError` for fewer than one step, a missing `support`, and a start of other shapes than
-    the model's.
+    **Raises:** `ValueError` for a negative number of steps, a missing `support`, and a start of other shapes
+    than the model's.
     """
-    check_sizes("adapt", steps=steps)
+    if steps < 0:
+        raise ArgumentError(
+            f"`adapt(steps={steps})`: there cannot be fewer than none.", argument="steps", given=steps
+        )
     if support is None:
         if not isinstance(objective, FewShotObjective):
             raise ArgumentError(
@@ -61,10 +63,13 @@ def adapt(
 def _adapt(optimizer, objective, support, steps, key):
     task = _on(objective, support, key)
     params = optimizer.initial_params(task.init(key))
-    state = optimizer.init_for(params, steps)
-    run = unroll(optimizer, task, params, state, steps, key=key)
-    model = task.model(run.params)
-    return (model, run.objective_state) if task.loss_fn.takes_state else model
+    model_state = task.init_state(key)
+    if steps:
+        state = optimizer.init_for(params, steps)
+        run = unroll(optimizer, task, params, state, steps, key=key, objective_state=model_state)
+        params, model_state = run.params, run.objective_state
+    model = task.model(params)
+    return (model, model_state) if task.loss_fn.takes_state else model
 
 
 def _on(objective, support, key):

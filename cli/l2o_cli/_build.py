@@ -29,7 +29,7 @@ from ._signatures import Parameter
 from ._tables import settings
 
 # Far from the small numbers that splitting the seed's key amounts to, and from that of the pretraining.
-_VALIDATION = 1001
+_VALIDATION, _START = 1001, 1002
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,11 @@ class _Context:
 
     @functools.cached_property
     def params(self) -> Any:
-        return None if self.family is None else objectives.params_shapes(self.family)
+        # As they are drawn for a run, for those that learn where to begin.
+        if self.family is None:
+            return None
+        key = jr.fold_in(self.key, _START)
+        return self.family.sample(key).init(key)
 
 
 def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) -> Any:

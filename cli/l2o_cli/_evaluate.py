@@ -115,6 +115,7 @@ def run(
     from ._build import build
     from ._card import keep_card, run_card
     from ._comparison import LEARNED, facts_of, numbers, show_comparison, title_of, write_comparison
+    from ._few_shot import write_fits
 
     files = files_of(source)
     check_free(out)
@@ -135,6 +136,7 @@ def run(
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
         write_comparison(folder, comparison, title=title, facts=facts)
+        write_fits(folder, {LEARNED: optimizer}, parts, restarts=restarts)
     show_comparison(comparison, output, title)
     if folder:
         output.say(f"Curves and numbers are in {folder}.")

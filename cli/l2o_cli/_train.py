@@ -195,6 +195,7 @@ def _meta_train(training: _Training) -> None:
             restarts=training.run.restarts,
             validation=parts.validation,
             average=meta.average,
+            per_call=meta.per_call,
             key=training.run.key,
             callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
         )
@@ -281,9 +282,14 @@ def _save(training: _Training) -> None:
 
 def _compare(training: _Training) -> "l2o.Comparison":
     from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparison, title_of, write_comparison
+    from ._few_shot import JOINT, can_be_joint, train_jointly, write_fits
 
     run = training.run
     optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
+    if can_be_joint(run.parts, run.optimizer):
+        optimizers[JOINT] = train_jointly(
+            run.optimizer, run.parts, run.output, restarts=run.restarts, key=run.comparison_key
+        )
     comparison = run_comparison(
         {**optimizers, **l2o.baselines_for(run.parts.family)},
         run.parts,
@@ -293,6 +299,8 @@ def _compare(training: _Training) -> "l2o.Comparison":
     )
     facts = facts_of(training.run.parts, training.run.parts.config.seed)
     write_comparison(training.run.folder, comparison, title=title_of(facts), facts=facts)
+    learners = {name: optimizers[name] for name in (LEARNED, JOINT) if name in optimizers}
+    write_fits(run.folder, learners, run.parts, restarts=run.restarts)
     return comparison
 
 

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -67,7 +66,7 @@ def Sinusoid(
     hidden_sizes: tuple[int, ...] = (40, 40),
     *,
     amplitude: tuple[float, float] = (0.1, 5.0),
-    phase: tuple[float, float] = (0.0, math.pi),
+    phase: tuple[float, float] = (0.0, 3.141592653589793),
     interval: tuple[float, float] = (-5.0, 5.0),
 ) -> FewShot:
     """Sine curves from a few points, MAML's regression: a ReLU network learns a curve in a few steps.

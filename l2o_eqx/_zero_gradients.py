@@ -44,7 +44,7 @@ class GradientWatch:
         self.num_updates = 0
         self.judged = False
 
-    def after(self, reached: Bool[Array, "*restarts leaves"], num_updates: int) -> tuple[str, ...]:
+    def after(self, reached: Bool[np.ndarray, "*restarts leaves"], num_updates: int) -> tuple[str, ...]:
         """Takes note of a super epoch.
 
         **Arguments:**

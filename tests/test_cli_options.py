@@ -53,7 +53,7 @@ def test_every_exported_class_that_can_be_made_is_a_kind():
             for name, x in vars(folder).items()
             if isinstance(x, type) and issubclass(x, getattr(folder, abstract)) and not inspect.isabstract(x)
         }
-        assert classes - kinds <= {"FromModel", "FromOptax"}, group
+        assert classes - kinds <= {"FewShot", "FromModel", "FromOptax"}, group
 
 
 def test_names_of_kinds():

@@ -10,6 +10,7 @@ import pytest
 from l2o_cli._build import build
 from l2o_cli._errors import UsageError
 from l2o_cli._estimator import IN_SHORT
+from l2o_cli._kinds import load
 from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import (
     _with_names_of_today,
@@ -40,7 +41,11 @@ def in_short(estimator):
     clip = None
     if estimator["kind"] == "clipped-per-objective":
         clip, estimator = estimator["max_norm"], estimator["inner"]
-    return {"order": "first" if estimator["constants"] else "second", "objective_clip": clip}
+    return {
+        "order": "first" if estimator["constants"] else "second",
+        "activations": "keep" if estimator["kind"] == "backprop" else "auto",
+        "objective_clip": clip,
+    }
 
 
 def at(config, name):
@@ -54,7 +59,8 @@ def test_presets_build_and_survive_toml(preset, objective):
     again = resolve([tomllib.loads(to_toml(parts.config))])
     assert again == parts.config == build(again).config
     optimizer = parts.make_optimizer(jr.key(0))
-    assert type(optimizer).__name__.lower() == parts.config.optimizer.kind.replace("-", "")
+    maker = load("optimizers", parts.config.optimizer.kind)
+    assert type(optimizer) is (maker if isinstance(maker, type) else maker.__annotations__["return"])
     params = jax.eval_shape(lambda key: parts.family.sample(key).init(key), jr.key(0))
     jax.eval_shape(lambda params: optimizer.init_for(params, parts.config.meta.num_steps), params)
 

@@ -64,7 +64,7 @@ class GradientDescent(AbstractOptimizer):
 
     def __init__(
         self,
-        params: Params,
+        params: PyTree,
         learning_rate: float = 0.01,
         *,
         rates: Rates = "tree",

@@ -40,7 +40,7 @@ class LearnedStart(AbstractOptimizer):
     start: Params = eqx.field(converter=_arrays_of)
 
     @classmethod
-    def make(cls, inner: AbstractOptimizer, params: Params) -> "LearnedStart":
+    def make(cls, inner: AbstractOptimizer, params: PyTree) -> "LearnedStart":
         """As the constructor, with `params` for the start; how the command line makes one.
 
         **Arguments:**
@@ -98,7 +98,7 @@ class LearnedStart(AbstractOptimizer):
 
 
 def MAML(
-    params: Params,
+    params: PyTree,
     learning_rate: float = 0.01,
     *,
     rates: Rates = "fixed",

@@ -1,20 +1,18 @@
 """Tasks of few examples and learners of their start: definitions written out by hand, and what follows."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 import pytest
 from helpers import assert_trees_close
-from jax import lax
 
 import l2o_eqx as l2o
-from l2o_eqx.estimators import Backprop, Replay
-from l2o_eqx.objectives import FewShotObjective, Sinusoid
-from l2o_eqx.optimizers import MAML, moves_head
-from l2o_eqx.strategies import OncePerSuperEpoch
-from l2o_eqx.weightings import FinalOnly
+from l2o_eqx.objectives import FewShot, FewShotObjective, FromModel, Scaled, Sinusoid
+from l2o_eqx.optimizers import MAML
 
 KEY = jr.key(0)
 # With a layer between the first and the last one, so that the head is not half of it.
@@ -66,75 +64,149 @@ def _network(weights, x):
     return jax.nn.relu(x @ w2.T + b2[None]) @ w3.T + b3[None]
 
 
-def _by_hand(start, tasks, num_steps, rate, *, first_order):
-    """Finn et al.'s algorithm 1, unrolled. `rate(learned, step, leaf)` of every leaf."""
-
-    def error(weights, points):
-        x, y = points
-        return jnp.mean((_network(weights, x) - y) ** 2)
-
-    def of_task(trained, support, query):
-        weights, learned = trained
-        for step in range(num_steps):
-            grads = jax.grad(error)(weights, support)
-            if first_order:
-                grads = lax.stop_gradient(grads)
-            weights = [
-                w - rate(learned, step, i) * g for i, (w, g) in enumerate(zip(weights, grads, strict=True))
-            ]
-        return error(weights, query)
-
-    def of_all(trained):
-        return jnp.mean(jax.vmap(of_task, in_axes=(None, 0, 0))(trained, *tasks))
-
-    return jax.jit(jax.value_and_grad(of_all))(start)
+def test_evaluations_show_the_query_set():
+    """So do those of a wrapper; the steps are those on the support set."""
+    learner = MAML(start_of(FAMILY), 0.05)
+    keys = jr.split(jr.key(5), 2)
+    found = l2o.evaluate(learner, FAMILY, num_steps=2, num_objectives=2, key=jr.key(5)).losses
+    for row, key in zip(found, keys, strict=True):
+        okey, _, lkey = jr.split(key, 3)
+        task = FAMILY.sample(okey)
+        adapted = l2o.adapt(learner, task)
+        after = np.mean((np.asarray(jax.vmap(adapted)(task.query[0])) - np.asarray(task.query[1])) ** 2)
+        np.testing.assert_allclose(row, [task.outer_loss(learner.start, 0, lkey), after], rtol=1e-5)
+    scaled = Scaled(FAMILY, 2.0, 2.0)
+    twice = l2o.evaluate(learner, scaled, num_steps=1, num_objectives=2, key=jr.key(5)).losses
+    tasks = [scaled.sample(jr.split(k, 3)[0]).objective for k in keys]
+    np.testing.assert_allclose(
+        twice[:, 0], [2 * t.outer_loss(learner.start, 0, KEY) for t in tasks], rtol=1e-5
+    )
 
 
-# Settings of the learner, and the rate of a leaf that they stand for. Leaves 4 and 5 are the head.
-LEARNERS = {
-    "maml": ({}, lambda learned, step, i: 0.1),
-    "meta_sgd": ({"rates": "entry"}, lambda learned, step, i: learned[i]),
-    "maml++": ({"rates": "leaf", "num_rates": 2}, lambda learned, step, i: learned[i][min(step, 1)]),
-    "one_rate": ({"rates": "tree"}, lambda learned, step, i: learned[0]),
-    "anil": (
-        {"rates": "leaf", "moving": moves_head},
-        lambda learned, step, i: learned[i - 4] if i >= 4 else 0.0,
-    ),
-}
+class Normed(eqx.Module):
+    """BatchNorm and dropout before a linear layer."""
+
+    norm: eqx.nn.BatchNorm
+    dropout: eqx.nn.Dropout
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.norm = eqx.nn.BatchNorm(1, "batch", mode="batch", momentum=0.5)
+        self.dropout = eqx.nn.Dropout(0.5)
+        self.out = eqx.nn.Linear(1, 1, key=key)
+
+    def __call__(self, x, state, key):
+        x, state = self.norm(x, state)
+        return self.out(self.dropout(x, key=key)), state
+
+
+def predictions(model, x, state, key):
+    call = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
+    return call(x, state, jr.split(key, len(x)))
+
+
+TRACES: list[Any] = []
+
+
+def error_and_predictions(model, batch, state, key):
+    """The predictions as auxiliary output."""
+    TRACES.append(batch)
+    x, y = batch
+    found, state = predictions(model, x, state, key)
+    return jnp.mean((found - y) ** 2), (state, found)
+
+
+def make_normed(key):
+    return eqx.nn.make_with_state(Normed)(key)
+
+
+def normed(query_mode="training"):
+    task = Sinusoid(6, 4).sample_task
+    return FewShot(make_normed, error_and_predictions, task, has_aux=True, query_mode=query_mode)
+
+
+@pytest.mark.parametrize("query_mode", ["training", "inference"])
+def test_which_statistics_the_query_set_is_scaled_by(query_mode):
+    """Its own in training mode; those of the support set in inference mode, where dropout is off."""
+    family = normed(query_mode)
+    task, params = family.sample(KEY), start_of(family)
+    _, state = task.loss_and_state(params, 0, KEY)
+    after = task.with_state(state)
+    x, y = task.query
+    others = FewShotObjective(
+        after.make_model,
+        after.static,
+        after.loss_fn,
+        after.support,
+        (x.at[1:].add(3.0), y),
+        after.trainable,
+        state,
+        query_mode=query_mode,
+    )
+    found, moved = (t.outer_loss_and_aux(params, 1, KEY)[1] for t in (after, others))
+    model = eqx.nn.inference_mode(task.model(params))
+    expected, _ = predictions(model, x, state, KEY)
+    if query_mode == "inference":
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_array_equal(found[0], moved[0])
+        assert after.outer_loss(params, 1, KEY) == after.outer_loss(params, 2, jr.key(9))
+    else:
+        seen = (x - x.mean()) / jnp.sqrt(x.var() + model.norm.eps)
+        kept = jax.vmap(model.out)(2 * seen)
+        # Half of the entries are dropped, the others doubled.
+        assert np.all(np.isclose(found, kept, rtol=1e-4) | np.isclose(found, model.out.bias[0]))
+        assert after.outer_loss(params, 1, KEY) != after.outer_loss(params, 2, KEY)
+    # The query set leaves the state alone, the support set does not.
+    assert not eqx.tree_equal(state, task.state)
+
+
+def test_adapting_a_model_with_a_state_compiles_once_and_returns_both():
+    family = normed()
+    learner = MAML(start_of(family), 0.1)
+    tasks = [family.sample(k) for k in jr.split(KEY, 2)]
+    TRACES.clear()
+    (model, state), _ = [l2o.adapt(learner, family, t.support, steps=3, key=KEY) for t in tasks]
+    count = len(TRACES)
+    assert count > 0
+    l2o.adapt(learner, family, tuple(map(np.asarray, tasks[1].support)), steps=3, key=KEY)
+    assert len(TRACES) == count
+    assert isinstance(model, Normed)
+    # The same by hand, step by step.
+    task, params = tasks[0], learner.start
+    for t in range(3):
+        grads, after = eqx.filter_grad(
+            lambda p, t=t, task=task: task.loss_and_state(p, t, KEY), has_aux=True
+        )(params)
+        params, task = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), task.with_state(after)
+    assert_trees_close(eqx.filter(model, eqx.is_inexact_array), params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(jax.tree.leaves(state), jax.tree.leaves(task.state), rtol=1e-5, atol=1e-6)
+
+
+def test_adapting_from_whatever_knows_the_model_is_the_same():
+    learner, task = MAML(start_of(FAMILY), 0.1), FAMILY.sample(KEY)
+    data = FromModel(FAMILY.make_model, FAMILY.loss_fn, task.support, 3)
+
+    def weights(model):
+        assert callable(model.activation)
+        return jax.tree.leaves(eqx.filter(model, eqx.is_array))
+
+    expected = weights(l2o.adapt(learner, task, steps=2))
+    for known in (FAMILY, data, data.sample(KEY)):
+        assert_trees_close(weights(l2o.adapt(learner, known, task.support, steps=2)), expected)
+    assert_trees_close(weights(l2o.adapt(learner, task, steps=0)), jax.tree.leaves(learner.start))
 
 
 @pytest.mark.parametrize(
-    ("name", "estimator"),
-    [(name, "true") for name in LEARNERS] + [("maml", "replay"), ("maml++", "first order")],
+    ("call", "message"),
+    [
+        (lambda: Sinusoid(0), "num_support=0"),
+        (lambda: Sinusoid(interval=(1.0, -1.0)), r"interval=\(1.0, -1.0\)"),
+        (lambda: FewShot(make_normed, lambda model: model, FAMILY.sample_task), "FewShot\\(loss_fn"),
+        (lambda: l2o.adapt(MAML(start_of(FAMILY)), FAMILY), "give the examples"),
+        (lambda: l2o.adapt(MAML(start_of(FAMILY)), FAMILY.sample(KEY), steps=-1), "steps=-1"),
+        (lambda: l2o.adapt(MAML(start_of(Sinusoid(3))), FAMILY.sample(KEY)), "does not fit"),
+    ],
 )
-def test_the_meta_gradient_is_that_of_the_loop_by_hand(name, estimator):
-    """In float64 to 1e-10, through `meta_train`: one update of gradient descent at the rate 1."""
-    settings, rate = LEARNERS[name]
-    made = {"true": Backprop(()), "replay": Replay(), "first order": Backprop()}[estimator]
-    with jax.enable_x64(True):
-        learner = MAML(start_of(FAMILY), 0.1, **settings)
-        assert jax.tree.leaves(learner.start)[0].dtype == jnp.float64
-        solution = l2o.meta_train(
-            learner,
-            FAMILY,
-            OncePerSuperEpoch(made, include_final_loss=True),
-            weighting=FinalOnly(),
-            meta_optimizer=optax.sgd(1.0),
-            num_steps=3,
-            super_epochs=1,
-            num_objectives=2,
-            key=KEY,
-        )
-        tasks = [FAMILY.sample(k) for k in jr.split(jr.split(jr.fold_in(KEY, 0), 3)[0], 2)]
-        stacked = [
-            jax.tree.map(lambda *x: jnp.stack(x), *sets)
-            for sets in zip(*((t.support, t.query) for t in tasks), strict=True)
-        ]
-        trained = (jax.tree.leaves(learner.start), jax.tree.leaves(learner.inner))
-        loss, grads = _by_hand(trained, stacked, 3, rate, first_order=estimator != "true")
-        np.testing.assert_allclose(solution.metrics["meta_loss"][0], loss, rtol=1e-12)
-        expected = jax.tree.leaves(jax.tree.map(lambda x, g: x - g, trained, grads))
-        found = jax.tree.leaves(solution.optimizer.start) + jax.tree.leaves(solution.optimizer.inner)
-        for x, y in zip(found, expected, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
-        assert all(np.any(g != 0) for g in jax.tree.leaves(grads))
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -76,8 +76,9 @@ class LearnedStart(AbstractOptimizer):
         return treedef.unflatten([x.astype(like.dtype) for x, like in zip(own, leaves, strict=True)])
 
     def parts(self) -> dict[str, PyTree]:
-        inner = {name: part for name, part in self.inner.parts().items() if jax.tree.leaves(_arrays_of(part))}
-        return {"start": self.start, **inner}
+        # Where its rates are fixed, the inner one has none to train.
+        inner = self.inner.parts().items()
+        return {"start": self.start, **{name: part for name, part in inner if jax.tree.leaves(part)}}
 
     def init(self, params: Params) -> State:
         return self.inner.init(params)

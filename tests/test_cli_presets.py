@@ -6,11 +6,12 @@ import tomllib
 
 import jax
 import jax.random as jr
+import numpy as np
 import pytest
 from l2o_cli._build import build
 from l2o_cli._errors import UsageError
 from l2o_cli._estimator import IN_SHORT
-from l2o_cli._kinds import load
+from l2o_cli._kinds import DIGIT_KINDS, load
 from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import (
     _with_names_of_today,
@@ -25,13 +26,22 @@ from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
 
 import l2o_eqx as l2o
+from l2o_eqx.data import Characters
+
+
+@pytest.fixture(autouse=True)
+def characters(monkeypatch):
+    """In the place of Omniglot's, which are not on every machine."""
+    found = Characters(np.zeros((1623 * 6, 28, 28), np.uint8), np.repeat(np.arange(1623), 6))
+    monkeypatch.setattr("l2o_eqx.objectives._few_shot_images.load_omniglot", lambda data_dir: found)
+
 
 CASES = [(preset, objective) for preset, lines in PRESETS.items() for objective in lines]
 EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
 
 
 def settings(preset, objective):
-    data = {"data": "embedded"} if objective == "mnist" else {}
+    data = {"data": "embedded"} if objective in DIGIT_KINDS else {}
     kind = "rosenbrock" if objective == OTHER_OBJECTIVES else objective
     return {"preset": preset, "objective": {"kind": kind, **data}}
 

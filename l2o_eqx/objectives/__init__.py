@@ -15,8 +15,13 @@ from ._classifiers import ConvNet as ConvNet
 from ._classifiers import digit_cross_entropy as digit_cross_entropy
 from ._classifiers import digit_sigmoid_cross_entropy as digit_sigmoid_cross_entropy
 from ._classifiers import leaky_relu as leaky_relu
+from ._episodes import Episodes as Episodes
+from ._episodes import episode_cross_entropy as episode_cross_entropy
+from ._episodes import query_accuracy as query_accuracy
 from ._few_shot import FewShot as FewShot
 from ._few_shot import FewShotObjective as FewShotObjective
+from ._few_shot_images import FewShotDigits as FewShotDigits
+from ._few_shot_images import Omniglot as Omniglot
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective
 from ._functions import Ackley as Ackley

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from . import strategies as strategies
     from . import transforms as transforms
     from . import weightings as weightings
+    from ._adapt import adapt as adapt
     from ._as_optax import LearnedTransformation as LearnedTransformation
     from ._as_optax import as_optax as as_optax
     from ._as_optax import scale_by_learned as scale_by_learned
@@ -105,6 +106,7 @@ _NAMESPACES = [
 _NAMES = {
     name: module
     for module, names in {
+        "_adapt": "adapt",
         "_as_optax": "LearnedTransformation as_optax scale_by_learned",
         "_baselines": "BASELINES LEARNING_RATES SCHEDULES Baseline LineSearch baselines_for",
         "_card": "Card CardRow",

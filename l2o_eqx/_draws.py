@@ -70,10 +70,12 @@ def draw(family: AbstractObjectiveFamily, keys: Keys) -> Draws:
 def run_side_by_side(
     optimizer: AbstractOptimizer, draws: Draws, num_steps: int
 ) -> tuple[Params, BatchState, Record]:
-    """Runs an optimizer on draws. Meant for use under jit."""
+    """Runs an optimizer on draws; losses are those that they are judged by. Meant for use under jit."""
     params = begin_at(optimizer, draws.params)
     state = batched_init(optimizer, params, num_steps).with_objectives(draws.states)
-    return run_steps(optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys)
+    return run_steps(
+        optimizer, draws.objectives, params, state, num_steps, start=0, keys=draws.keys, judged=True
+    )
 
 
 def losses_of(optimizer: AbstractOptimizer, draws: Draws, num_steps: int) -> Float[Array, "objectives steps"]:

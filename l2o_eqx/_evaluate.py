@@ -26,9 +26,10 @@ class Trajectories(eqx.Module):
     """The losses of an optimizer on many objectives.
 
     `losses[..., i, t]` is f_i(θ_t), before step t; a batch of restarts adds an axis in front. On data, it is
-    the loss of the minibatch that step t sees. `measured` is what `evaluate(measure=...)` found where the
-    runs ended, with the same leading axes. `evaluations` is how many evaluations of f there had been when the
-    loss of each step was known, of optimizers with line search.
+    the loss of the minibatch that step t sees; on tasks of few examples (`objectives.FewShot`), that of the
+    query set. `measured` is what `evaluate(measure=...)` found where the runs ended, with the same leading
+    axes. `evaluations` is how many evaluations of f there had been when the loss of each step was known, of
+    optimizers with line search.
     """
 
     losses: Float[Array, "*restarts objectives steps"]

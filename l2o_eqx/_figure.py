@@ -22,7 +22,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex="col")
-    for one in np.atleast_1d(axes).ravel():
+    for one in np.ravel(axes):
         one.spines[["top", "right"]].set_visible(False)
         one.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
         one.set_axisbelow(True)

@@ -143,6 +143,28 @@ def placed(
 
 
 @eqx.filter_jit
+def compiled_steps(state, family, placement, count, *, most, **settings):
+    """`compiled_step` for `count` super epochs, a number on the device, as one program for all up to `most`.
+
+    What comes beside the state has `most` rows, of which the first `count` are filled.
+    """
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def one(arrays):
+        next_state, *found = compiled_step(eqx.combine(arrays, static), family, placement, **settings)
+        return eqx.filter(next_state, eqx.is_array), tuple(found)
+
+    def step(i, carry):
+        arrays, rows = carry
+        arrays, found = one(arrays)
+        return arrays, jax.tree.map(lambda x, row: x.at[i].set(row), rows, found)
+
+    rows = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), eqx.filter_eval_shape(one, arrays)[1])
+    arrays, rows = lax.fori_loop(0, count, step, (arrays, rows))
+    return eqx.combine(arrays, static), *rows
+
+
+@eqx.filter_jit
 def compiled_step(
     state,
     family,

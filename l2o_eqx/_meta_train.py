@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
@@ -14,7 +15,7 @@ from ._checks import check_sizes
 from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
-from ._meta_step import MetaState, compiled_step, init_meta_state, objective_keys
+from ._meta_step import MetaState, compiled_step, compiled_steps, init_meta_state, objective_keys
 from ._misc import shapes_of
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
 from ._turns import PlacedFamilies, Turn, turns_of
@@ -43,7 +44,8 @@ class Progress(eqx.Module):
         an optimizer of several parts also for each (`grad_norm/<part>`); `skipped_updates`, how many
         meta-updates were left out so far because their gradient was not finite; `failed_objectives`, how
         many objectives of the super epoch were not finite and left out of it; with a validation,
-        `validation_loss`, the score, NaN where there was none.
+        `validation_loss`, the score, NaN where there was none. Of a call of several super epochs they are
+        means, `failed_objectives` the sum, `skipped_updates` and `validation_loss` those of its end.
     - `state`: to save, or to resume from.
     - `failed`: these objectives, with their keys.
     - `without_gradient`: the paths of meta-parameters whose gradient has been exactly zero from the start, as
@@ -135,6 +137,7 @@ def meta_train(
     restarts: int | None = None,
     validation: AbstractObjectiveFamily | Validation | None = None,
     average: float | None = None,
+    per_call: int = 1,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
     state: MetaState | None = None,
@@ -163,6 +166,10 @@ def meta_train(
         means 16 objectives of it, `num_steps` long, ten times in the training. It changes nothing else.
     - `average`: share of the super epochs, the last ones, whose optimizers are averaged, e.g. 0.25; with a
         validation the mean is one more candidate at the end.
+    - `per_call`: how many super epochs are one call of a compiled program, with nothing of Python between
+        them; for those that take but milliseconds. Callbacks are called after each call, which may be
+        shorter where a validation is due, an average begins, or `num_steps` changes. It changes nothing else,
+        but for rounding.
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
         `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
@@ -188,6 +195,7 @@ def meta_train(
         super_epochs=super_epochs,
         num_objectives=num_objectives,
         restarts=1 if restarts is None else restarts,
+        per_call=per_call,
     )
     if average is not None and not 0 < average <= 1:
         raise ArgumentError(
@@ -208,13 +216,16 @@ def meta_train(
     # Once, and not again for every super epoch.
     families = PlacedFamilies(family, strategy, num_objectives, runs)
 
-    def step(state):
+    def steps(state, count):
         turn = turns[int(state.super_epoch)]
         there = families.at(turn.family, state)
-        return one_step(*there, strategy=turn.strategy, num_steps=turn.num_steps)
+        one: dict[str, Any] = {"strategy": turn.strategy, "num_steps": turn.num_steps, **settings}
+        if per_call == 1:
+            next_state, *rows = compiled_step(*there, **one)
+            return next_state, *jax.tree.map(lambda x: np.asarray(x)[None], rows)
+        return compiled_steps(*there, jnp.asarray(count), most=per_call, **one)
 
-    one_step = functools.partial(
-        compiled_step,
+    settings: dict[str, Any] = dict(
         weighting=Constant() if weighting is None else weighting,
         meta_optimizer=meta_optimizer,
         num_objectives=num_objectives,
@@ -230,8 +241,14 @@ def meta_train(
         turn = turns[done - 1]
         return () if watch is None else watch.after(reached, turn.family, turn.num_updates)
 
-    course = _Course(step, find_failed, find_zeros, keeper, turns, families.fetch)
-    return course.run(keeper.start(state), callbacks)
+    course = _Course(steps, find_failed, find_zeros, keeper, turns, families.fetch)
+    begun = int(state.super_epoch)
+    ends = [
+        done
+        for done in range(begun + 1, super_epochs + 1)
+        if done % per_call == 0 or keeper.is_due(done) or not turns[done - 1].is_like(turns[done])
+    ]
+    return course.run(keeper.start(state), ends, callbacks)
 
 
 def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
@@ -251,8 +268,8 @@ class _Course:
 
     **Arguments:**
 
-    - `step`: one super epoch: `state -> (state, metrics, which objectives failed, which meta-parameters were
-        reached by a gradient)`.
+    - `steps`: some super epochs: `(state, count) -> (state, metrics, which objectives failed, which
+        meta-parameters were reached by a gradient)`, all but the state with a row for each.
     - `find_failed`: who they were.
     - `find_zeros`: the paths of those never reached, once that is clear.
     - `keeper`: keeps snapshots.
@@ -262,40 +279,44 @@ class _Course:
 
     def __init__(
         self,
-        step: Callable[[MetaState], tuple[MetaState, dict[str, Any], Any, Any]],
+        steps: Callable[[MetaState, int], tuple[MetaState, dict[str, Any], Any, Any]],
         find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
         find_zeros: Callable[[Any, int], tuple[str, ...]],
         keeper: Keeper,
         turns: Sequence[Turn],
         fetch: Callable[[MetaState], MetaState],
     ):
-        self.one_step, self.find_failed, self.keeper, self.fetch = step, find_failed, keeper, fetch
+        self.steps, self.find_failed, self.keeper, self.fetch = steps, find_failed, keeper, fetch
         self.find_zeros, self.turns = find_zeros, turns
         self.rows: list[dict[str, Any]] = []
         self.failed: list[FailedObjective] = []
         self.without_gradient: tuple[str, ...] = ()
 
-    def run(self, state: MetaState, callbacks: Sequence[Callback]) -> MetaSolution:
-        """Goes on from a state."""
-        done, total = int(state.super_epoch), self.keeper.super_epochs
-        first = Progress(done, total, {}, state)
-        return run(self.step, state, range(done + 1, total + 1), callbacks, first=first, finish=self.finish)
+    def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
+        """Goes on from a state, in calls that end after so many super epochs."""
+        first = Progress(int(state.super_epoch), self.keeper.super_epochs, {}, state)
+        return run(self.step, state, ends, callbacks, first=first, finish=self.finish)
 
     def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
-        """One super epoch; `done` with it."""
-        total = self.keeper.super_epochs
-        core, metrics, mask, reached = self.one_step(dataclasses.replace(state, best=None, average=None))
+        """One call; `done` super epochs with it."""
+        total, count = self.keeper.super_epochs, done - int(state.super_epoch)
+        core, *found = self.steps(dataclasses.replace(state, best=None, average=None), count)
         state, kept = self.keeper.after(core.with_kept(state))
         if done == total:
             state, at_the_end = self.keeper.finish(state)
             kept = kept | at_the_end
-        name = self.turns[done - 1].family
-        self.rows.append(self._of_families(jax.tree.map(_to_host, metrics | kept), name))
-        failed = self.find_failed(np.asarray(mask), done)
+        unknown = {name: np.full(np.shape(x), np.nan) for name, x in kept.items()}
+        metrics, masks, reached = jax.tree.map(np.asarray, found)
+        failed, zeros, name = (), (), self.turns[done - 1].family
+        for i, number in enumerate(range(done - count + 1, done + 1)):
+            own = {name: x[i] for name, x in metrics.items()}
+            own = jax.tree.map(_to_host, own | (kept if number == done else unknown))
+            self.rows.append(self._of_families(own, name))
+            failed += self.find_failed(masks[i], number)
+            zeros += self.find_zeros(reached[i], number)
         self.failed += failed
-        zeros = self.find_zeros(reached, done)
         self.without_gradient += zeros
-        return state, Progress(done, total, self.rows[-1], state, failed, zeros, name)
+        return state, Progress(done, total, _of_call(self.rows[-count:]), state, failed, zeros, name)
 
     def _of_families(self, row: dict[str, Any], turn: str) -> dict[str, Any]:
         # Every row has the metrics of all families.
@@ -318,6 +339,16 @@ class _Course:
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         failed, zeros = tuple(self.failed), self.without_gradient
         return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
+
+
+def _of_call(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of a call: means over its super epochs, but for counts and for the score of its end."""
+    if len(rows) == 1:
+        return rows[0]
+    of_end = ("skipped_updates", "validation_loss")
+    sums = {name: np.sum([row[name] for row in rows], axis=0) for name in rows[0] if name not in of_end}
+    means = {name: x if name == "failed_objectives" else x / len(rows) for name, x in sums.items()}
+    return {name: _to_host(np.asarray(means[name])) if name in means else rows[-1][name] for name in rows[0]}
 
 
 def _failed(mask, super_epoch, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:

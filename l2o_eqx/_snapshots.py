@@ -162,6 +162,12 @@ class Keeper(eqx.Module):
     average: float | None
     super_epochs: int
 
+    def is_due(self, super_epoch: int) -> bool:
+        """Whether it must see the state after this super epoch."""
+        validates = self.score is not None and super_epoch % self.every == 0
+        averages = self.average is not None and super_epoch >= self._first_averaged
+        return super_epoch == self.super_epochs or validates or averages
+
     def start(self, state: "MetaState") -> "MetaState":
         """The untrained optimizer is the first candidate; nothing changes if there is a snapshot already."""
         if self.score is None or state.best is not None:
@@ -203,10 +209,13 @@ class Keeper(eqx.Module):
         best = found if state.best is None else _better(found, state.best)
         return dataclasses.replace(state, best=best), {"validation_loss": score}
 
-    def _averaged(self, state):
+    @property
+    def _first_averaged(self):
         assert self.average is not None
-        first = self.super_epochs - max(1, round(self.average * self.super_epochs)) + 1
-        now = int(state.super_epoch)
+        return self.super_epochs - max(1, round(self.average * self.super_epochs)) + 1
+
+    def _averaged(self, state):
+        first, now = self._first_averaged, int(state.super_epoch)
         if now < first:
             return dataclasses.replace(state, average=None)
         if now == first or state.average is None:

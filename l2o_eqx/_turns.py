@@ -33,6 +33,11 @@ class Turn(NamedTuple):
         """How many meta-updates it makes."""
         return self.strategy.num_updates(self.num_steps)
 
+    def is_like(self, other: "Turn") -> bool:
+        """Whether both are the same program."""
+        same = (self.family, self.num_steps) == (other.family, other.num_steps)
+        return same and self.strategy is other.strategy
+
 
 def turns_of(
     family: AbstractObjectiveFamily,

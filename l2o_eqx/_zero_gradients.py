@@ -48,7 +48,7 @@ class GradientWatch:
         self.judged = False
 
     def after(
-        self, reached: Bool[Array, "*restarts leaves"], family: str, num_updates: int
+        self, reached: Bool[np.ndarray, "*restarts leaves"], family: str, num_updates: int
     ) -> tuple[str, ...]:
         """Takes note of a super epoch.
 

@@ -10,6 +10,10 @@ import numpy as np
 from ._card_plot import plot_card as plot_card
 from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
+from ._fit_plot import fit_curves as fit_curves
+from ._fit_plot import plot_fits as plot_fits
+from ._fit_plot import read_fits as read_fits
+from ._fit_plot import write_fits as write_fits
 from ._objective_plot import plot_objective as plot_objective
 
 if TYPE_CHECKING:
@@ -120,19 +124,26 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
 
     **Arguments:**
 
-    - `metrics`: of `MetaSolution.metrics`, or from `callbacks.read_metrics`: one row per super epoch, and a
-        column per restart if there are several; these are drawn thin, their median bold.
+    - `metrics`: of `MetaSolution.metrics`, or from `callbacks.read_metrics`: one row per super epoch, or per
+        `super_epoch` that they name, and a column per restart if there are several; these are drawn thin,
+        their median bold. Of super epochs of one step the meta-loss is drawn in place of the last loss.
     - `path`: where to write the figure, if anywhere.
 
     **Returns:** the figure.
     """
     figure, axes = new_figure(7.5, 6.0, rows=2)
     losses, norms = axes
-    _draw_metric(losses, metrics["mean_loss"], _OTHERS[0], "mean over the steps")
-    _draw_metric(losses, metrics["final_loss"], _EMPHASIZED[0], "last step")
+    epochs = metrics.get("super_epoch", 1 + np.arange(len(metrics["mean_loss"])))
+    _draw_metric(losses, epochs, metrics["mean_loss"], _OTHERS[0], "mean over the steps")
+    one_step = np.array_equal(metrics["mean_loss"], metrics["final_loss"], equal_nan=True)
+    if one_step and "meta_loss" in metrics:
+        # Of super epochs of one step; what counts comes after it.
+        _draw_metric(losses, epochs, metrics["meta_loss"], _EMPHASIZED[0], "meta-loss")
+    else:
+        _draw_metric(losses, epochs, metrics["final_loss"], _EMPHASIZED[0], "last step")
     losses.set_ylabel("loss in training")
     losses.legend(frameon=False, loc="upper right")
-    _draw_metric(norms, metrics["grad_norm"], "#333333", None)
+    _draw_metric(norms, epochs, metrics["grad_norm"], "#333333", None)
     norms.set_ylabel("norm of meta-gradient")
     norms.set_xlabel("super epoch")
     norms.xaxis.get_major_locator().set_params(integer=True)
@@ -263,10 +274,9 @@ def _limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     return min(low, high / 3) / 1.5, high * 2
 
 
-def _draw_metric(axes: "Axes", values: Any, color: str, label: str | None) -> None:
+def _draw_metric(axes: "Axes", epochs: Any, values: Any, color: str, label: str | None) -> None:
     values = np.asarray(values, float)
     values = np.where(np.isfinite(values), values, np.nan)
-    epochs = 1 + np.arange(len(values))
     marker = "o" if len(values) < 30 else None
     middle = values
     if values.ndim > 1:

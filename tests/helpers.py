@@ -153,6 +153,7 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
         3, per="layer", first_step="relative", key=key
     ),
     "subspace_rnn": lambda key: optimizers.SubspaceRNN(4, key=key),
+    "gradient_descent": lambda key: optimizers.GradientDescent(None, 0.03, num_rates=3),
     "user_scaled_gradient": lambda key: ScaledGradient(jnp.float32(1e-2), jnp.float32(1e-3)),
     "user_root_mean_square": lambda key: RootMeanSquare(jnp.float32(1e-2)),
     "user_looking_lstm": lambda key: LookingLSTM(
@@ -194,6 +195,7 @@ FAMILIES: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "scaled": lambda: objectives.Scaled(objectives.Quadratic(5), 0.1, 10.0),
     "scaled_from_model": lambda: objectives.Scaled(_from_model(), 0.5, 2.0, (0.5, 2.0)),
     "mnist_sigmoid_output": lambda: _mnist((2,), output="sigmoid"),
+    "sinusoid": lambda: objectives.Sinusoid(2, 3, (3,)),
     # Its params are a pair.
     "sum": lambda: objectives.Sum(objectives.Booth(), objectives.SyntheticClassification((2,), 3, 20)),
 }
@@ -241,6 +243,7 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
+    "per_step": lambda: weightings.PerStep((*[0.0] * 9, 0.3, 0.7)),
     "log_mean": weightings.LogMean,
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }

@@ -54,7 +54,7 @@ def test_every_exported_class_that_can_be_made_is_a_kind():
             if isinstance(x, type) and issubclass(x, getattr(folder, abstract)) and not inspect.isabstract(x)
         }
         # A mixture is named by its families.
-        assert classes - kinds <= {"Choice", "FromModel", "FromOptax", "Mixture"}, group
+        assert classes - kinds <= {"Choice", "FewShot", "FromModel", "FromOptax", "Mixture"}, group
 
 
 def test_names_of_kinds():

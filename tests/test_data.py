@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2o_eqx.data import DataError, Digits, _mnist, load_mnist
+from l2o_eqx.data import DataError, Digits, _mnist, _tfds, load_mnist
 from l2o_eqx.data.build_mnist5k import build
 
 ROOT = Path(__file__).parents[1]
@@ -207,11 +207,11 @@ def test_silent_network_is_refused(monkeypatch):
         over.wait()
         raise OSError("the network is off")
 
-    monkeypatch.setattr(_mnist, "_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(_tfds, "_CONNECT_SECONDS", 0.1)
     monkeypatch.setattr(socket, "create_connection", wait)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     start = time.perf_counter()
-    assert not _mnist._reachable("https://example.org/x.gz")
+    assert not _tfds.reachable("https://example.org/x.gz")
     assert time.perf_counter() - start < 2
     over.set()
 
@@ -226,7 +226,7 @@ def test_silent_network_is_refused(monkeypatch):
 )
 def test_reaches_through_the_proxy(proxies, address, monkeypatch, offline):
     monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
-    assert not _mnist._reachable("https://example.org/x.gz")
+    assert not _tfds.reachable("https://example.org/x.gz")
     assert offline == [address]
 
 

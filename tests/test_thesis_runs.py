@@ -123,7 +123,7 @@ def test_the_list_has_every_figure_with_its_claims():
     ],
 )
 def test_mistakes_give_one_line_and_write_nothing(arguments, named, tmp_path, monkeypatch):
-    monkeypatch.setattr("l2o_eqx.data._mnist._reachable", lambda url: False)
+    monkeypatch.setattr("l2o_eqx.data._tfds.reachable", lambda url: False)
     Path("there").mkdir()
     Path("file").touch()
     stderr = l2o_cli("reproduce", *arguments.split(), code=2).stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import WEIGHTINGS
 
-from l2o_eqx.weightings import Constant, Exponential, FinalOnly, Linear, LogMean
+from l2o_eqx.weightings import Constant, Exponential, FinalOnly, Linear, LogMean, PerStep
 
 
 def weights(weighting, window=4, start=8, num_steps=12):
@@ -23,6 +23,8 @@ def weights(weighting, window=4, start=8, num_steps=12):
         (Exponential(2.0), [2, 4, 8, 16]),
         (Exponential(2.0, "super_epoch", first=0), [256, 512, 1024, 2048]),
         (FinalOnly(), [0, 0, 0, 1]),
+        (PerStep((*[0.0] * 9, 2.0, 3.0)), [0, 2, 3, 0]),
+        (PerStep((1.0, 2.0)), [0, 0, 0, 0]),
         (FinalOnly("super_epoch"), [0, 0, 0, 1]),
     ],
 )

@@ -22,7 +22,7 @@ import l2o_eqx as l2o
 from l2o_eqx import data, objectives, optimizers, strategies, weightings
 
 from ._errors import UsageError
-from ._kinds import LIBRARY, NONE, load, signature
+from ._kinds import DIGIT_KINDS, LIBRARY, NONE, load, signature
 from ._mixture import MIXTURE, name_of
 from ._resolve import Table, resolve
 from ._settings import label
@@ -30,7 +30,7 @@ from ._signatures import Parameter
 from ._tables import settings
 
 # Far from the small numbers that splitting the seed's key amounts to, and from that of the pretraining.
-_VALIDATION = 1001
+_VALIDATION, _START = 1001, 1002
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,11 @@ class _Context:
 
     @functools.cached_property
     def params(self) -> Any:
-        return None if self.family is None else objectives.params_shapes(self.family)
+        # As they are drawn for a run, for those that learn where to begin.
+        if self.family is None:
+            return None
+        key = jr.fold_in(self.key, _START)
+        return self.family.sample(key).init(key)
 
 
 def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) -> Any:
@@ -147,7 +151,7 @@ def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) ->
         # A default that is no plain value stays the library's.
         elif p.type.name != "unknown" and (table[name] is not None or p.default is None):
             arguments[name] = table[name]
-    if (group, table.kind) == ("objectives", "mnist"):
+    if group == "objectives" and table.kind in DIGIT_KINDS:
         arguments = {name: x for name, x in arguments.items() if name not in _DIGITS}
         arguments["digits"] = context.digits
     with blaming(path, table, known):
@@ -182,7 +186,7 @@ _DIGITS = ("data", "data_dir", "data_sha256")
 
 
 def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
-    if table.get("kind") != "mnist":
+    if table.get("kind") not in DIGIT_KINDS:
         # Of a wrapper, or of a mixture, whose families are a table without a kind.
         inner = {n: _with_digits(Table(x)) for n, x in table.items() if isinstance(x, dict)}
         found = {digits.sha256: digits for _, digits in inner.values() if digits is not None}
@@ -206,9 +210,11 @@ def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
 
 def _described(digits: data.Digits, family: Any) -> dict[str, Any]:
     def is_data(x: Any) -> bool:
-        return isinstance(x, objectives.FromModel)
+        return isinstance(x, objectives.FromModel | objectives.Episodes)
 
-    counts = [x.num_examples for x in jax.tree.leaves(family, is_leaf=is_data) if is_data(x)]
+    found = [x for x in jax.tree.leaves(family, is_leaf=is_data) if is_data(x)]
+    # Of episodes, those of the classes that are drawn from come first.
+    counts = [x.members.size if isinstance(x, objectives.Episodes) else x.num_examples for x in found[:1]]
     used = f"{digits.describe()}, of which {max(counts):,} are used"
     return {"description": used, "source": digits.source, "sha256": digits.sha256}
 

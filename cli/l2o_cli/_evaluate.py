@@ -117,6 +117,7 @@ def run(
     from ._build import build
     from ._card import keep_card, run_card
     from ._comparison import LEARNED, facts_of, numbers_of, show_comparisons, title_of, write_comparisons
+    from ._few_shot import write_fits
 
     files = files_of(source)
     check_free(out)
@@ -138,6 +139,7 @@ def run(
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
         write_comparisons(folder, comparisons, title=title, facts=facts)
+        write_fits(folder, {LEARNED: optimizer}, parts, restarts=restarts)
     show_comparisons(comparisons, output, title)
     if folder:
         output.say(f"Curves and numbers are in {folder}.")

@@ -33,6 +33,8 @@ ROLES = {
     "weighting": "weightings",
 }
 NONE = "none"
+# Objectives made of MNIST's digits, which a run loads before it makes the family, to say which they are.
+DIGIT_KINDS = ("mnist", "few-shot-digits")
 # Of which settings are parameters.
 VERBS = ("compare", "default_meta_optimizer", "meta_train", "pretrain", "Validation")
 _KEPT_SHA = Parameter(
@@ -71,8 +73,8 @@ def _read_library() -> dict[str, dict[str, tuple[str, Signature]]]:
     library = find_module(LIBRARY)
     assert library is not None
     found[""] = {verb: (verb, static_signature(library, verb)) for verb in VERBS}
-    if "mnist" in found["objectives"]:
-        found["objectives"]["mnist"][1].parameters[_KEPT_SHA.name] = _KEPT_SHA
+    for kind in found["objectives"].keys() & {*DIGIT_KINDS}:
+        found["objectives"][kind][1].parameters[_KEPT_SHA.name] = _KEPT_SHA
     return found
 
 

@@ -14,6 +14,7 @@ FIGURES = {
     "metrics.jsonl": "training",
     "pretraining.csv": "pretraining",
     "card.json": "card",
+    "fits.csv": "fits",
 }
 
 
@@ -53,6 +54,7 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
         "training": callbacks.read_metrics,
         "pretraining": plots.read_pretraining,
         "card": _read_rows,
+        "fits": plots.read_fits,
     }
     try:
         content = readers[name](source)
@@ -64,6 +66,8 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
                 plots.plot_curves(content, temporary, title=_title(source.parent / "comparison.json"))
             elif name == "card":
                 plots.plot_card(content, temporary, title=_title(source))
+            elif name == "fits":
+                plots.plot_fits(content, temporary)
             elif name == "training":
                 plots.plot_training(content, temporary)
             else:

@@ -201,6 +201,7 @@ def _meta_train(training: _Training) -> None:
             restarts=training.run.restarts,
             validation=parts.validation,
             average=meta.average,
+            per_call=meta.per_call,
             key=training.run.key,
             callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
         )
@@ -290,10 +291,16 @@ def _save(training: _Training) -> None:
 
 def _compare(training: _Training) -> "Comparisons":
     from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparisons, title_of, write_comparisons
+    from ._few_shot import JOINT, can_be_joint, train_jointly, write_fits
 
     run = training.run
+    optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
+    if can_be_joint(run.parts, run.optimizer):
+        optimizers[JOINT] = train_jointly(
+            run.optimizer, run.parts, run.output, restarts=run.restarts, key=run.comparison_key
+        )
     comparisons = run_comparisons(
-        {LEARNED: training.optimizer, UNTRAINED: run.optimizer},
+        optimizers,
         run.parts,
         run.output,
         restarts=run.restarts,
@@ -301,6 +308,8 @@ def _compare(training: _Training) -> "Comparisons":
     )
     facts = facts_of(training.run.parts, training.run.parts.config.seed)
     write_comparisons(training.run.folder, comparisons, title=title_of(facts), facts=facts)
+    learners = {name: optimizers[name] for name in (LEARNED, JOINT) if name in optimizers}
+    write_fits(run.folder, learners, run.parts, restarts=run.restarts)
     return comparisons
 
 

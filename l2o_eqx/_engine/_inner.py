@@ -15,7 +15,14 @@ from .._types import Keys, Params, State, StepNumber
 from ..objectives import AbstractObjective, ObjectiveBatch
 from ..optimizers import AbstractLayout, AbstractOptimizer, Seen
 from ._layout import BatchState, batched_update
-from ._losses import GRADS, differentiable_losses_and_grads, loss_function, losses_and_grads, select
+from ._losses import (
+    GRADS,
+    differentiable_losses_and_grads,
+    loss_function,
+    losses_and_grads,
+    outer_losses,
+    select,
+)
 
 # What an optimizer draws with is folded out of an objective's key with a number that no step has.
 _DRAWS = 2**31 - 6
@@ -81,19 +88,25 @@ def run_steps(
     *,
     start: StepNumber,
     keys: Keys,
+    judged: bool = False,
 ) -> tuple[Params, BatchState, Record]:
     """`num_steps` inner steps from step number `start` on; differentiable through everything.
 
     **Arguments:**
 
     - `keys`: one per objective for the whole super epoch.
+    - `judged`: whether the record's losses are the outer ones, of objectives that are judged by them.
 
     **Returns:** params and state after the last step, and the record.
     """
+    judged = judged and objectives.is_judged_by_outer_loss
 
     def one_step(carry, step):
         params, state = carry
         losses, grads, states = losses_and_grads(objectives, params, step, keys, state.of_objectives)
+        shown = losses
+        if judged:
+            shown = outer_losses(objectives, params, step, keys, state.of_objectives)
         laid_out, searched = state.layout.lay_out(grads), None
         if optimizer.takes_value_fn():
             updates, state, searched = _update_with_value_fn(
@@ -103,7 +116,7 @@ def run_steps(
             seen = show(optimizer, state.layout, laid_out, losses, step, keys)
             updates, state = batched_update(optimizer, seen, state, params)
         state = state.with_objectives(states)
-        return (add_updates(params, updates), state), (losses, laid_out, searched)
+        return (add_updates(params, updates), state), (shown, laid_out, searched)
 
     steps = start + jnp.arange(num_steps)
     (params, state), (losses, grads, searched) = lax.scan(one_step, (params, state), steps)

@@ -50,6 +50,17 @@ def losses_and_grads(
     return losses, grads, lax.stop_gradient(states)
 
 
+def outer_losses(
+    objectives: ObjectiveBatch, params: Params, step: StepNumber, keys: Keys, states: State = None
+) -> Float[Array, " objectives"]:
+    """The outer loss of every objective at its params; arguments as in `losses_and_grads`."""
+
+    def one(own, state, params, key):
+        return at_least_float32(loss_function(objectives, own, state, step, key, outer=True)(params)[0])
+
+    return jax.vmap(one)(objectives.own, states, params, keys)
+
+
 def loss_function(
     objectives: ObjectiveBatch,
     own: PyTree,

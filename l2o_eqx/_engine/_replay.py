@@ -86,10 +86,14 @@ def start_gradient(
 
     zeros = jax.tree.map(lambda p: at_least_float32(jnp.zeros_like(p)), params)
     cotangents, _ = lax.scan(add, zeros, (slopes, weights))
-    cotangents = cast_like(cotangents, params)
+    return pull_back_start(optimizer, params, cotangents)
+
+
+def pull_back_start(optimizer: AbstractOptimizer, params: Params, cotangents: PyTree) -> PyTree:
+    """The cotangents of where runs begin as those of the optimizer; `params` as drawn."""
     trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
     _, pull_back = jax.vjp(lambda trained: begin_at(eqx.combine(trained, rest), params), trained)
-    return pull_back(cotangents)[0]
+    return pull_back(cast_like(cotangents, params))[0]
 
 
 def _backpropagate(

@@ -1,27 +1,23 @@
 """MNIST without TensorFlow: an embedded subset, or all of it through TensorFlow Datasets (TFDS).
 
-TFDS supplies the addresses, the registered sha256, the cache and the manual folder; numpy reads
-the files. TFDS's own MNIST builder would need TensorFlow (tensorflow/datasets#11058).
+TFDS's own MNIST builder would need TensorFlow (tensorflow/datasets#11058).
 """
 
-import contextlib
 import dataclasses
 import functools
 import gzip
 import hashlib
 import importlib.util
 import os
-import socket
-import tempfile
-import threading
-import urllib.parse
-import urllib.request
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
+
+from . import _tfds
+from ._tfds import DataError
 
 Source = Literal["auto", "embedded", "tfds"]
 
@@ -37,12 +33,16 @@ _FILES = (
 )
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-_CONNECT_SECONDS = 5.0
 _INSTEAD = "or use the embedded subset (data='embedded')."
 
 
-class DataError(ValueError):
-    """A data set that cannot be had: an unknown name, a missing or damaged file, no network."""
+def _infos() -> Any:
+    from tensorflow_datasets.image_classification.mnist import MNIST
+
+    return MNIST.url_infos or {}
+
+
+_SOURCE = _tfds.Source("Full MNIST", "mnist", _FILES, _infos, _INSTEAD)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,17 +107,17 @@ def _tfds_root(data: str, data_dir: Path | str | None) -> Path | None:
         known = ", ".join(map(repr, get_args(Source)))
         raise DataError(f"`load_mnist(data={data!r})`: no such data (possible: {known}).")
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    root = Path(os.path.expanduser(given or "~/tensorflow_datasets")).absolute()
+    root = _tfds.root_of(data_dir)
     if data == "tfds" or (data == "auto" and given):
         return root
     default = data == "auto" and importlib.util.find_spec("tensorflow_datasets")
-    return root if default and not _missing(root) else None
+    return root if default and not _tfds.missing(_SOURCE, root) else None
 
 
 @functools.lru_cache(maxsize=1)
 def _load_embedded() -> Digits:
     try:
-        _check(_EMBEDDED.read_bytes(), _EMBEDDED_SHA256, str(_EMBEDDED), "Reinstall l2o_eqx.")
+        _tfds.check(_EMBEDDED.read_bytes(), _EMBEDDED_SHA256, str(_EMBEDDED), "Reinstall l2o_eqx.")
     except OSError as error:
         raise DataError(f"{_EMBEDDED} cannot be read: {error}. Reinstall l2o_eqx.") from error
     with np.load(_EMBEDDED, allow_pickle=False) as archive:
@@ -129,7 +129,7 @@ def _load_tfds(root: Path) -> Digits:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of TFDS and its imports are not ours to mend
-            files = _fetch(root)
+            files = _tfds.fetch(_SOURCE, root)
         return _digits([_read_idx(*files[name]) for name in _FILES], "MNIST (tfds)")
     except DataError:
         raise
@@ -141,93 +141,14 @@ def _load_tfds(root: Path) -> Digits:
         ) from error
 
 
-def _fetch(root: Path) -> dict[str, tuple[Path, str]]:
-    # Each official file's path on this machine and its registered sha256.
-    try:
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.core.utils import tqdm_utils
-        from tensorflow_datasets.image_classification.mnist import MNIST
-    except ImportError as error:
-        raise DataError(
-            "Full MNIST needs TensorFlow Datasets. "
-            f"Run `pip install tensorflow-datasets importlib_resources`, {_INSTEAD}"
-        ) from error
-    infos = MNIST.url_infos or {}
-    urls = {url.rpartition("/")[2]: url for url in infos}
-    manual, missing = _manual_dir(root), _missing(root)
-    if missing and not _reachable(urls[missing[0]]):
-        raise DataError(
-            f"Full MNIST: {root} lacks {', '.join(missing)}, and {urls[missing[0]]} is out of "
-            f"reach. Put the official files there or in {root / 'downloads/manual'}, {_INSTEAD}"
-        )
-    # TFDS makes its folders even if it has nothing to put there, and the user's may be read-only:
-    # nothing is written to `root` unless something is downloaded.
-    by_hand = all((manual / name).exists() for name in _FILES)
-    shows_progress = getattr(tqdm_utils, "_active", True)
-    tfds.display_progress_bar(False)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            paths: dict[str, Path] = tfds.download.DownloadManager(
-                download_dir=scratch if by_hand else root / "downloads",
-                extract_dir=scratch,
-                manual_dir=manual,
-                url_infos=infos,
-                dataset_name="mnist",
-                force_checksums_validation=True,
-            ).download(urls)  # pyright: ignore[reportAssignmentType]
-    finally:
-        tfds.display_progress_bar(shows_progress)
-    return {name: (Path(paths[name]), infos[urls[name]].checksum) for name in _FILES}
-
-
-def _manual_dir(root: Path) -> Path:
-    # TFDS's place for files fetched by hand, or `root` itself: whichever holds more of the four.
-    folders = (root / "downloads" / "manual", root)
-    return max(folders, key=lambda folder: sum((folder / name).exists() for name in _FILES))
-
-
-def _missing(root: Path) -> list[str]:
-    # What TFDS would have to download. It counts a download as whole once its `.INFO` is there.
-    here = {name for name in _FILES if (_manual_dir(root) / name).exists()}
-    for note in (root / "downloads" / "mnist").glob("*.gz.INFO"):
-        if note.with_suffix("").exists():
-            here |= {name for name in _FILES if name.removesuffix(".gz") in note.name}
-    return [name for name in _FILES if name not in here]
-
-
-def _reachable(url: str) -> bool:
-    # TFDS itself retries for 200 s before it gives up. In a thread, as `timeout` does not bound
-    # the look-up of the host's name.
-    proxy = urllib.request.getproxies().get(urllib.parse.urlsplit(url).scheme)
-    target = urllib.parse.urlsplit(proxy or url)
-    port = target.port or {"http": 80}.get(target.scheme, 443)
-    connected = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((target.hostname, port), timeout=_CONNECT_SECONDS).close()
-            connected.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    return connected.is_set()
-
-
 def _read_idx(path: Path, sha256: str) -> np.ndarray:
     # The format: two zero bytes, the element type (8: bytes), the rank, the big-endian shape.
     packed = path.read_bytes()
-    _check(packed, sha256, str(path), f"Delete it and fetch it again, {_INSTEAD}")
+    _tfds.check(packed, sha256, str(path), f"Delete it and fetch it again, {_INSTEAD}")
     raw = gzip.decompress(packed)
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-def _check(raw: bytes, sha256: str, name: str, remedy: str) -> None:
-    found = hashlib.sha256(raw).hexdigest()
-    if found != sha256:
-        raise DataError(f"{name} is damaged: its sha256 is {found}, not {sha256}. {remedy}")
 
 
 def _digits(arrays: list[np.ndarray], source: str) -> Digits:

@@ -12,6 +12,7 @@ from ._persistent import NRES as NRES
 from ._persistent import PES as PES
 from ._replayed import Recorded as Recorded
 from ._replayed import Replay as Replay
+from ._reptile import Reptile as Reptile
 from ._rtrl import RTRL as RTRL
 from ._window import Health as Health
 from ._window import Taken as Taken

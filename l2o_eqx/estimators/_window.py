@@ -184,13 +184,20 @@ class Window(eqx.Module):
         """
         losses, sound = record.weighed, record.sound
         first = self._first_losses(losses)
-        count = count_sound(sound, self.objectives)
-        # If none is sound, the weights of all losses are NaN, and with them the whole meta-gradient: zeros
-        # would be followed by a meta-optimizer that has momentum. (XLA makes 0/0 of a truth value zero.)
-        shares = jnp.where(count == 0, jnp.nan, sound / count)
-        usable = jnp.where(sound | (count == 0), losses, 1)
+        shares = self.shares(sound)
+        usable = jnp.where(sound | jnp.isnan(shares), losses, 1)
         meta_losses = self._weigh(weighting, usable, jnp.where(sound, first, 1))
         return jnp.sum(meta_losses * shares), Health(sound, first)
+
+    def shares(self, sound: Bool[Array, " objectives"]) -> Float[Array, " objectives"]:
+        """What each objective counts in a mean over those that are sound.
+
+        If none is, NaN, and with it the whole meta-gradient: zeros would be followed by a meta-optimizer that
+        has momentum.
+        """
+        count = count_sound(sound, self.objectives)
+        # XLA makes 0/0 of a truth value zero.
+        return jnp.where(count == 0, jnp.nan, sound / count)
 
     def meta_losses(self, weighting: AbstractWeighting, record: Record) -> Float[Array, " objectives"]:
         """Of every objective by itself; 0 where it is not sound."""

@@ -16,6 +16,13 @@ from ._classifiers import ConvNet as ConvNet
 from ._classifiers import digit_cross_entropy as digit_cross_entropy
 from ._classifiers import digit_sigmoid_cross_entropy as digit_sigmoid_cross_entropy
 from ._classifiers import leaky_relu as leaky_relu
+from ._episodes import Episodes as Episodes
+from ._episodes import episode_cross_entropy as episode_cross_entropy
+from ._episodes import query_accuracy as query_accuracy
+from ._few_shot import FewShot as FewShot
+from ._few_shot import FewShotObjective as FewShotObjective
+from ._few_shot_images import FewShotDigits as FewShotDigits
+from ._few_shot_images import Omniglot as Omniglot
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective
 from ._functions import Ackley as Ackley
@@ -36,6 +43,7 @@ from ._minimum import Minimum as Minimum
 from ._mixed_activation import MixedActivation as MixedActivation
 from ._mixture import Mixture as Mixture
 from ._mnist import MNIST as MNIST
+from ._model_objective import AbstractModelObjective as AbstractModelObjective
 from ._noisy import Noisy as Noisy
 from ._norm import Norm as Norm
 from ._outward_snake import OutwardSnake as OutwardSnake
@@ -45,6 +53,9 @@ from ._quadratic import QuadraticObjective as QuadraticObjective
 from ._rescaled import Rescaled as Rescaled
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective
+from ._sinusoid import SineTask as SineTask
+from ._sinusoid import Sinusoid as Sinusoid
+from ._sinusoid import squared_error as squared_error
 from ._sparse_gradients import SparseGradients as SparseGradients
 from ._spectral_quadratic import SpectralQuadratic as SpectralQuadratic
 from ._sum import Sum as Sum

@@ -56,6 +56,14 @@ class AbstractObjective(eqx.Module):
         """Whether the outer loss is another than the loss; a wrapper answers with what it wraps."""
         return type(self).outer_loss is not AbstractObjective.outer_loss
 
+    def is_judged_by_outer_loss(self) -> bool:
+        """Whether evaluations and comparisons show the outer loss in place of the one that is minimized.
+
+        By default not. It is so where the one that is minimized tells little, as that of a few examples does;
+        a wrapper answers with what it wraps.
+        """
+        return False
+
     def init_state(self, key: PRNGKeyArray) -> State:
         """The state before the first step, a tree of arrays; by default `None`, for none.
 

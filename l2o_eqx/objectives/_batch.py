@@ -34,6 +34,11 @@ class ObjectiveBatch(eqx.Module):
         """Whether its objectives have an outer loss other than their loss."""
         return self.shared is not None and self.select(self.own).has_outer_loss()
 
+    @property
+    def is_judged_by_outer_loss(self) -> bool:
+        """Whether evaluations show that of its objectives in place of their loss."""
+        return self.shared is not None and self.select(self.own).is_judged_by_outer_loss()
+
     def select(self, own: PyTree, state: State = None) -> AbstractObjective:
         """One objective; in a state of its run, if it has any."""
         objective = eqx.combine(own, self.shared)

@@ -1,4 +1,3 @@
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,14 +9,13 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
 from .._types import Params, Scalar, State, StepNumber
-from ._base import AbstractObjective, AbstractObjectiveFamily
+from ._base import AbstractObjectiveFamily
 from ._minibatch import minibatch_indices, take_batch
-from ._model_loss import ModelLoss, clone, differentiated, without_states
+from ._model_loss import ModelLoss
+from ._model_objective import AbstractModelObjective, draw_model, drawing_key
 
-# What a loss draws with is folded out of an objective's key with a number that no step or epoch has.
-_LOSS = 2**31 - 7
-# So are the examples of the outer loss.
-_OUTER = 2**31 - 10
+# The examples of the outer loss, and what it draws with, come out of a key by numbers that nothing else has.
+_OUTER, _OUTER_LOSS = 2**31 - 10, 2**31 - 12
 
 
 class FromModel(AbstractObjectiveFamily):
@@ -119,13 +117,10 @@ class FromModel(AbstractObjectiveFamily):
         return self.num_examples // self.batch_size
 
     def sample(self, key: PRNGKeyArray) -> "ModelObjective":
-        model, state = self.loss.make(self.make_model, key)
-        if self.trainable is None:
-            batch = take_batch(self.data, jnp.arange(self.batch_size))
-            spec = differentiated(self.loss, model, state, batch)
-        else:
-            spec = without_states(model, self.trainable)
-        static = eqx.filter(model, spec, inverse=True)
+        def batch():
+            return take_batch(self.data, jnp.arange(self.batch_size))
+
+        static, spec, state = draw_model(self.loss, self.make_model, self.trainable, batch, key)
         return ModelObjective(
             self.make_model,
             static,
@@ -156,12 +151,8 @@ class FromModel(AbstractObjectiveFamily):
         }
 
 
-class ModelObjective(AbstractObjective):
-    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`.
-
-    `state` is the model's state, if it has any: the initial one, or the one that the objective was put in by
-    `with_state`, such as that of the end of a run for `evaluate(measure=...)`.
-    """
+class ModelObjective(AbstractModelObjective):
+    """The training loss of one Equinox model as a function of its weights. Drawn by `FromModel`."""
 
     make_model: Callable[[PRNGKeyArray], Any]
     static: PyTree
@@ -173,26 +164,8 @@ class ModelObjective(AbstractObjective):
     outer_batch_size: int | None = eqx.field(static=True, default=None)
     state: State = None
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        return eqx.filter(self.loss_fn.make(self.make_model, key)[0], self.trainable)
-
-    def init_state(self, key: PRNGKeyArray) -> State:
-        return self.loss_fn.make(self.make_model, key)[1] if self.loss_fn.takes_state else None
-
-    def with_state(self, state: State) -> "ModelObjective":
-        return dataclasses.replace(self, state=clone(state))
-
-    def loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        return self._call(params, step, key)[0]
-
-    def loss_and_state(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, State]:
-        loss, state, _ = self._call(params, step, key)
-        return loss, state
-
-    def loss_and_aux(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> tuple[Scalar, PyTree]:
-        """`loss`, and the auxiliary output of the loss; `None` without `has_aux`."""
-        loss, _, aux = self._call(params, step, key)
-        return loss, aux
+    def batch(self, step: StepNumber, key: PRNGKeyArray) -> PyTree:
+        return _minibatch(self.data, step, key, self.batch_size)
 
     def outer_loss(self, params: Params, step: StepNumber, key: PRNGKeyArray) -> Scalar:
         if self.outer_data is None:
@@ -200,21 +173,11 @@ class ModelObjective(AbstractObjective):
         batch = self.outer_data
         if self.outer_batch_size is not None:
             batch = _minibatch(batch, step, jr.fold_in(key, _OUTER), self.outer_batch_size)
-        return self._loss_on(batch, params, step, key)[0]
+        drawn = drawing_key(self.loss_fn, step, key, _OUTER_LOSS)
+        return self.loss_fn(self.model(params), batch, self.state, drawn)[0]
 
     def has_outer_loss(self) -> bool:
         return self.outer_data is not None
-
-    def _call(self, params, step, key):
-        return self._loss_on(_minibatch(self.data, step, key, self.batch_size), params, step, key)
-
-    def _loss_on(self, batch, params, step, key):
-        drawn = jr.fold_in(jr.fold_in(key, _LOSS), step) if self.loss_fn.takes_key else None
-        return self.loss_fn(self.model(params), batch, self.state, drawn)
-
-    def model(self, params: Params) -> Any:
-        """The whole model with the weights `params`."""
-        return eqx.combine(params, self.static)
 
 
 def _minibatch(data, step, key, batch_size):

@@ -36,7 +36,9 @@ class MakeMLP(eqx.Module):
         return found | {f"activation {name}": MakeMLP(self.sizes, name) for name in others}
 
 
-class _MakeConvNet(eqx.Module):
+class MakeConvNet(eqx.Module):
+    """Draws a `ConvNet` for images of 28 by 28; its activation as in `MakeMLP`."""
+
     conv_channels: tuple[int, ...] = eqx.field(static=True)
     dense_sizes: tuple[int, ...] = eqx.field(static=True)
     activation: str | tuple[str, ...] = eqx.field(static=True)
@@ -45,16 +47,16 @@ class _MakeConvNet(eqx.Module):
         activation = _activation(self.activation, key)
         return ConvNet(28, self.conv_channels, self.dense_sizes, activation, key=key)
 
-    def variations(self) -> dict[str, "_MakeConvNet"]:
+    def variations(self) -> dict[str, "MakeConvNet"]:
         *hidden, classes = self.dense_sizes
         count = len(self.conv_channels)
         found = {}
         for name, new in resized((*self.conv_channels, *hidden)).items():
-            found[f"width × {name}"] = _MakeConvNet(new[:count], (*new[count:], classes), self.activation)
+            found[f"width × {name}"] = MakeConvNet(new[:count], (*new[count:], classes), self.activation)
         deeper = (*self.conv_channels, self.conv_channels[-1])
-        found["depth + 1"] = _MakeConvNet(deeper, self.dense_sizes, self.activation)
+        found["depth + 1"] = MakeConvNet(deeper, self.dense_sizes, self.activation)
         for name in _other_activations(self.activation):
-            found[f"activation {name}"] = _MakeConvNet(self.conv_channels, self.dense_sizes, name)
+            found[f"activation {name}"] = MakeConvNet(self.conv_channels, self.dense_sizes, name)
         return found
 
 
@@ -151,7 +153,7 @@ def MNIST(
     examples = (digits.train_images[:num_examples], digits.train_labels[:num_examples])
     sizes = (*hidden_sizes, 10)
     if conv_channels:
-        make_model = _MakeConvNet(tuple(conv_channels), sizes, activation)
+        make_model = MakeConvNet(tuple(conv_channels), sizes, activation)
     else:
         make_model = MakeMLP((784, *sizes), activation)
     outer_data = _outer_data(outer, digits, examples, num_examples)

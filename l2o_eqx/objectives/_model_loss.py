@@ -26,19 +26,22 @@ class ModelLoss(eqx.Module):
 
     - `function`: the loss.
     - `has_aux`: whether it returns auxiliary output, too.
+    - `owner`: the name of the family whose argument the loss is, for messages.
 
     **Raises:** `ArgumentError` if it takes something else than model, batch, `state` and `key`.
     """
 
     function: Callable[..., Any]
     has_aux: bool = eqx.field(static=True, default=False)
+    owner: str = eqx.field(static=True, default="FromModel")
 
     def __check_init__(self):
         others = [name for name in self._positional[1:] if name not in (_STATE, _KEY)]
         if len(self._positional) < 2 or len(others) != 1 or self._unknown:
             raise ArgumentError(
-                "`FromModel(loss_fn=...)` is called with the model, the batch, and `state` and `key` if it "
-                f"has parameters of these names. Got `{_name_of(self.function)}{_signature(self.function)}`.",
+                f"`{self.owner}(loss_fn=...)` is called with the model, the batch, and `state` and `key` if "
+                f"it has parameters of these names. Got "
+                f"`{_name_of(self.function)}{_signature(self.function)}`.",
                 argument="loss_fn",
                 given=self.function,
             )
@@ -86,8 +89,8 @@ class ModelLoss(eqx.Module):
         if not self.takes_state:
             if holds_state:
                 raise ArgumentError(
-                    "`FromModel(loss_fn=...)` needs a parameter named `state`, since the model has a state "
-                    f"(BatchNorm, say). Got `{_name_of(self.function)}{_signature(self.function)}`.",
+                    f"`{self.owner}(loss_fn=...)` needs a parameter named `state`, since the model has a "
+                    f"state (BatchNorm, say). Got `{_name_of(self.function)}{_signature(self.function)}`.",
                     argument="loss_fn",
                     given=self.function,
                 )
@@ -96,7 +99,7 @@ class ModelLoss(eqx.Module):
             return made
         if not holds_state:
             raise ArgumentError(
-                "`FromModel(make_model=...)`: the loss takes a `state`, but the model has none; return "
+                f"`{self.owner}(make_model=...)`: the loss takes a `state`, but the model has none; return "
                 "`eqx.nn.make_with_state(Model)(...)`, or a pair of model and state. Got "
                 f"{type(made).__name__}.",
                 argument="make_model",
@@ -124,7 +127,7 @@ class ModelLoss(eqx.Module):
         if isinstance(result, tuple) and len(result) == 2:
             return result
         raise ArgumentError(
-            f"`FromModel(loss_fn=...)` must return `{what}`: it takes a state or `has_aux` is true. "
+            f"`{self.owner}(loss_fn=...)` must return `{what}`: it takes a state or `has_aux` is true. "
             f"Got {type(result).__name__}.",
             argument="loss_fn",
         )
@@ -132,11 +135,11 @@ class ModelLoss(eqx.Module):
     def _check(self, loss):
         if isinstance(loss, tuple):
             raise ArgumentError(
-                "`FromModel(loss_fn=...)` must return one number. Got a tuple: give `has_aux=True` if it is "
-                "`(loss, aux)`, and a parameter named `state` to a loss that returns a state.",
+                f"`{self.owner}(loss_fn=...)` must return one number. Got a tuple: give `has_aux=True` if it "
+                "is `(loss, aux)`, and a parameter named `state` to a loss that returns a state.",
                 argument="loss_fn",
             )
-        return check_loss("`FromModel(loss_fn=...)`", loss, argument="loss_fn")
+        return check_loss(f"`{self.owner}(loss_fn=...)`", loss, argument="loss_fn")
 
 
 def clone(state: State) -> State:
@@ -179,8 +182,8 @@ def differentiated(loss: ModelLoss, model: Any, state: State, batch: PyTree) -> 
     jax.eval_shape(jax.grad(of_leaves), leaves)
     if not reached:
         raise ArgumentError(
-            "`FromModel(loss_fn=...)`: there is nothing to train, no floating-point array of the model has a "
-            "derivative.",
+            f"`{loss.owner}(loss_fn=...)`: there is nothing to train, no floating-point array of the model "
+            "has a derivative.",
             argument="loss_fn",
         )
     marked = treedef.unflatten([number in reached for number in range(len(leaves))])

@@ -29,6 +29,9 @@ class SumObjective(AbstractObjective):
     def has_outer_loss(self) -> bool:
         return self.first.has_outer_loss() or self.second.has_outer_loss()
 
+    def is_judged_by_outer_loss(self) -> bool:
+        return self.first.is_judged_by_outer_loss() or self.second.is_judged_by_outer_loss()
+
     def init_state(self, key: PRNGKeyArray) -> State:
         one, two = jr.split(key)
         return _pair(self.first.init_state(one), self.second.init_state(two))

@@ -72,6 +72,9 @@ class AbstractWrappedObjective(AbstractObjective):
     def has_outer_loss(self) -> bool:
         return self.objective.has_outer_loss()
 
+    def is_judged_by_outer_loss(self) -> bool:
+        return self.objective.is_judged_by_outer_loss()
+
     def minimum(self) -> Minimum | None:
         found = self.objective.minimum()
         if found is None:

@@ -10,6 +10,9 @@ from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
+from ._gradient_descent import GradientDescent as GradientDescent
+from ._gradient_descent import moves_all as moves_all
+from ._gradient_descent import moves_head as moves_head
 from ._groups import Groups as Groups
 from ._hierarchical import Hierarchical as Hierarchical
 from ._hierarchical_rnn import HierarchicalRNN as HierarchicalRNN
@@ -20,6 +23,8 @@ from ._layouts import Whole as Whole
 from ._layouts import initial_state as initial_state
 from ._layouts import take_step as take_step
 from ._learned_momentum import LearnedMomentum as LearnedMomentum
+from ._learned_start import MAML as MAML
+from ._learned_start import LearnedStart as LearnedStart
 from ._per_layer import PerLayer as PerLayer
 from ._per_layer import by_kind as by_kind
 from ._per_layer import by_layer as by_layer

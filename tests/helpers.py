@@ -228,6 +228,12 @@ ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "scaled": lambda: objectives.Scaled(objectives.Booth(), 0.1, 10.0, (0.5, 2.0)),
     "rescaled": lambda: objectives.Rescaled(objectives.Ackley(), 2.0, 0.1),
     "sum": lambda: objectives.Sum(objectives.Beale(), objectives.Projection(2, 8, 2)),
+    "goldstein_price": objectives.GoldsteinPrice,
+    "hartmann_3": objectives.Hartmann,
+    "hartmann_6": lambda: objectives.Hartmann(6),
+    "in_box": lambda: objectives.InBox(objectives.Branin()),
+    "gaussian_process": lambda: objectives.GaussianProcess(2, (0.3, 0.6), 32),
+    "regret": lambda: objectives.Regret(objectives.GaussianProcess(1)),
 }
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
@@ -238,6 +244,7 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
+    "observed_improvement": weightings.ObservedImprovement,
     "log_mean": weightings.LogMean,
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }

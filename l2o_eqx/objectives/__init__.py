@@ -15,6 +15,7 @@ from ._classifiers import ConvNet as ConvNet
 from ._classifiers import digit_cross_entropy as digit_cross_entropy
 from ._classifiers import digit_sigmoid_cross_entropy as digit_sigmoid_cross_entropy
 from ._classifiers import leaky_relu as leaky_relu
+from ._expected_improvement import ExpectedImprovement as ExpectedImprovement
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective
 from ._functions import Ackley as Ackley
@@ -22,12 +23,16 @@ from ._functions import Beale as Beale
 from ._functions import Booth as Booth
 from ._functions import Branin as Branin
 from ._functions import DependencyChain as DependencyChain
+from ._functions import GoldsteinPrice as GoldsteinPrice
+from ._functions import Hartmann as Hartmann
 from ._functions import Matyas as Matyas
 from ._functions import Michalewicz as Michalewicz
 from ._functions import MinMaxWell as MinMaxWell
 from ._functions import Rastrigin as Rastrigin
 from ._functions import Rosenbrock as Rosenbrock
 from ._functions import StyblinskiTang as StyblinskiTang
+from ._gaussian_process import GaussianProcess as GaussianProcess
+from ._in_box import InBox as InBox
 from ._log import Log as Log
 from ._logistic_regression import LogisticRegression as LogisticRegression
 from ._minibatch import minibatch_indices as minibatch_indices
@@ -40,6 +45,7 @@ from ._outward_snake import OutwardSnake as OutwardSnake
 from ._projection import Projection as Projection
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
+from ._regret import Regret as Regret
 from ._rescaled import Rescaled as Rescaled
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective

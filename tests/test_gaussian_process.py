@@ -77,7 +77,7 @@ def test_length_scales_of_a_range_are_log_uniform():
     scales = np.asarray(
         jax.vmap(lambda key: GaussianProcess(1, (0.2, 0.8), 4).sample(key).length_scale)(jr.split(KEY, 2000))
     )
-    assert 0.2 <= scales.min() and scales.max() <= 0.8
+    assert scales.min() >= 0.2 and scales.max() <= 0.8
     np.testing.assert_allclose(np.median(scales), 0.4, rtol=0.05)
     family = GaussianProcess(3, (0.2, 0.8))
     assert family.variations()["length scale × 2"] == GaussianProcess(3, (0.4, 1.6))

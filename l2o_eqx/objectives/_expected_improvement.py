@@ -68,14 +68,14 @@ class ExpectedImprovement(AbstractObjectiveFamily):
     process that the function was drawn from, given the points x_j and values of the steps before. With the
     weighting `Constant` the meta-loss is minus their sum; what the optimizer is shown stays f.
 
-    It is a family and no weighting, because a weighting sees losses alone, and the posterior needs the points:
-    they are carried along as the state of the objective. To the meta-gradient that state is a constant: it
-    counts how x_t moves with the meta-parameters, wherever the optimizer has brought it from, and not how
-    the posterior at x_t moves with the points before. Without any point yet, the improvement is that over the
-    prior mean 0, which is the same everywhere.
+    It is a family and no weighting, because a weighting sees losses alone, and the posterior needs the
+    points: they are carried along as the state of the objective. To the meta-gradient that state is a
+    constant: it counts how x_t moves with the meta-parameters, wherever the optimizer has brought it from,
+    and not how the posterior at x_t moves with the points before. Without any point yet, the improvement is
+    that over the prior mean 0, which is the same everywhere.
 
-    The posterior is in closed form, by a Cholesky factor of `horizon` rows, with a variance of 1e-4 for noise;
-    that f is a little above a draw near its minimum is not in it.
+    The posterior is in closed form, by a Cholesky factor of `horizon` rows, with a variance of 1e-4 for
+    noise; that f is a little above a draw near its minimum is not in it.
 
     **Arguments:**
 
@@ -95,8 +95,8 @@ class ExpectedImprovement(AbstractObjectiveFamily):
     def __check_init__(self):
         if not isinstance(self.family, GaussianProcess):
             raise ArgumentError(
-                f"`ExpectedImprovement(family={type(self.family).__name__}(...))`: the posterior is that of a "
-                "`GaussianProcess`, as the family must be.",
+                f"`ExpectedImprovement(family={type(self.family).__name__}(...))`: the posterior is that "
+                "of a `GaussianProcess`, as the family must be.",
                 argument="family",
                 given=self.family,
             )

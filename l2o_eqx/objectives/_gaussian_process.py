@@ -65,9 +65,9 @@ class GaussianProcess(AbstractObjectiveFamily):
         b(x) = 0.02·(1 − exp(−‖x − x*‖²/2ℓ²)),    p(s) = s·(1 − exp(−s/0.02)) for s > 0, else 0.
 
     p is not negative and b is zero at x* alone, so that f has its only minimum there, of the value g(x*), in
-    the box and beyond. f is once continuously differentiable. Where g is more than 0.2 above g(x*), f is g up
-    to rounding; where it is less, f is a little above it. That the search may have missed the lowest point of g
-    therefore makes no regret wrong: it makes f differ from a draw of the prior there.
+    the box and beyond. f is once continuously differentiable. Where g is more than 0.2 above g(x*), f is g
+    up to rounding; where it is less, f is a little above it. That the search may have missed the lowest point
+    of g therefore makes no regret wrong: it makes f differ from a draw of the prior there.
 
     Starting points are uniform in the box. Nothing keeps an optimizer from leaving it.
 

@@ -2,6 +2,8 @@
 
 from ._adam_mlp import AdamMLP as AdamMLP
 from ._base import AbstractOptimizer as AbstractOptimizer
+from ._black_box_rnn import BlackBoxRNN as BlackBoxRNN
+from ._black_box_rnn import BlackBoxState as BlackBoxState
 from ._blocks import Blocks as Blocks
 from ._blocks import default_block_size as default_block_size
 from ._blocks import own_coordinates as own_coordinates

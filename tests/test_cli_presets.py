@@ -12,7 +12,7 @@ from l2o_cli._errors import UsageError
 from l2o_cli._estimator import IN_SHORT
 from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import (
-    _with_names_of_today,
+    with_names_of_today,
     merge,
     nested,
     plain,
@@ -232,7 +232,7 @@ def test_the_thesis_preset_is_what_the_defaults_were(objective, monkeypatch):
     written = plain(config)
     # The estimator is written in full today.
     assert written["strategy"].pop("estimator") == {"kind": "auto", "constants": ["grads", "params", "value"]}
-    before = _with_names_of_today(former(objective))
+    before = with_names_of_today(former(objective))
     for name in ("order", "detach_state", "activations"):
         del before["strategy"][name]
     assert merge(written, {**before, "preset": "thesis"}) == written

@@ -52,6 +52,7 @@ def run_comparison(
             learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
             tuning=settings.tuning,
             last=min(settings.last, num_steps),
+            best_so_far=settings.best_so_far,
             restarts=restarts,
             key=key,
             callbacks=[show],
@@ -91,6 +92,7 @@ def numbers(comparison: l2o.Comparison) -> dict[str, Any]:
     return {
         "summary": comparison.summary(LEARNED),
         "averaged_steps": comparison.last,
+        "best_so_far": comparison.best_so_far,
         "best_baseline": best,
         "steps_to_pass": None if best is None else comparison.steps_to_pass(LEARNED, best),
         "restarts": restarts_of(comparison),
@@ -127,6 +129,8 @@ def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> N
 
 
 def _notes(comparison: l2o.Comparison) -> Iterator[str]:
+    if comparison.best_so_far:
+        yield "A loss is the lowest of the run until then."
     if comparison.last > 1:
         yield f"A final loss is the mean of the last {comparison.last} steps."
     best = comparison.best_baseline()

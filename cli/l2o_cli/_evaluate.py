@@ -13,7 +13,7 @@ from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import Layer, Table, merge, read_assignments, resolve
+from ._resolve import Layer, Table, merge, read_assignments, resolve, with_names_of_today
 from ._start import start
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run(
     title = title_of(facts)
     output.say(_intention(source, facts))
 
-    others = l2o.baselines_for(parts.family) if with_baselines else {}
+    others = l2o.baselines_for(parts.family, optimizers[0]) if with_baselines else {}
     comparison = _compare({LEARNED: optimizer, **others}, parts, output, restarts)
     folder = None
     if out or source.is_dir():
@@ -220,7 +220,7 @@ def load_optimizers(
 
 def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
     asked: Layer = {}
-    for layer in layers:
+    for layer in map(with_names_of_today, layers):
         asked = merge(asked, layer)
     trained = metadata.get("config")
     if not isinstance(trained, dict):

@@ -285,7 +285,7 @@ def _compare(training: _Training) -> "l2o.Comparison":
     run = training.run
     optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
     comparison = run_comparison(
-        {**optimizers, **l2o.baselines_for(run.parts.family)},
+        {**optimizers, **l2o.baselines_for(run.parts.family, run.optimizer)},
         run.parts,
         run.output,
         restarts=run.restarts,

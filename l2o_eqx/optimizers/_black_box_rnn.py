@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,9 +9,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._errors import ArgumentError, check
 from .._misc import ravel_wide, tree_dtype, unravel_like, wide_dtype_of
+from .._space import Space
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._lstm import LSTMState, make_cells, run_cells, zero_states
+from ._search import Search, ask, begin, tell
 
 # Of a value: its place in the range seen so far, what it gains on the best before, and the time left.
 _NUM_VALUE_FEATURES = 3
@@ -154,8 +157,17 @@ class BlackBoxRNN(AbstractOptimizer):
         starts = jnp.tanh(self.starts)
         return unravel_like(starts[_nearest(starts, ravel_wide(params))], params)
 
-    def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
-        """The state before the first of `num_steps` evaluations, by default as many as was said."""
+    def init(self, params: Params | Space, num_steps: StepNumber | None = None) -> State:
+        """The state before the first of `num_steps` evaluations, by default as many as the constructor was told.
+
+        **Arguments:**
+
+        - `params`: where an inner run begins, for the verbs; or what is to be searched, a `Space`, for `ask`
+            and `tell`, whose state this is then, a `Search`.
+        - `num_steps`: how many evaluations there are going to be.
+        """
+        if isinstance(params, Space):
+            return begin(self, params, None if num_steps is None else int(num_steps))
         self._check(params)
         dtype = wide_dtype_of(tree_dtype(params))
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
@@ -191,11 +203,45 @@ class BlackBoxRNN(AbstractOptimizer):
                 raise ArgumentError("`BlackBoxRNN` draws whose evaluation comes next: hand `key` to `update`.")
             worker = jr.randint(key, (), 0, self.workers)
             state = eqx.tree_at(lambda s: s.worker, state, worker)
-        return unravel_like(self.query(state, state.worker) - point, grads), state
+        return unravel_like(self.queries(state)[state.worker] - point, grads), state
 
-    def query(self, state: BlackBoxState, worker: Int[Array, ""]) -> Float[Array, " dim"]:
-        """What a worker is to evaluate, in the box."""
-        return self._queries(state)[worker]
+    def ask(self, state: Search) -> tuple[Any, Search]:
+        """The next point to evaluate, for whichever worker is free, and the state in which it is busy.
+
+        **Arguments:**
+
+        - `state`: of `init(space)`, or the last `ask` or `tell`.
+
+        **Returns:** a tree like the space's, of Python numbers and NumPy arrays; and the next state.
+
+        **Raises:** `ValueError` if all workers are busy: with one, every point must be told before the next.
+        """
+        return ask(state)
+
+    def tell(self, state: Search, point: Any, value: float | None, *, worker: int | None = None) -> Search:
+        """The state after an evaluation.
+
+        One compiled program that runs the network once. A point need not have been asked for: what is known
+        of others may be told before.
+
+        **Arguments:**
+
+        - `state`: of the last `ask` or `tell`.
+        - `point`: what was evaluated. It may differ from what was asked for.
+        - `value`: f there; `None` or a number that is not finite if the evaluation has failed, which is told
+            to the network as a value as high as the highest so far.
+        - `worker`: whose evaluation it was, by the order in which they were asked first; by default that of
+            the query nearest to the point.
+
+        **Raises:** `ValueError` for a point that is not in the space, or a worker that there is not.
+        """
+        return tell(self, state, point, value, worker)
+
+    def queries(self, state: BlackBoxState) -> Float[Array, "workers dim"]:
+        """What every worker is to evaluate, in the box [−1, 1]."""
+        # Learned points are taken here and not in `init`: `update` is what is trained.
+        starts = jnp.tanh(self.starts).astype(state.queries.dtype)
+        return jnp.where(state.step > 0, state.queries, starts)
 
     def told(
         self, state: BlackBoxState, worker: Int[Array, ""], point: Float[Array, " dim"], value: Scalar
@@ -214,17 +260,12 @@ class BlackBoxRNN(AbstractOptimizer):
         answer = jnp.tanh(self.readout @ hidden[:, 0] + self.offset)
         return BlackBoxState(
             lstm=lstm,
-            queries=self._queries(state).at[worker].set(answer.astype(point.dtype)),
+            queries=self.queries(state).at[worker].set(answer.astype(point.dtype)),
             worker=state.worker,
             seen=seen,
             step=state.step + 1,
             horizon=state.horizon,
         )
-
-    def _queries(self, state):
-        # Learned points are taken here and not in `init`: `update` is what is trained.
-        starts = jnp.tanh(self.starts).astype(state.queries.dtype)
-        return jnp.where(state.step > 0, state.queries, starts)
 
     def _check(self, params):
         found = sum(leaf.size for leaf in jax.tree.leaves(params))

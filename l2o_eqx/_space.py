@@ -1,12 +1,13 @@
 """What is searched by values alone: ranges of numbers in a tree, and the box [−1, 1]^n behind them."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ._errors import ArgumentError, check
 
@@ -24,8 +25,8 @@ class Box:
         whole number has its equal share of them.
     - `shape`: of an array; `()` for a number.
 
-    **Raises:** `ValueError` for ends that are not finite, in the wrong order, or not above 0 with `log`; or
-        not whole with `integer`.
+    **Raises:** `ValueError` for ends that are not finite, in the wrong order, not above 0 with `log`, or not
+        whole with `integer`.
     """
 
     low: float | int
@@ -35,45 +36,20 @@ class Box:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self):
-        given = f"Got low={self.low}, high={self.high}."
-        finite = math.isfinite(self.low) and math.isfinite(self.high)
-        check(f"`Box(low=..., high=...)` must be finite. {given}", low=(self.low, finite))
-        check(f"`Box(low=..., high=...)`: low must be below high. {given}", high=(self.high, self.low < self.high))
-        check(f"`Box(log=True)` needs ends above 0. {given}", low=(self.low, self.low > 0 or not self.log))
-        whole = float(self.low).is_integer() and float(self.high).is_integer()
-        check(f"`Box(integer=True)` needs whole ends. {given}", low=(self.low, whole or not self.integer))
+        low, high = self.low, self.high
+        given = f"Got low={low}, high={high}."
+        finite = math.isfinite(low) and math.isfinite(high)
+        check(f"`Box(low=..., high=...)` must be finite. {given}", low=(low, finite))
+        check(f"`Box(low=..., high=...)`: low must be below high. {given}", high=(high, low < high))
+        check(f"`Box(log=True, low=...)` needs ends above 0. {given}", low=(low, low > 0 or not self.log))
+        whole = float(low).is_integer() and float(high).is_integer()
+        check(f"`Box(integer=True, low=...)` needs whole ends. {given}", low=(low, whole or not self.integer))
 
-    @property
-    def size(self) -> int:
-        """How many coordinates it has."""
-        return math.prod(self.shape)
-
-    def decode(self, unit: Float[np.ndarray, " size"]) -> Any:
-        """The number, a Python one, or the NumPy array that coordinates in [−1, 1] stand for."""
-        low, high = self._scaled_ends()
-        values = low + (np.asarray(unit, np.float64) + 1) / 2 * (high - low)
-        values = np.exp(values) if self.log else values
-        values = np.clip(np.rint(values) if self.integer else values, self.low, self.high)
-        values = values.astype(np.int64 if self.integer else np.float64).reshape(self.shape)
-        return values if self.shape else values.item()
-
-    def encode(self, value: Any) -> Float[np.ndarray, " size"]:
-        """The inverse of `decode`; of a whole number, the middle of what is rounded to it."""
-        values = np.asarray(value, np.float64).reshape(-1)
-        low, high = self._scaled_ends()
-        scaled = np.log(values) if self.log else values
-        return np.clip(2 * (scaled - low) / (high - low) - 1, -1, 1)
-
-    def has(self, value: Any) -> bool:
-        """Whether all entries lie in the range, up to rounding."""
-        values = np.asarray(value, np.float64)
-        slack = 1e-9 * max(abs(self.low), abs(self.high))
-        return bool(np.all((values >= self.low - slack) & (values <= self.high + slack)))
-
-    def _scaled_ends(self) -> tuple[float, float]:
+    def scaled_ends(self) -> tuple[float, float]:
+        """The ends on the scale that is searched."""
         # Half a step more on both sides, so that the ends are rounded to from as wide a range as others.
         more = 0.5 if self.integer else 0.0
-        ends = self.low - more, self.high + more
+        ends = float(self.low - more), float(self.high + more)
         return (math.log(ends[0]), math.log(ends[1])) if self.log else ends
 
 
@@ -106,7 +82,7 @@ class Space:
                     given=leaf,
                 )
 
-    @property
+    @functools.cached_property
     def boxes(self) -> list[Box]:
         """The boxes in order."""
         return jtu.tree_leaves(self.tree, is_leaf=_is_box)
@@ -114,7 +90,15 @@ class Space:
     @property
     def dim(self) -> int:
         """n, how many numbers there are to choose."""
-        return sum(box.size for box in self.boxes)
+        return len(self._numbers.low)
+
+    @functools.cached_property
+    def _treedef(self):
+        return jtu.tree_structure(self.tree, is_leaf=_is_box)
+
+    @functools.cached_property
+    def _numbers(self):
+        return _Numbers.of(self.boxes)
 
     def decode(self, unit: Float[np.ndarray, " dim"]) -> Any:
         """The point that coordinates in [−1, 1] stand for: a tree of Python numbers and NumPy arrays.
@@ -123,33 +107,82 @@ class Space:
 
         - `unit`: the coordinates.
         """
-        treedef = jtu.tree_structure(self.tree, is_leaf=_is_box)
-        parts = np.split(np.asarray(unit), np.cumsum([box.size for box in self.boxes])[:-1])
-        return treedef.unflatten([box.decode(part) for box, part in zip(self.boxes, parts, strict=True)])
+        values, leaves, end = self._numbers.decode(unit), [], 0
+        for box in self.boxes:
+            begin, end = end, end + math.prod(box.shape)
+            own = values[begin:end].reshape(box.shape).astype(np.int64 if box.integer else np.float64)
+            leaves.append(own if box.shape else own.item())
+        return self._treedef.unflatten(leaves)
 
     def encode(self, point: Any) -> Float[np.ndarray, " dim"]:
-        """The inverse of `decode`.
+        """The inverse of `decode`; of a whole number, the middle of what is rounded to it.
 
         **Arguments:**
 
         - `point`: a tree like the space's, of numbers and arrays.
 
         **Raises:** `ValueError` for a tree of another structure, arrays of other shapes, or values outside of
-        their box.
+            their box.
         """
-        treedef = jtu.tree_structure(self.tree, is_leaf=_is_box)
         try:
-            values = treedef.flatten_up_to(point)
+            leaves = self._treedef.flatten_up_to(point)
         except ValueError as error:
-            message = f"`Space.encode(point=...)`: not the tree of this space: {error}"
+            message = f"`Space.encode(point=...)`: not a tree like that of the space: {error}"
             raise ArgumentError(message, argument="point", given=point) from None
-        for box, value in zip(self.boxes, values, strict=True):
-            fits = np.shape(value) == box.shape and box.has(value)
+        for box, leaf in zip(self.boxes, leaves, strict=True):
+            fits = np.shape(leaf) == box.shape
             check(
-                f"`Space.encode(point=...)`: {value!r:.60} is not in {box}.",
-                point=(point, fits),
+                f"`Space.encode(point=...)`: {leaf!r:.60} must have the shape of {box}.", point=(leaf, fits)
             )
-        return np.concatenate([box.encode(value) for box, value in zip(self.boxes, values, strict=True)])
+        values = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+        inside = self._numbers.contain(values)
+        if not np.all(inside):
+            raise ArgumentError(
+                f"`Space.encode(point=...)`: {point!r:.120} is not in the space: coordinate "
+                f"{int(np.argmin(inside))} is {values[np.argmin(inside)]}.",
+                argument="point",
+                given=point,
+            )
+        return self._numbers.encode(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+    # Of all numbers of a space, as arrays: what is done once per number in Python takes longer than a network.
+    low: Float[np.ndarray, " dim"]
+    high: Float[np.ndarray, " dim"]
+    scaled_low: Float[np.ndarray, " dim"]
+    scaled_high: Float[np.ndarray, " dim"]
+    log: Bool[np.ndarray, " dim"]
+    integer: Bool[np.ndarray, " dim"]
+
+    @classmethod
+    def of(cls, boxes: list[Box]) -> "_Numbers":
+        rows = [
+            (box.low, box.high, *box.scaled_ends(), box.log, box.integer)
+            for box in boxes
+            for _ in range(math.prod(box.shape))
+        ]
+        low, high, scaled_low, scaled_high, log, integer = np.asarray(rows, np.float64).reshape(-1, 6).T
+        return cls(low, high, scaled_low, scaled_high, log > 0, integer > 0)
+
+    def decode(self, unit):
+        values = self.scaled_low + (np.asarray(unit, np.float64) + 1) / 2 * (
+            self.scaled_high - self.scaled_low
+        )
+        np.exp(values, out=values, where=self.log)
+        np.rint(values, out=values, where=self.integer)
+        return np.clip(values, self.low, self.high)
+
+    def encode(self, values):
+        scaled = values.copy()
+        np.log(values, out=scaled, where=self.log)
+        unit = 2 * (scaled - self.scaled_low) / (self.scaled_high - self.scaled_low) - 1
+        return np.clip(unit, -1, 1)
+
+    def contain(self, values):
+        slack = 1e-9 * np.maximum(np.abs(self.low), np.abs(self.high))
+        return (values >= self.low - slack) & (values <= self.high + slack)
 
 
 def _is_box(x: Any) -> bool:

@@ -12,13 +12,13 @@ from l2o_cli._errors import UsageError
 from l2o_cli._estimator import IN_SHORT
 from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import (
-    with_names_of_today,
     merge,
     nested,
     plain,
     read_assignments,
     resolve,
     to_toml,
+    with_names_of_today,
 )
 from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401

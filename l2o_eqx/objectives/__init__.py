@@ -15,7 +15,6 @@ from ._classifiers import ConvNet as ConvNet
 from ._classifiers import digit_cross_entropy as digit_cross_entropy
 from ._classifiers import digit_sigmoid_cross_entropy as digit_sigmoid_cross_entropy
 from ._classifiers import leaky_relu as leaky_relu
-from ._expected_improvement import ExpectedImprovement as ExpectedImprovement
 from ._from_model import FromModel as FromModel
 from ._from_model import ModelObjective as ModelObjective
 from ._functions import Ackley as Ackley

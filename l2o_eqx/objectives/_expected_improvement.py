@@ -1,3 +1,5 @@
+"""The improvement one expects of the next point of a search, given those before: what a search is judged by."""
+
 import dataclasses
 import math
 
@@ -6,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._errors import ArgumentError, check
 from .._types import Scalar, State, StepNumber
-from ._base import AbstractObjective, AbstractObjectiveFamily
-from ._gaussian_process import GaussianProcess, GaussianProcessObjective
+from ._base import AbstractObjective
+from ._wrapper import AbstractWrappedObjective
 
 # Variance of noise that the posterior believes in: Cholesky factors in float32 need it.
 _JITTER = 1e-4
+# Added to the expected improvement before its logarithm.
+_FLOOR = 1e-3
 
 
 class Evaluations(eqx.Module):
@@ -32,17 +35,29 @@ class Evaluations(eqx.Module):
         )
 
 
-class ExpectedImprovementObjective(AbstractObjective):
-    """f, with minus the expected improvement as its outer loss. Drawn by `ExpectedImprovement`."""
+class ExpectedImprovementObjective(AbstractWrappedObjective):
+    """f of a Gaussian process, with the expected improvement in the place of its outer loss.
 
-    objective: GaussianProcessObjective
+    Drawn by `GaussianProcess`, where it is described. The points evaluated so far are its state, which is a
+    constant to derivatives.
+    """
+
+    objective: AbstractObjective
+    length_scale: Float[Array, ""]
     evaluations: Evaluations
+    log: bool = eqx.field(static=True)
 
-    def init(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return self.objective.init(key)
+    @classmethod
+    def of(
+        cls, objective: AbstractObjective, length_scale: Scalar, dim: int, horizon: int, *, log: bool
+    ) -> "ExpectedImprovementObjective":
+        """With no point yet, and place for `horizon` of them."""
+        dtype = length_scale.dtype
+        points, values = jnp.zeros((horizon, dim), dtype), jnp.zeros(horizon, dtype)
+        return cls(objective, length_scale, Evaluations(points, values, jnp.zeros((), jnp.int32)), log)
 
-    def loss(self, params: Float[Array, " dim"], step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        return self.objective.loss(params, step, key)
+    def changed(self, loss: Scalar) -> Scalar:
+        return loss
 
     def init_state(self, key: PRNGKeyArray) -> State:
         return self.evaluations
@@ -53,69 +68,20 @@ class ExpectedImprovementObjective(AbstractObjective):
     def loss_and_state(
         self, params: Float[Array, " dim"], step: StepNumber, key: PRNGKeyArray
     ) -> tuple[Scalar, State]:
-        loss = self.loss(params, step, key)
+        loss = self.objective.loss(params, step, key)
         return loss, self.evaluations.with_one(params, loss)
 
     def outer_loss(self, params: Float[Array, " dim"], step: StepNumber, key: PRNGKeyArray) -> Scalar:
-        mean, variance = posterior(self.evaluations, self.objective.length_scale, params)
-        return -_expected_improvement(mean, variance, _lowest(self.evaluations))
+        mean, variance = posterior(self.evaluations, self.length_scale, params)
+        expected = expected_improvement(mean, variance, _lowest(self.evaluations))
+        return -jnp.log(expected + _FLOOR) if self.log else -expected
 
+    def has_outer_loss(self) -> bool:
+        return True
 
-class ExpectedImprovement(AbstractObjectiveFamily):
-    """Functions from a Gaussian process, of which an optimizer is trained for the expected improvement.
-
-    The outer loss of step t is −EI(x_t) = −E[max(min_{j<t} f(x_j) − f(x_t), 0)] under the posterior of the
-    process that the function was drawn from, given the points x_j and values of the steps before. With the
-    weighting `Constant` the meta-loss is minus their sum; what the optimizer is shown stays f.
-
-    It is a family and no weighting, because a weighting sees losses alone, and the posterior needs the
-    points: they are carried along as the state of the objective. To the meta-gradient that state is a
-    constant: it counts how x_t moves with the meta-parameters, wherever the optimizer has brought it from,
-    and not how the posterior at x_t moves with the points before. Without any point yet, the improvement is
-    that over the prior mean 0, which is the same everywhere.
-
-    The posterior is in closed form, by a Cholesky factor of `horizon` rows, with a variance of 1e-4 for
-    noise; that f is a little above a draw near its minimum is not in it.
-
-    **Arguments:**
-
-    - `family`: gives f.
-    - `horizon`: how many points there is place for; those of later steps are not remembered.
-
-    **Raises:** `ValueError` for a family that is no `GaussianProcess`, or no horizon.
-
-    Reference: Chen et al. 2017, "Learning to learn without gradient descent by gradient descent"
-    (arXiv:1611.03824), sec. 2.2; Jones et al. 1998, "Efficient global optimization of expensive black-box
-    functions".
-    """
-
-    family: AbstractObjectiveFamily = GaussianProcess()
-    horizon: int = eqx.field(static=True, default=30)
-
-    def __check_init__(self):
-        if not isinstance(self.family, GaussianProcess):
-            raise ArgumentError(
-                f"`ExpectedImprovement(family={type(self.family).__name__}(...))`: the posterior is that "
-                "of a `GaussianProcess`, as the family must be.",
-                argument="family",
-                given=self.family,
-            )
-        check(
-            f"`ExpectedImprovement(horizon=...)` must be at least 1. Got horizon={self.horizon}.",
-            horizon=(self.horizon, self.horizon >= 1),
-        )
-
-    def sample(self, key: PRNGKeyArray) -> ExpectedImprovementObjective:
-        family = self.family
-        assert isinstance(family, GaussianProcess)
-        objective = family.sample(key)
-        dtype = objective.lowest.dtype
-        none = Evaluations(
-            jnp.zeros((self.horizon, family.dim), dtype),
-            jnp.zeros(self.horizon, dtype),
-            jnp.zeros((), jnp.int32),
-        )
-        return ExpectedImprovementObjective(objective, none)
+    def minimum(self) -> None:
+        # Of the outer loss nothing is known.
+        return None
 
 
 def posterior(
@@ -148,7 +114,8 @@ def _lowest(evaluations):
     return jnp.where(evaluations.count > 0, lowest, 0)
 
 
-def _expected_improvement(mean, variance, lowest):
+def expected_improvement(mean: Scalar, variance: Scalar, lowest: Scalar) -> Scalar:
+    """E[max(lowest − y, 0)] of a normal y."""
     std = jnp.sqrt(variance)
     z = (lowest - mean) / std
     density = jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)

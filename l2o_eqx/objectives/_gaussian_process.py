@@ -1,5 +1,7 @@
+import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -8,15 +10,19 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._errors import ArgumentError, check
+from .._checks import check_sizes
+from .._errors import ArgumentError
 from .._types import Scalar, StepNumber
 from ._base import AbstractObjective, AbstractObjectiveFamily
+from ._expected_improvement import ExpectedImprovementObjective
 from ._minimum import Minimum
 
 # The prior's standard deviation is 1. What is lifted lies below this, as seen from the lowest point.
 _LIFT = 0.02
 # The lowest of so many random points is where the search for the lowest one begins, in steps of 0.3ℓ²∇g.
 _CANDIDATES, _DESCENTS, _STEP = 128, 12, 0.3
+
+OuterLoss = Literal["loss", "expected_improvement", "log_expected_improvement"]
 
 
 class GaussianProcessObjective(AbstractObjective):
@@ -71,31 +77,54 @@ class GaussianProcess(AbstractObjectiveFamily):
 
     Starting points are uniform in the box. Nothing keeps an optimizer from leaving it.
 
+    **Expected improvement.** What a weighting weighs of step t, the outer loss, is by default f(x_t). It can be
+    −EI(x_t) = −E[max(min_{j<t} f(x_j) − f(x_t), 0)] under the posterior of the process, given the points x_j
+    and values of the steps before: it says of every point how good a choice it was, not of the lucky ones
+    alone. Its logarithm counts the small improvements of late steps as much as early ones. What an optimizer
+    is shown, and is compared by, stays f. It is in the family and no weighting, because a weighting sees
+    losses alone, and the posterior needs the points: they are carried along as the state of the objective. To
+    the meta-gradient that state is a constant: it counts how x_t moves with the meta-parameters, wherever
+    the optimizer has brought it from, and not how the posterior at x_t moves with the points before. Without
+    any point yet, the improvement is that over the prior mean 0, which is the same everywhere. The posterior
+    is in closed form, by a Cholesky factor of `horizon` rows, with a variance of 1e-4 for noise; that f is a
+    little above a draw near its minimum is not in it.
+
     **Arguments:**
 
     - `dim`: the number n of coordinates.
     - `length_scale`: ℓ, or a range that every function draws its own from, log-uniformly; by default 0.4·√n,
         with which functions of all dimensions are about as rough along a diagonal.
     - `num_features`: m; with more of them, draws are closer to those of the process.
+    - `outer_loss`: what is weighed: the `"loss"` f, `"expected_improvement"`, −EI, or
+        `"log_expected_improvement"`, −log(EI + 1e-3).
+    - `horizon`: how many points the posterior has place for; those of later steps are not remembered.
 
-    **Raises:** `ValueError` for sizes below 1, or scales that are not above 0 or in the wrong order.
+    **Raises:** `ValueError` for sizes below 1, scales that are not above 0 or in the wrong order, or an unknown
+        `outer_loss`.
 
     Reference: Rahimi & Recht 2007, "Random features for large-scale kernel machines", for the features;
-    Chen et al. 2017, "Learning to learn without gradient descent by gradient descent" (arXiv:1611.03824),
-    sec. 3, for functions from a prior.
+    Chen et al. 2017, "Learning to learn without gradient descent by gradient descent" (arXiv:1611.03824), for
+    functions from a prior and the expected improvement as a meta-loss; Jones et al. 1998, "Efficient global
+    optimization of expensive black-box functions"; its logarithm: Ament et al. 2023, "Unexpected improvements
+    to expected improvement for Bayesian optimization" (arXiv:2310.20708).
     """
 
     dim: int = eqx.field(static=True, default=2)
     length_scale: float | tuple[float, float] | None = eqx.field(static=True, default=None)
     num_features: int = eqx.field(static=True, default=256)
+    outer_loss: OuterLoss = eqx.field(static=True, default="loss")
+    horizon: int = eqx.field(static=True, default=30)
 
     def __check_init__(self):
-        check(
-            "`GaussianProcess(dim=..., num_features=...)` must be at least 1. Got "
-            f"dim={self.dim}, num_features={self.num_features}.",
-            dim=(self.dim, self.dim >= 1),
-            num_features=(self.num_features, self.num_features >= 1),
-        )
+        check_sizes("GaussianProcess", dim=self.dim, num_features=self.num_features, horizon=self.horizon)
+        if self.outer_loss not in get_args(OuterLoss):
+            raise ArgumentError(
+                f"`GaussianProcess(outer_loss={self.outer_loss!r})`: what is weighed is one of "
+                f"{', '.join(get_args(OuterLoss))}.",
+                argument="outer_loss",
+                given=self.outer_loss,
+                possible=get_args(OuterLoss),
+            )
         low, high = self._range()
         if not 0 < low <= high < math.inf:
             raise ArgumentError(
@@ -109,7 +138,7 @@ class GaussianProcess(AbstractObjectiveFamily):
         scale = 0.4 * math.sqrt(self.dim) if self.length_scale is None else self.length_scale
         return scale if isinstance(scale, tuple) else (scale, scale)
 
-    def sample(self, key: PRNGKeyArray) -> GaussianProcessObjective:
+    def sample(self, key: PRNGKeyArray) -> GaussianProcessObjective | ExpectedImprovementObjective:
         lkey, fkey, pkey, wkey, ckey = jr.split(key, 5)
         low, high = map(math.log, self._range())
         length_scale = jnp.exp(jr.uniform(lkey, (), minval=low, maxval=high))
@@ -123,14 +152,18 @@ class GaussianProcess(AbstractObjectiveFamily):
         candidates = jr.uniform(ckey, (_CANDIDATES, self.dim), minval=-1, maxval=1)
         first = candidates[jnp.argmin(jax.vmap(draw)(candidates))]
         lowest, floor = _descend(draw, first, _STEP * length_scale**2)
-        return GaussianProcessObjective(frequencies, phases, weights, lowest, floor, length_scale)
+        objective = GaussianProcessObjective(frequencies, phases, weights, lowest, floor, length_scale)
+        if self.outer_loss == "loss":
+            return objective
+        log = self.outer_loss == "log_expected_improvement"
+        return ExpectedImprovementObjective.of(objective, length_scale, self.dim, self.horizon, log=log)
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:
         # Of the same dimension: what lives on values is made for one.
         low, high = self._range()
         scaled = {"½": 0.5, "2": 2.0}.items()
         return {
-            f"length scale × {name}": GaussianProcess(self.dim, (low * c, high * c), self.num_features)
+            f"length scale × {name}": dataclasses.replace(self, length_scale=(low * c, high * c))
             for name, c in scaled
         }
 

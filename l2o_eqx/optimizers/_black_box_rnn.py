@@ -16,7 +16,7 @@ from ._lstm import LSTMState, make_cells, run_cells, zero_states
 from ._search import Search, ask, begin, tell
 
 # Of a value: its place in the range seen so far, what it gains on the best before, and the time left.
-_NUM_VALUE_FEATURES = 3
+_NUM_VALUE_FEATURES = 4
 
 
 class Seen(eqx.Module):
@@ -88,8 +88,8 @@ class BlackBoxRNN(AbstractOptimizer):
     """
 
     cells: tuple[eqx.nn.LSTMCell, ...]
-    readout: Float[Array, "dim hidden"]
-    offset: Float[Array, " dim"]
+    readout: Float[Array, "answers hidden"]
+    offset: Float[Array, " answers"]
     starts: Float[Array, "workers dim"]
     num_steps: int = eqx.field(static=True)
 
@@ -105,13 +105,14 @@ class BlackBoxRNN(AbstractOptimizer):
         sizes = {"dim": dim, "hidden_size": hidden_size, "workers": workers, "num_steps": num_steps}
         for name, size in sizes.items():
             check(
-                f"`BlackBoxRNN({name}=...)` must be at least 1. Got {name}={size}.", **{name: (size, size >= 1)}
+                f"`BlackBoxRNN({name}=...)` must be at least 1. Got {name}={size}.",
+                **{name: (size, size >= 1)},
             )
         ckey, rkey, skey = jr.split(key, 3)
         flags = workers if workers > 1 else 0
         self.cells = make_cells(2 * dim + _NUM_VALUE_FEATURES + flags, (hidden_size,), key=ckey)
-        self.readout = jr.normal(rkey, (dim, hidden_size)) / math.sqrt(hidden_size)
-        self.offset = jnp.zeros(dim)
+        self.readout = jr.normal(rkey, (dim + 1, hidden_size)) / math.sqrt(hidden_size)
+        self.offset = jnp.zeros(dim + 1)
         # The middle of the box for a single one, places of their own for several.
         self.starts = (0.5 if workers > 1 else 0.0) * jr.normal(skey, (workers, dim))
         self.num_steps = num_steps
@@ -200,7 +201,9 @@ class BlackBoxRNN(AbstractOptimizer):
         state = self.told(state, state.worker, point, value.astype(point.dtype))
         if self.workers > 1:
             if key is None:
-                raise ArgumentError("`BlackBoxRNN` draws whose evaluation comes next: hand `key` to `update`.")
+                raise ArgumentError(
+                    "`BlackBoxRNN` draws whose evaluation comes next: hand `key` to `update`."
+                )
             worker = jr.randint(key, (), 0, self.workers)
             state = eqx.tree_at(lambda s: s.worker, state, worker)
         return unravel_like(self.queries(state)[state.worker] - point, grads), state
@@ -257,7 +260,9 @@ class BlackBoxRNN(AbstractOptimizer):
         inputs = [point, seen.best, features, left[None], *flags]
         inputs = jnp.concatenate([x.astype(point.dtype) for x in inputs])
         hidden, lstm = run_cells(self.cells, inputs[:, None], state.lstm)
-        answer = jnp.tanh(self.readout @ hidden[:, 0] + self.offset)
+        answer = self.readout @ hidden[:, 0] + self.offset
+        gate = jax.nn.sigmoid(answer[-1])
+        answer = jnp.tanh(answer[:-1] + gate * jnp.arctanh(0.99 * seen.best))
         return BlackBoxState(
             lstm=lstm,
             queries=self.queries(state).at[worker].set(answer.astype(point.dtype)),
@@ -281,9 +286,7 @@ def _nearest(points: Float[Array, "points dim"], to: Float[Array, " dim"]) -> In
     return jnp.argmin(jnp.sum((points - to[None]) ** 2, axis=1)).astype(jnp.int32)
 
 
-def _look(
-    seen: Seen, point: Float[Array, " dim"], value: Scalar
-) -> tuple[Float[Array, " features"], Seen]:
+def _look(seen: Seen, point: Float[Array, " dim"], value: Scalar) -> tuple[Float[Array, " features"], Seen]:
     """The features of a value, and what has been seen with it."""
     known, got = seen.count > 0, jnp.isfinite(value)
     value = jnp.where(got, value, seen.high)
@@ -294,7 +297,8 @@ def _look(
     unit = jnp.where(wide, spread, 1)
     place = jnp.where(wide, 2 * (value - low) / unit - 1, 0)
     gain = jnp.where(known & wide, (value - seen.low) / unit, 0)
-    features = jnp.where(got, jnp.stack([place, gain]), 1)
+    fine = jnp.sign(gain) * jnp.log1p(jnp.abs(gain) * 1000) / math.log(1001)
+    features = jnp.where(got, jnp.stack([place, gain, fine]), 1)
     better = got & (~known | (value < seen.low))
     best = jnp.where(better, point, seen.best)
     now = Seen(low, high, best, seen.count + 1)

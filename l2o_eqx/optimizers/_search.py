@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -94,19 +94,22 @@ def tell(rnn: RNN, search: Search, point: Any, value: float | None, worker: int 
 
 
 def _worker_of(search: Search, unit: Float[np.ndarray, " dim"]) -> int:
-    # Rounding may have moved the point from the query; without anybody at work the first free one is told.
+    if len(search.busy) == 1:
+        return 0
+    # Rounding may have moved the point from the query. If nobody is at work, the nearest of all is told.
     distances = np.sum((search.queries - unit) ** 2, axis=1)
     return int(np.argmin(np.where(search.busy | ~np.any(search.busy), distances, np.inf)))
 
 
-@eqx.filter_jit
+# Not Equinox's `filter_jit`, which takes longer to call than the network to run.
+@jax.jit
 def _queries(rnn: RNN, inner: State) -> Float[Array, "workers dim"]:
     return rnn.queries(inner)
 
 
-@eqx.filter_jit
+@jax.jit
 def _tell(
-    rnn: RNN, inner: State, worker: Any, point: Any, value: Any
+    rnn: RNN, inner: State, worker: Array, point: Array, value: Array
 ) -> tuple[State, Float[Array, "workers dim"]]:
-    inner = rnn.told(inner, jnp.asarray(worker), jnp.asarray(point), jnp.asarray(value))
+    inner = rnn.told(inner, worker, point, value)
     return inner, rnn.queries(inner)

@@ -131,9 +131,8 @@ class Space:
             raise ArgumentError(message, argument="point", given=point) from None
         for box, leaf in zip(self.boxes, leaves, strict=True):
             fits = np.shape(leaf) == box.shape
-            check(
-                f"`Space.encode(point=...)`: {leaf!r:.60} must have the shape of {box}.", point=(leaf, fits)
-            )
+            message = f"`Space.encode(point=...)`: {leaf!r:.60} must have the shape of {box}."
+            check(message, point=(point, fits))
         values = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
         inside = self._numbers.contain(values)
         if not np.all(inside):
@@ -148,7 +147,7 @@ class Space:
 
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
-    # Of all numbers of a space, as arrays: what is done once per number in Python takes longer than a network.
+    # Of all numbers of a space, as arrays: one by one in Python, they take longer than the network.
     low: Float[np.ndarray, " dim"]
     high: Float[np.ndarray, " dim"]
     scaled_low: Float[np.ndarray, " dim"]

@@ -168,7 +168,6 @@ def test_a_box_is_scaled_to_minus_one_and_one():
         (lambda: GaussianProcess(2, 0.0), "length_scale"),
         (lambda: GaussianProcess(2, (0.5, 0.1)), "length_scale"),
         (lambda: GaussianProcess(2, None, 0), "num_features"),
-        (lambda: GaussianProcess(2, None, 8, "regret"), "outer_loss"),
         (lambda: GaussianProcess(horizon=0), "horizon"),
         (lambda: InBox(MinMaxWell(2)), "family"),
         (lambda: InBox(Bowl()), "family"),

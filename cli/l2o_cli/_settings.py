@@ -27,7 +27,7 @@ _NAMES: dict[Path, str] = {
 # Parts whose options always carry their name.
 _PREFIXED = ("output",)
 
-# Settings and kinds of files and options of earlier versions, and short names, and what they are called today.
+# Settings and kinds of earlier versions, and short names, and what they are called today.
 OLD_SETTINGS: dict[str, dict[str, str]] = {
     "optimizer": {
         "mlp_sizes": "hidden_sizes",

@@ -1,4 +1,4 @@
-"""The improvement one expects of the next point of a search, given those before: what a search is judged by."""
+"""The improvement that one expects of the next point of a search, given those before."""
 
 import dataclasses
 import math

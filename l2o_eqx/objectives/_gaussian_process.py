@@ -77,17 +77,19 @@ class GaussianProcess(AbstractObjectiveFamily):
 
     Starting points are uniform in the box. Nothing keeps an optimizer from leaving it.
 
-    **Expected improvement.** What a weighting weighs of step t, the outer loss, is by default f(x_t). It can be
-    −EI(x_t) = −E[max(min_{j<t} f(x_j) − f(x_t), 0)] under the posterior of the process, given the points x_j
-    and values of the steps before: it says of every point how good a choice it was, not of the lucky ones
+    **Expected improvement.** What a weighting weighs of step t, the outer loss, is by default f(x_t). It can
+    be −EI(x_t) = −E[max(min_{j<t} f(x_j) − f(x_t), 0)] under the posterior of the process, given the points
+    x_j and values of the steps before: it says of every point how good a choice it was, not of the lucky ones
     alone. Its logarithm counts the small improvements of late steps as much as early ones. What an optimizer
-    is shown, and is compared by, stays f. It is in the family and no weighting, because a weighting sees
-    losses alone, and the posterior needs the points: they are carried along as the state of the objective. To
-    the meta-gradient that state is a constant: it counts how x_t moves with the meta-parameters, wherever
-    the optimizer has brought it from, and not how the posterior at x_t moves with the points before. Without
-    any point yet, the improvement is that over the prior mean 0, which is the same everywhere. The posterior
-    is in closed form, by a Cholesky factor of `horizon` rows, with a variance of 1e-4 for noise; that f is a
-    little above a draw near its minimum is not in it.
+    is shown, and is compared by, stays f.
+
+    It is in the family and no weighting, because a weighting sees losses alone, and the posterior needs the
+    points: they are carried along as the state of the objective. To the meta-gradient that state is a
+    constant: it counts how x_t moves with the meta-parameters, wherever the optimizer has brought it from,
+    and not how the posterior at x_t moves with the points before. Without any point yet, the improvement is
+    that over the prior mean 0, which is the same everywhere. The posterior is in closed form, by a Cholesky
+    factor of `horizon` rows, with a variance of 1e-4 for noise; that f is a little above a draw near its
+    minimum is not in it.
 
     **Arguments:**
 
@@ -99,8 +101,8 @@ class GaussianProcess(AbstractObjectiveFamily):
         `"log_expected_improvement"`, −log(EI + 1e-3).
     - `horizon`: how many points the posterior has place for; those of later steps are not remembered.
 
-    **Raises:** `ValueError` for sizes below 1, scales that are not above 0 or in the wrong order, or an unknown
-        `outer_loss`.
+    **Raises:** `ValueError` for sizes below 1, scales that are not above 0 or in the wrong order, or an
+        unknown `outer_loss`.
 
     Reference: Rahimi & Recht 2007, "Random features for large-scale kernel machines", for the features;
     Chen et al. 2017, "Learning to learn without gradient descent by gradient descent" (arXiv:1611.03824), for

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._errors import ArgumentError, check
+from .._checks import check_sizes
+from .._errors import ArgumentError
 from .._misc import ravel_wide, tree_dtype, unravel_like, wide_dtype_of
 from .._space import Space
 from .._types import Params, Scalar, State, StepNumber
@@ -102,12 +103,7 @@ class BlackBoxRNN(AbstractOptimizer):
         num_steps: int = 30,
         key: PRNGKeyArray,
     ):
-        sizes = {"dim": dim, "hidden_size": hidden_size, "workers": workers, "num_steps": num_steps}
-        for name, size in sizes.items():
-            check(
-                f"`BlackBoxRNN({name}=...)` must be at least 1. Got {name}={size}.",
-                **{name: (size, size >= 1)},
-            )
+        check_sizes("BlackBoxRNN", dim=dim, hidden_size=hidden_size, workers=workers, num_steps=num_steps)
         ckey, rkey, skey = jr.split(key, 3)
         flags = workers if workers > 1 else 0
         self.cells = make_cells(2 * dim + _NUM_VALUE_FEATURES + flags, (hidden_size,), key=ckey)
@@ -159,13 +155,13 @@ class BlackBoxRNN(AbstractOptimizer):
         return unravel_like(starts[_nearest(starts, ravel_wide(params))], params)
 
     def init(self, params: Params | Space, num_steps: StepNumber | None = None) -> State:
-        """The state before the first of `num_steps` evaluations, by default as many as the constructor was told.
+        """The state before the first evaluation.
 
         **Arguments:**
 
         - `params`: where an inner run begins, for the verbs; or what is to be searched, a `Space`, for `ask`
             and `tell`, whose state this is then, a `Search`.
-        - `num_steps`: how many evaluations there are going to be.
+        - `num_steps`: how many evaluations there are going to be, by default as the constructor was told.
         """
         if isinstance(params, Space):
             return begin(self, params, None if num_steps is None else int(num_steps))

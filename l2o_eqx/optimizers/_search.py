@@ -46,8 +46,9 @@ def begin(rnn: RNN, space: Space, num_steps: int | None) -> Search:
     """Before the first evaluation."""
     if space.dim != rnn.dim:
         raise ArgumentError(
-            f"This `BlackBoxRNN` was made for {rnn.dim} coordinates, but the space has {space.dim}. Train another "
-            f"one: `BlackBoxRNN(dim={space.dim})`, or in the shell `l2o train --objective gp --dim {space.dim}`.",
+            f"This `BlackBoxRNN` was made for {rnn.dim} coordinates, but the space has {space.dim}. Train "
+            f"another one: `BlackBoxRNN(dim={space.dim})`, or in the shell "
+            f"`l2o train --objective gp --dim {space.dim}`.",
             argument="params",
             given=space,
         )

@@ -284,11 +284,8 @@ def _begin(
     from l2o_eqx.files import dumps, write_text
 
     names = [*_flat(ranges)]
-    facts = {
-        "function": function,
-        "space": ranges,
-        "optimizer": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = {"function": function, "space": ranges, "optimizer": sha256}
     space = _space_of(ranges)
     if os.path.lexists(out):
         horizon = _check_same(out, facts)

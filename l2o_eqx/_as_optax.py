@@ -103,9 +103,9 @@ def as_optax(
     whose arrays are the meta-parameters. A learned starting point is taken by those who ask its
     `initial_params`. For Flax NNX, import `flax.nnx` before you make the transformation.
 
-    **Raises:** `ValueError` for an unknown output, or a black-box optimizer. On `init` and `update`, if what the optimizer wants is not
-    given, and for leaves that are no arrays of real numbers: of a model, hand over
-    `eqx.filter(model, eqx.is_inexact_array)`; around complex params, put
+    **Raises:** `ValueError` for an unknown output, or an optimizer that is a black box. On `init` and
+    `update`, if what the optimizer wants is not given, and for leaves that are no arrays of real numbers: of
+    a model, hand over `eqx.filter(model, eqx.is_inexact_array)`; around complex params, put
     `optax.contrib.split_real_and_imaginary`.
     """
     if output not in ("update", "rms"):

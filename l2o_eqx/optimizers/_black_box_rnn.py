@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, SupportsFloat
 
 import equinox as eqx
 import jax
@@ -16,8 +16,12 @@ from ._base import AbstractOptimizer
 from ._lstm import LSTMState, make_cells, run_cells, zero_states
 from ._search import Search, ask, begin, tell
 
-# Of a value: its place in the range seen so far, what it gains on the best before, and the time left.
+# Of a value: its place in the range so far, and what it gains on the best before, twice; the time left.
 _NUM_VALUE_FEATURES = 4
+# Of the range: gains that the logarithm tells apart.
+_FINE = 1e-3
+# The best point is kept so far inside of the box, where artanh is finite.
+_INSIDE = 0.99
 
 
 class Seen(eqx.Module):
@@ -51,13 +55,15 @@ class BlackBoxRNN(AbstractOptimizer):
 
     Queries lie in the box [−1, 1]^n; `ask` and `tell` put any other one around it. An LSTM sees
 
-    - the query x_t, and where the lowest value so far was;
-    - z = 2·(y_t − low)/(high − low) − 1, the place of the value in the range seen so far, itself included;
-        (y_t − the lowest before)/(high − low), below zero for an improvement; both 0 for the first value;
-    - the share of the horizon that is left, between −1 and 1;
+    - the query x_t, and x*, where the lowest value so far was, itself included;
+    - 2·(y_t − low)/(high − low) − 1, the place of the value in the range seen so far, itself included;
+        g = (y_t − the lowest before)/(high − low), below zero for an improvement, and
+        sign(g)·ln(1 + 1000·|g|)/ln 1001; all 0 for the first value;
+    - how much of the horizon is left, from 1 down to −1;
 
-    and answers tanh of the next query. So it does not change if f is multiplied by a positive number or
-    shifted. The first query is learned. To derivatives the range is no constant.
+    and answers o and a gate c: x_{t+1} = tanh(o + σ(c)·artanh(0.99·x*)), so that searching near the best
+    point is easy to learn. All that it sees is the same if f is multiplied by a positive number or shifted.
+    To derivatives the range is no constant. The first query is learned.
 
     **Parallel.** With `workers` q > 1 each step is one evaluation that has finished, of one of q that are
     under way; the network then also sees q flags, 1 for the worker whose evaluation it is and 0 for those
@@ -84,8 +90,8 @@ class BlackBoxRNN(AbstractOptimizer):
     params or value.
 
     Reference: Chen et al. 2017, "Learning to learn without gradient descent by gradient descent"
-    (arXiv:1611.03824). There the LSTM sees x_t and y_t as they are; the incumbent, the range and the horizon
-    are added here.
+    (arXiv:1611.03824). There the LSTM sees x_t and y_t as they are, and answers x_{t+1}; what it is told of
+    the best point, the range and the horizon is added here.
     """
 
     cells: tuple[eqx.nn.LSTMCell, ...]
@@ -217,7 +223,9 @@ class BlackBoxRNN(AbstractOptimizer):
         """
         return ask(state)
 
-    def tell(self, state: Search, point: Any, value: float | None, *, worker: int | None = None) -> Search:
+    def tell(
+        self, state: Search, point: Any, value: SupportsFloat | None, *, worker: int | None = None
+    ) -> Search:
         """The state after an evaluation.
 
         One compiled program that runs the network once. A point need not have been asked for: what is known
@@ -227,8 +235,8 @@ class BlackBoxRNN(AbstractOptimizer):
 
         - `state`: of the last `ask` or `tell`.
         - `point`: what was evaluated. It may differ from what was asked for.
-        - `value`: f there; `None` or a number that is not finite if the evaluation has failed, which is told
-            to the network as a value as high as the highest so far.
+        - `value`: f there; `None`, or a number that is not finite in the network's dtype, if the evaluation
+            has failed, which is told to the network as a value as high as the highest so far.
         - `worker`: whose evaluation it was, by the order in which they were asked first; by default that of
             the query nearest to the point.
 
@@ -256,9 +264,9 @@ class BlackBoxRNN(AbstractOptimizer):
         inputs = [point, seen.best, features, left[None], *flags]
         inputs = jnp.concatenate([x.astype(point.dtype) for x in inputs])
         hidden, lstm = run_cells(self.cells, inputs[:, None], state.lstm)
-        answer = self.readout @ hidden[:, 0] + self.offset
-        gate = jax.nn.sigmoid(answer[-1])
-        answer = jnp.tanh(answer[:-1] + gate * jnp.arctanh(0.99 * seen.best))
+        answers = self.readout @ hidden[:, 0] + self.offset
+        best = jnp.arctanh(_INSIDE * seen.best)
+        answer = jnp.tanh(answers[:-1] + jax.nn.sigmoid(answers[-1]) * best)
         return BlackBoxState(
             lstm=lstm,
             queries=self.queries(state).at[worker].set(answer.astype(point.dtype)),
@@ -293,7 +301,7 @@ def _look(seen: Seen, point: Float[Array, " dim"], value: Scalar) -> tuple[Float
     unit = jnp.where(wide, spread, 1)
     place = jnp.where(wide, 2 * (value - low) / unit - 1, 0)
     gain = jnp.where(known & wide, (value - seen.low) / unit, 0)
-    fine = jnp.sign(gain) * jnp.log1p(jnp.abs(gain) * 1000) / math.log(1001)
+    fine = jnp.sign(gain) * jnp.log1p(jnp.abs(gain) / _FINE) / math.log1p(1 / _FINE)
     features = jnp.where(got, jnp.stack([place, gain, fine]), 1)
     better = got & (~known | (value < seen.low))
     best = jnp.where(better, point, seen.best)

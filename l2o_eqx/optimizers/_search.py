@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def ask(search: Search) -> tuple[Any, Search]:
     return point, dataclasses.replace(search, busy=busy)
 
 
-def tell(rnn: RNN, search: Search, point: Any, value: float | None, worker: int | None) -> Search:
+def tell(rnn: RNN, search: Search, point: Any, value: SupportsFloat | None, worker: int | None) -> Search:
     """The search after a value, or after a failure."""
     unit = search.space.encode(point)
     worker = _worker_of(search, unit) if worker is None else worker
@@ -80,12 +80,13 @@ def tell(rnn: RNN, search: Search, point: Any, value: float | None, worker: int 
             argument="worker",
             given=worker,
         )
-    number = math.nan if value is None else float(value)
-    got = math.isfinite(number)
-    origin = number if got and search.origin is None else search.origin
-    relative = number - origin if got and origin is not None else math.nan
     dtype = search.queries.dtype
-    inner, queries = _tell(rnn, search.inner, np.int32(worker), unit.astype(dtype), dtype.type(relative))
+    number = math.nan if value is None else float(value)
+    relative = number if search.origin is None else number - search.origin
+    got = abs(relative) <= float(np.finfo(dtype).max)
+    origin = number if got and search.origin is None else search.origin
+    told = dtype.type((number - origin) if got and origin is not None else math.nan)
+    inner, queries = _tell(rnn, search.inner, np.int32(worker), unit.astype(dtype), told)
     busy = search.busy.copy()
     busy[worker] = False
     best = search.best

@@ -189,7 +189,8 @@ def test_meta_gradient_is_plain_differentiation(workers):
         weighting = l2o_eqx.weightings.Linear(1.0, first=0)
         loss, expected = plain(rnn)
         assert float(jnp.min(jnp.abs(expected.starts[0]))) > 0
-        for estimator in (Backprop({"grads"}), Auto(()), Backprop((), recompute=True), Forward()):
+        several = (Backprop({"grads"}), Backprop((), recompute=True)) if workers == 1 else ()
+        for estimator in (Auto(()), *several):
             result, _ = eqx.filter_jit(estimator.estimate)(rnn, window, weighting, None, key=jr.key(0))
             np.testing.assert_allclose(result.meta_loss, loss, rtol=1e-10)
             assert_trees_close(

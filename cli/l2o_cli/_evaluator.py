@@ -88,8 +88,8 @@ class Evaluator:
         line = process.stdout.readline()
         if line.endswith("\n"):
             return json.loads(line)
-        code = process.wait()
-        self._process = None
+        process.communicate()
+        code, self._process = process.returncode, None
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return {"error": f"the process has ended {how}"}
 

@@ -5,7 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_sizes
 from .._errors import ArgumentError
@@ -122,7 +122,7 @@ class BlackBoxRNN(AbstractOptimizer):
     @classmethod
     def make(
         cls,
-        params: Params,
+        params: PyTree,
         hidden_size: int = 64,
         *,
         workers: int = 1,

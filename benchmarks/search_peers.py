@@ -37,7 +37,8 @@ def random_search(dim: int, budget: int, seed: int) -> Search:
 
 def sobol(dim: int, budget: int, seed: int) -> Search:
     """A scrambled Sobol sequence of SciPy."""
-    for point in 2 * _sobol(dim, budget, seed) - 1:
+    # Not `yield from`, which would hand the values on to an array.
+    for point in 2 * _sobol(dim, budget, seed) - 1:  # noqa: UP028
         yield point
 
 

@@ -10,8 +10,8 @@ from l2o_eqx import Box, Space
 from l2o_eqx.estimators import Auto
 from l2o_eqx.strategies import OncePerSuperEpoch
 
-# A network learns to search two numbers in 20 evaluations, on functions from a Gaussian process. A few minutes
-# of this would make a good one; `l2o train --objective gp --optimizer black-box-rnn` does that.
+# A network learns to search two numbers in 20 evaluations, on functions from a Gaussian process. Some minutes
+# of this make a good one: `l2o train --objective gp --optimizer black-box-rnn`.
 family = l2o_eqx.objectives.GaussianProcess(2, outer_loss="log_expected_improvement", horizon=20)
 network = l2o_eqx.optimizers.BlackBoxRNN(2, hidden_size=32, num_steps=20, key=jr.key(0))
 search = l2o_eqx.meta_train(

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ._pretrain_step import sign_weighted_loss as sign_weighted_loss
     from ._pretraining_report import PretrainReport as PretrainReport
     from ._pretraining_report import pretraining_report as pretraining_report
+    from ._random_search import RandomSearch as RandomSearch
     from ._serialise import FileFormatError as FileFormatError
     from ._serialise import load as load
     from ._serialise import load_metadata as load_metadata
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from ._snapshots import Average as Average
     from ._snapshots import Snapshot as Snapshot
     from ._snapshots import Validation as Validation
+    from ._space import Box as Box
+    from ._space import Space as Space
     from ._unroll import Unroll as Unroll
     from ._unroll import unroll as unroll
     from ._variations import Variation as Variation
@@ -126,8 +129,10 @@ _NAMES = {
         "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain",
         "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
+        "_random_search": "RandomSearch",
         "_serialise": "FileFormatError load load_metadata save",
         "_snapshots": "Average Snapshot Validation",
+        "_space": "Box Space",
         "_unroll": "Unroll unroll",
         "_variations": "Variation variations",
         "callbacks": "StopTraining",

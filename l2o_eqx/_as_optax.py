@@ -103,9 +103,9 @@ def as_optax(
     whose arrays are the meta-parameters. A learned starting point is taken by those who ask its
     `initial_params`. For Flax NNX, import `flax.nnx` before you make the transformation.
 
-    **Raises:** `ValueError` for an unknown output. On `init` and `update`, if what the optimizer wants is not
-    given, and for leaves that are no arrays of real numbers: of a model, hand over
-    `eqx.filter(model, eqx.is_inexact_array)`; around complex params, put
+    **Raises:** `ValueError` for an unknown output, or an optimizer that is a black box. On `init` and
+    `update`, if what the optimizer wants is not given, and for leaves that are no arrays of real numbers: of
+    a model, hand over `eqx.filter(model, eqx.is_inexact_array)`; around complex params, put
     `optax.contrib.split_real_and_imaginary`.
     """
     if output not in ("update", "rms"):
@@ -114,6 +114,15 @@ def as_optax(
             argument="output",
             given=output,
             possible=("update", "rms"),
+        )
+    if optimizer.is_black_box():
+        name = type(optimizer).__name__
+        raise ArgumentError(
+            f"`as_optax({name})`: it lives on values and proposes points, where optax has gradients and adds "
+            "updates. Search with its `ask` and `tell`, or in the shell with `l2o minimize`; `unroll` and "
+            "`compare` run it on objectives.",
+            argument="optimizer",
+            given=optimizer,
         )
     return LearnedTransformation(optimizer, num_steps, output)
 

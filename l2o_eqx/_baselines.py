@@ -11,8 +11,10 @@ import numpy as np
 import optax
 
 from ._errors import ArgumentError
+from ._random_search import RandomSearch
 from .objectives import AbstractObjectiveFamily
 from .objectives._batch import params_shapes
+from .optimizers import AbstractOptimizer
 
 # A learning rate, and perhaps other settings -> the optimizer with them, e.g. `optax.adam`.
 MakeOptimizer = Callable[..., optax.GradientTransformation]
@@ -177,11 +179,21 @@ learning rate, schedule, and momentum or betas. The last two search the line at 
 gradient descent with backtracking."""
 
 
-def baselines_for(family: AbstractObjectiveFamily) -> dict[str, Baseline | LineSearch]:
+def baselines_for(
+    family: AbstractObjectiveFamily, optimizer: AbstractOptimizer | None = None
+) -> dict[str, Baseline | LineSearch | RandomSearch]:
     """Those of `BASELINES` that make sense on a family.
 
     Muon treats matrices in a way of its own, and all else as AdamW does; it is left out where no leaf of
     the params has two axes.
+
+    **Arguments:**
+
+    - `family`: what they are run on.
+    - `optimizer`: what they are compared with. Beside one that is a black box, and sees no gradient, there is
+        random search in the box [−1, 1] alone.
     """
+    if optimizer is not None and optimizer.is_black_box():
+        return {"random search": RandomSearch()}
     has_matrices = any(leaf.ndim == 2 for leaf in jax.tree.leaves(params_shapes(family)))
     return {name: baseline for name, baseline in BASELINES.items() if name != "Muon" or has_matrices}

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ._errors import ArgumentError
 from ._evaluate import Trajectories, evaluate
 from ._loop import attended
 from ._meta_train import count_meta_parameters
-from ._tune import Tuning, TuningMode, run_ready, run_tuned, tune
+from ._tune import Tuning, TuningMode, lowest_so_far, run_ready, run_tuned, tune
 from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer, FromOptax
@@ -50,6 +51,7 @@ def compare(
     learning_rates: Sequence[float] = LEARNING_RATES,
     tuning: TuningMode = "auto",
     last: int = 1,
+    best_so_far: bool = False,
     restarts: int | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
@@ -80,6 +82,9 @@ def compare(
         than 4e8 steps times coordinates times draws.
     - `last`: a final loss is the mean of so many losses at the end of a run; more than one where the loss is
         that of a minibatch.
+    - `best_so_far`: whether the lowest loss so far stands in the place of every loss, for optimizers that
+        search, such as `BlackBoxRNN`: their last point need not be good. One that is not a number is passed
+        over.
     - `restarts`: if given, every learned optimizer is a batch of that many.
     - `key`: picks all draws.
     - `callbacks`: called with a `ComparisonProgress` before each optimizer, as its tuning goes on, and at the
@@ -103,7 +108,7 @@ def compare(
         (tkey, num_tuning_objectives),
         (ekey, num_objectives),
         Restarts(restarts),
-        {"rates": tried, "num_steps": num_steps, "last": last, "mode": tuning},
+        {"rates": tried, "num_steps": num_steps, "last": last, "best_so_far": best_so_far, "mode": tuning},
     )
     total = len(optimizers)
     with attended(callbacks, ComparisonProgress(next(iter(optimizers), ""), 0.0, total)) as attendance:
@@ -170,6 +175,8 @@ class _Runner:
             tuned = tune(_as_baseline(optimizer), self.draws[0], progress=progress, **self.tuning)
             found = run_tuned(tuned, self.draws[1], self.num_steps)
             self.tunings[name] = tuned
+        if self.tuning["best_so_far"]:
+            found = dataclasses.replace(found, losses=lowest_so_far(found.losses))
         # Waits for the numbers, so that the name reported is that of the optimizer at work.
         jax.block_until_ready(found.losses)
         self.known[name] = found
@@ -197,6 +204,7 @@ class _Runner:
             learned,
             last,
             result,
+            self.tuning["best_so_far"],
         )
 
 

@@ -38,6 +38,7 @@ class Comparison(eqx.Module):
     - `learned`: the names of those with meta-parameters.
     - `last`: how many losses at the end of a run are averaged.
     - `result`: `"completed"`, or `"stopped"` if a callback ended it before all were run.
+    - `best_so_far`: whether every loss in `trajectories` is the lowest of the run until then.
     """
 
     trajectories: dict[str, Trajectories]
@@ -48,6 +49,7 @@ class Comparison(eqx.Module):
     learned: tuple[str, ...] = ()
     last: int = 1
     result: Literal["completed", "stopped"] = "completed"
+    best_so_far: bool = False
 
     def final_losses(self, name: str) -> Float[np.ndarray, "restarts objectives"]:
         """The means of the last losses, infinite where they are not finite; one restart if there are none."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -25,7 +26,7 @@ from ._variations import variations as usual_variations
 from .callbacks import StopTraining
 from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily, count_coordinates
-from .optimizers import AbstractOptimizer
+from .optimizers import AbstractOptimizer, Seen, take_step
 
 _LEARNED = "learned"
 # With more coordinates, the baselines are those that win on networks: tuning takes minutes there.
@@ -54,12 +55,13 @@ def generalization_card(
     *,
     num_steps: int,
     variations: Mapping[str, Variation] | None = None,
-    baselines: Mapping[str, Baseline | LineSearch] | None = None,
+    baselines: Mapping[str, Baseline | LineSearch | AbstractOptimizer] | None = None,
     num_objectives: int = 32,
     num_tuning_objectives: int = 8,
     learning_rates: Sequence[float] = LEARNING_RATES,
     tuning: TuningMode = "auto",
     last: int = 1,
+    best_so_far: bool = False,
     restarts: int | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
@@ -77,8 +79,8 @@ def generalization_card(
     - `variations`: by name; by default `variations(family)`.
     - `baselines`: as `compare` takes them. By default, for each variation, those of `baselines_for` without
         line search; momentum, Nesterov and Adam with more than 4,096 coordinates.
-    - `num_objectives`, `num_tuning_objectives`, `learning_rates`, `tuning`, `last`: as in `compare`, for
-        every variation.
+    - `num_objectives`, `num_tuning_objectives`, `learning_rates`, `tuning`, `last`, `best_so_far`: as in
+        `compare`, for every variation.
     - `restarts`: if given, `optimizer` is a batch of that many.
     - `key`: picks all draws, the same for all variations of equal shapes.
     - `callbacks`: called with a `CardProgress` as the work goes on. One that returns `StopTraining` ends it.
@@ -102,12 +104,15 @@ def generalization_card(
             argument="learning_rates",
         )
     tried = usual_variations(family) if variations is None else dict(variations)
+    one = optimizer if restarts is None else select_restart(optimizer, 0)
+    if baselines is None and one.is_black_box():
+        baselines = baselines_for(family, one)
     plans = [
         _Plan(name, one, num_steps, baselines, num_objectives, num_tuning_objectives)
         for name, one in tried.items()
     ]
     settings = {"learning_rates": learning_rates, "tuning": tuning, "last": last, "restarts": restarts}
-    one = optimizer if restarts is None else select_restart(optimizer, 0)
+    settings["best_so_far"] = best_so_far
     rows: list[CardRow] = []
     done, total = 0.0, sum(plan.cost for plan in plans)
     names = tuple(tried)
@@ -144,7 +149,7 @@ class _Plan:
         name: str,
         variation: Variation,
         num_steps: int,
-        baselines: Mapping[str, Baseline | LineSearch] | None,
+        baselines: Mapping[str, Baseline | LineSearch | AbstractOptimizer] | None,
         num_objectives: int,
         num_tuning_objectives: int,
     ):
@@ -223,7 +228,7 @@ def _try_step(optimizer: AbstractOptimizer, plan: _Plan) -> None:
     def step(key):
         params = plan.variation.family.sample(key).init(key)
         state = optimizer.init_for(params, plan.num_steps)
-        return optimizer.update(params, state, params)
+        return take_step(optimizer, Seen(params, jnp.zeros(()), key), state, params)
 
     eqx.filter_eval_shape(step, jr.key(0))
 

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ._baselines import Baseline, build
@@ -77,6 +78,7 @@ def tune(
     rates: Sequence[float],
     num_steps: int,
     last: int = 1,
+    best_so_far: bool = False,
     mode: TuningMode = "auto",
     progress: Callable[[float], None] = lambda share: None,
 ) -> Tuning:
@@ -89,7 +91,7 @@ def tune(
     - `rates`: the learning rates to try, ascending.
     - `num_steps`: of every run.
     - `last`: the mean of so many last losses counts.
-    - `mode`: as in `compare`.
+    - `best_so_far`, `mode`: as in `compare`.
     - `progress`: called with the share of the work that is done, as far as that is known.
     """
     shape = (len(baseline.schedules), len(baseline.grid), len(rates))
@@ -98,7 +100,7 @@ def tune(
         mode = "full" if cost <= _FULL_COST or np.prod(shape) <= _FEW_SETTINGS else "staged"
     # A search in stages tries so many after the first stage, more or less.
     expected = int(np.prod(shape)) if mode == "full" else len(_coarse(shape)) + 40
-    score = _Scorer(baseline, tuple(rates), num_steps, last, expected, progress)
+    score = _Scorer(baseline, tuple(rates), num_steps, (last, best_so_far), expected, progress)
     losses = np.full(shape, np.nan)
     if mode == "full":
         losses.ravel()[:] = score(list(np.ndindex(*shape)), draws)
@@ -175,11 +177,11 @@ class _Scorer:
         baseline: Baseline,
         rates: tuple[float, ...],
         num_steps: int,
-        last: int,
+        counting: tuple[int, bool],
         expected: int,
         progress: Callable[[float], None],
     ):
-        self.baseline, self.rates, self.num_steps, self.last = baseline, rates, num_steps, last
+        self.baseline, self.rates, self.num_steps, self.counting = baseline, rates, num_steps, counting
         self.expected, self.progress, self.done = expected, progress, 0
         self.takes_traced = True
         # Picked for the first settings and kept, since another size would be another program.
@@ -210,7 +212,7 @@ class _Scorer:
             # The last block is filled up with settings that are run again.
             block = [indices[i % len(indices)] for i in range(begin, begin + size)]
             points = _points(self.baseline, self.rates, block)
-            parts = [_ends(self.baseline, points, chunk, self.num_steps, self.last) for chunk in chunks]
+            parts = [_ends(self.baseline, points, chunk, self.num_steps, self.counting) for chunk in chunks]
             ends.append(np.concatenate([np.asarray(part) for part in parts], axis=1))
             self._report(size)
         return np.concatenate(ends)[: len(indices), : draws.count]
@@ -220,7 +222,7 @@ class _Scorer:
         for index in indices:
             optimizer = _with_numbers(self.baseline, self.rates, index, self.num_steps)
             losses = run_ready(optimizer, draws, self.num_steps).losses
-            ends.append(np.mean(np.asarray(losses[:, -self.last :]), axis=1))
+            ends.append(np.asarray(_final(losses, *self.counting)))
             self._report(1)
         return np.stack(ends)
 
@@ -252,14 +254,25 @@ def _optimizer(baseline: Baseline, num_steps: int, point: Mapping[str, Any]) -> 
 
 @eqx.filter_jit
 def _ends(
-    baseline: Baseline, points: dict[str, Any], draws: Draws, num_steps: int, last: int
+    baseline: Baseline, points: dict[str, Any], draws: Draws, num_steps: int, counting: tuple[int, bool]
 ) -> Float[Array, "settings objectives"]:
     def run(point):
-        losses = losses_of(_optimizer(baseline, num_steps, point), draws, num_steps)
-        return jnp.mean(losses[:, -last:], axis=1)
+        return _final(losses_of(_optimizer(baseline, num_steps, point), draws, num_steps), *counting)
 
     count = points["rate"].shape[0]
     return sharded_over_devices(jax.vmap(run), count)(points)
+
+
+def _final(
+    losses: Float[Array, "objectives steps"], last: int, best_so_far: bool
+) -> Float[Array, " objectives"]:
+    losses = lowest_so_far(losses) if best_so_far else losses
+    return jnp.mean(losses[:, -last:], axis=1)
+
+
+def lowest_so_far(losses: Float[Array, "*leading steps"]) -> Float[Array, "*leading steps"]:
+    """The lowest of the losses until then; one that is not a number counts as infinite."""
+    return lax.cummin(jnp.where(jnp.isnan(losses), jnp.inf, losses), axis=losses.ndim - 1)
 
 
 @eqx.filter_jit

@@ -233,6 +233,12 @@ ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "choice": lambda: objectives.Choice(
         {"ackley": objectives.Ackley(3), "tang": objectives.StyblinskiTang(3)}
     ),
+    "goldstein_price": objectives.GoldsteinPrice,
+    "hartmann_3": objectives.Hartmann,
+    "hartmann_6": lambda: objectives.Hartmann(6),
+    "in_box": lambda: objectives.InBox(objectives.Branin()),
+    "gaussian_process": lambda: objectives.GaussianProcess(2, (0.3, 0.6), 32),
+    "regret": lambda: objectives.Regret(objectives.GaussianProcess(1)),
 }
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
@@ -244,6 +250,7 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
     "per_step": lambda: weightings.PerStep((*[0.0] * 9, 0.3, 0.7)),
+    "observed_improvement": weightings.ObservedImprovement,
     "log_mean": weightings.LogMean,
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),
 }

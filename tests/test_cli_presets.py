@@ -14,13 +14,13 @@ from l2o_cli._estimator import IN_SHORT
 from l2o_cli._kinds import DIGIT_KINDS, load
 from l2o_cli._presets import OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from l2o_cli._resolve import (
-    _with_names_of_today,
     merge,
     nested,
     plain,
     read_assignments,
     resolve,
     to_toml,
+    with_names_of_today,
 )
 from l2o_cli._settings import options
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
@@ -251,7 +251,7 @@ def test_the_thesis_preset_is_what_the_defaults_were(objective, monkeypatch):
     written = plain(config)
     # The estimator is written in full today.
     assert written["strategy"].pop("estimator") == {"kind": "auto", "constants": ["grads", "params", "value"]}
-    before = _with_names_of_today(former(objective))
+    before = with_names_of_today(former(objective))
     for name in ("order", "detach_state", "activations"):
         del before["strategy"][name]
     assert merge(written, {**before, "preset": "thesis"}) == written

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from helpers import WEIGHTINGS
 
-from l2o_eqx.weightings import Constant, Exponential, FinalOnly, Linear, LogMean, PerStep
+from l2o_eqx.weightings import (
+    Constant,
+    Exponential,
+    FinalOnly,
+    Linear,
+    LogMean,
+    ObservedImprovement,
+    PerStep,
+)
 
 
 def weights(weighting, window=4, start=8, num_steps=12):
@@ -36,7 +44,7 @@ def test_final_only_in_the_super_epoch_ignores_earlier_windows():
     np.testing.assert_array_equal(weights(FinalOnly("super_epoch"), start=4), 0)
 
 
-LINEAR = [name for name, make in WEIGHTINGS.items() if not isinstance(make(), LogMean)]
+LINEAR = [name for name, make in WEIGHTINGS.items() if not isinstance(make(), LogMean | ObservedImprovement)]
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -121,3 +129,23 @@ def test_log_mean_where_losses_are_not_positive():
 def test_errors_name_the_argument(make):
     with pytest.raises(ValueError, match=r"beta=|gamma=|eps=|power="):
         make()
+
+
+def test_observed_improvement_is_its_sum():
+    """Σ_t min(f_t − min_{j<t} f_j, 0) from the first loss of the super epoch on, and the mean."""
+    losses = np.array([3.0, 4.0, 2.5, 2.7, 1.0, 1.5])
+    gains = sum(min(x - min(losses[:t]), 0) for t, x in enumerate(losses) if t)
+    found = ObservedImprovement(0.3).of(jnp.asarray(losses), 0, 6, jnp.asarray(3.0))
+    np.testing.assert_allclose(found, gains + 0.3 * losses.mean(), rtol=1e-6)
+    weights = jax.grad(lambda x: ObservedImprovement(0.3).of(x, 0, 6, jnp.asarray(3.0)))(jnp.asarray(losses))
+    np.testing.assert_allclose(weights, [0.05, 0.05, 0.05, 0.05, 1.05, 0.05], rtol=1e-6)
+
+
+def test_observed_improvement_of_a_later_window_is_over_the_first_loss():
+    """None, and no weight, if nothing there is lower; a first point that stays the best keeps its own."""
+    weights = jax.grad(lambda x, first: ObservedImprovement(0.0).of(x, 4, 8, first))
+    losses = jnp.array([2.0, 1.0, 3.0])
+    np.testing.assert_array_equal(weights(losses, jnp.asarray(0.5)), 0)
+    np.testing.assert_array_equal(weights(losses, jnp.asarray(1.5)), [0, 1, 0])
+    first = jax.grad(lambda x: ObservedImprovement(0.0)(x, 0, 3))(jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(first, [1, 0, 0])

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
+    "minimize": "Make a number small that any program of yours returns, in few evaluations.",
     "objectives": "List what can be minimized, describe one family, or draw it.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }

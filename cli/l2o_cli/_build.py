@@ -270,11 +270,11 @@ def _check_names(names: tuple[str, ...] | None) -> None:
             raise UsageError(f"{label(('evaluation', 'against'))}: got {name!r}; there are {possible}")
 
 
-def baselines_of(parts: Parts) -> dict[str, Any]:
-    """The hand-designed optimizers to compare with on the family: all that fit, or those that are named."""
+def baselines_of(parts: Parts, optimizer: Any) -> dict[str, Any]:
+    """What to compare an optimizer with on the family: all that fit, or those that are named."""
     names = parts.config.evaluation.against
     wanted = None if names is None else {name.lower() for name in names}
-    found = l2o.baselines_for(parts.family)
+    found = l2o.baselines_for(parts.family, optimizer)
     return {name: one for name, one in found.items() if wanted is None or name.lower() in wanted}
 
 

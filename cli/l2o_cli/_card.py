@@ -56,6 +56,7 @@ def run_card(
                 learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
                 tuning=settings.tuning,
                 last=min(settings.last, num_steps),
+                best_so_far=settings.best_so_far,
                 restarts=restarts,
                 key=key,
                 callbacks=[show],

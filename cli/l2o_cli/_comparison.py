@@ -49,9 +49,9 @@ def run_comparisons(
     """
     mixed = isinstance(parts.family, Mixture)
     each = parts_by_family(parts) if mixed else {"": parts}
-    compared = {
-        name: {**optimizers, **(baselines_of(one) if with_baselines else {})} for name, one in each.items()
-    }
+    compared = {name: dict(optimizers) for name in each}
+    for name, one in each.items() if with_baselines else ():
+        compared[name] |= baselines_of(one, optimizers[LEARNED])
     found: Comparisons = {}
     with output.progress("comparing", sum(map(len, compared.values())), "") as update:
         done = 0
@@ -80,6 +80,7 @@ def _run_comparison(optimizers, parts, restarts, key, show) -> l2o.Comparison:
         learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
         tuning=settings.tuning,
         last=min(settings.last, num_steps),
+        best_so_far=settings.best_so_far,
         restarts=restarts,
         key=key,
         callbacks=[show],
@@ -173,6 +174,7 @@ def numbers(comparison: l2o.Comparison) -> dict[str, Any]:
     return {
         "summary": comparison.summary(LEARNED),
         "averaged_steps": comparison.last,
+        "best_so_far": comparison.best_so_far,
         "best_baseline": best,
         "steps_to_pass": None if best is None else comparison.steps_to_pass(LEARNED, best),
         "restarts": restarts_of(comparison),
@@ -209,6 +211,8 @@ def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> N
 
 
 def _notes(comparison: l2o.Comparison) -> Iterator[str]:
+    if comparison.best_so_far:
+        yield "A loss is the lowest of the run until then."
     if comparison.last > 1:
         yield f"A final loss is the mean of the last {comparison.last} steps."
     best = comparison.best_baseline()

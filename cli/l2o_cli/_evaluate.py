@@ -14,7 +14,7 @@ from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
 from ._mixture import MIXTURE
 from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
-from ._resolve import Layer, Table, merge, read_assignments, resolve
+from ._resolve import Layer, Table, merge, read_assignments, resolve, with_names_of_today
 from ._start import start
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def load_optimizers(
 
 def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
     asked: Layer = {}
-    for layer in layers:
+    for layer in map(with_names_of_today, layers):
         asked = merge(asked, layer)
     trained = metadata.get("config")
     if not isinstance(trained, dict):

@@ -10,6 +10,7 @@ from ._errors import UsageError, suggestion
 from ._kinds import entry_points, is_plain_kind, kinds, own_kinds, signature
 from ._options import OUTPUT, Assignments, Quiet, with_settings
 from ._resolve import Layer, merge, nested, read_assignments, resolve
+from ._settings import OLD_KINDS
 from ._signatures import Signature
 from ._start import start
 
@@ -58,6 +59,7 @@ def objectives(
             raise UsageError("NAME: must be given for a picture or settings")
         _say(quiet, _listed())
         return
+    name = OLD_KINDS["objective"].get(name, name)
     if name not in kinds("objectives") and is_plain_kind("objectives", name):
         raise UsageError(f"NAME: got {name!r}; {suggestion(name, kinds('objectives'))}")
     if optimizer and not out:

@@ -56,7 +56,7 @@ def resolve(layers: Iterable[Layer]) -> Table:
     **Raises:** `UsageError` for what is unknown, and what can be seen to be wrong without the library.
     """
     data: Layer = {}
-    for layer in map(_with_names_of_today, layers):
+    for layer in map(with_names_of_today, layers):
         _refuse_other_preset(data, layer)
         data = merge(_without_other_length(data, layer), layer)
     if all(name in _meta(data) for name in LENGTHS):
@@ -114,13 +114,15 @@ def _refuse_other_preset(below: Layer, above: Layer) -> None:
         )
 
 
-def _with_names_of_today(layer: Layer) -> Layer:
+def with_names_of_today(layer: Layer) -> Layer:
+    """The same with the names of today for those of earlier versions, and for short ones."""
     if "format" in layer and "preset" not in layer:
         layer = {"preset": FORMER_PRESET, **layer}
 
     def renamed(path: tuple[str, ...], value: Any) -> Any:
         if not isinstance(value, dict):
-            kinds = OLD_KINDS.get(path[-2], {}) if path[1:] and path[-1] == "kind" else {}
+            # A table may be no more than its kind.
+            kinds = OLD_KINDS.get(path[-2] if path[1:] and path[-1] == "kind" else path[-1], {})
             names = kinds or OLD_VALUES.get(path, {})
             return names.get(value, value) if isinstance(value, str) else value
         names = OLD_SETTINGS.get(path[0], {}) if len(path) == 1 else {}

@@ -27,7 +27,7 @@ _NAMES: dict[Path, str] = {
 # Parts whose options always carry their name.
 _PREFIXED = ("output",)
 
-# Settings and kinds of files and options of earlier versions, and what they are called today.
+# Settings and kinds of earlier versions, and short names, and what they are called today.
 OLD_SETTINGS: dict[str, dict[str, str]] = {
     "optimizer": {
         "mlp_sizes": "hidden_sizes",
@@ -39,7 +39,10 @@ OLD_SETTINGS: dict[str, dict[str, str]] = {
     "strategy": {"lookahead": "include_final_loss"},
     "pretraining": {"learning_rate": "meta_learning_rate"},
 }
+_SHORT = {"gp": "gaussian-process"}
 OLD_KINDS: dict[str, dict[str, str]] = {
+    "objective": _SHORT,
+    "family": _SHORT,
     "output": {"sum": NONE},
     "preprocessor": {"log-sign": "signed-log", "two-feature": "log-and-sign"},
 }

@@ -7,7 +7,7 @@ from .._errors import ArgumentError
 from .._types import State
 from ..optimizers import AbstractLayout, AbstractOptimizer, default_block_size, own_coordinates
 from ..weightings import AbstractWeighting
-from ._base import AbstractEstimator
+from ._base import AbstractEstimator, check_flow
 from ._replayed import Replay
 from ._window import Window, WindowResult
 
@@ -49,6 +49,9 @@ class Backprop(AbstractEstimator):
     def coordinates_apart(self) -> bool:
         return self.constants >= FIRST_ORDER
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("Backprop", self.constants, optimizer)
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,
@@ -58,6 +61,8 @@ class Backprop(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
+
         @eqx.filter_value_and_grad(has_aux=True)
         def in_one_pass(optimizer):
             begun = window if self.recompute else window.uncut()
@@ -93,6 +98,9 @@ class Auto(AbstractEstimator):
     def coordinates_apart(self) -> bool:
         return self.constants >= FIRST_ORDER
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("Auto", self.constants, optimizer)
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,
@@ -102,6 +110,7 @@ class Auto(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
         return self.choose(window).estimate(optimizer, window, weighting, state, key=key)
 
     def choose(self, window: Window) -> AbstractEstimator:

@@ -3,6 +3,7 @@ import abc
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
@@ -33,6 +34,13 @@ class AbstractEstimator(eqx.Module):
         """
         return False
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        """Refuses an optimizer that it has no gradient for, with an `ArgumentError`; by default none.
+
+        One that takes values for constants, say, has none for an optimizer that sees nothing else.
+        """
+        del optimizer
+
     @abc.abstractmethod
     def estimate(
         self,
@@ -56,3 +64,17 @@ class AbstractEstimator(eqx.Module):
         - `state`: from `init` or the window before.
         - `key`: for estimators that draw; another one for every window.
         """
+
+
+def check_flow(where: str, constants: frozenset[str], optimizer: AbstractOptimizer) -> None:
+    """Refuses, in the name of `where`, an optimizer for which nothing is left to differentiate."""
+    shut = sorted(constants & {"params", "value"})
+    if shut and optimizer.is_black_box():
+        name = type(optimizer).__name__
+        raise ArgumentError(
+            f"`{where}(constants=...)`: `{name}` sees nothing of an objective but its values, and almost no "
+            f"meta-gradient is left where {' and '.join(shut)} are constants. Take `Auto(())`, or "
+            '`Auto({"grads"})`, which here is the same; or `ES`, `PES` or `NRES`, which need no gradient.',
+            argument="constants",
+            given=constants,
+        )

@@ -48,6 +48,9 @@ class ClippedPerObjective(AbstractEstimator):
 
         return _over_objectives(one, window)
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        self.inner.check(optimizer)
+
     def consecutive(self) -> bool:
         return self.inner.consecutive()
 

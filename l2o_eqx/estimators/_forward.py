@@ -14,7 +14,7 @@ from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._backprop import check_constants
-from ._base import AbstractEstimator
+from ._base import AbstractEstimator, check_flow
 from ._window import Window, WindowResult
 
 # Numbers of params and state that tangents run in one batch may have together: 4 MB of float32.
@@ -55,6 +55,9 @@ class Forward(AbstractEstimator):
             num_tangents=(self.num_tangents, self.num_tangents is None or self.num_tangents >= 1),
         )
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("Forward", self.constants, optimizer)
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,
@@ -64,6 +67,7 @@ class Forward(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
         trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
 
         def meta_loss(trained):

@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._engine._inner import show_again
+from .._engine._inner import FIRST_ORDER, show_again
 from .._engine._losses import select
 from .._engine._replay import replay, start_gradient
 from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
-from ._base import AbstractEstimator
+from ._base import AbstractEstimator, check_flow
 from ._window import Taken, Window, WindowResult
 
 
@@ -59,6 +59,9 @@ class Replay(AbstractEstimator):
     def coordinates_apart(self) -> bool:
         return True
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("Replay", FIRST_ORDER, optimizer)
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,
@@ -68,6 +71,7 @@ class Replay(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
         return _along(optimizer, window, _take(optimizer, window), weighting, self.detach_state), state
 
 
@@ -90,6 +94,9 @@ class Recorded(AbstractEstimator):
     def coordinates_apart(self) -> bool:
         return True
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("Recorded", FIRST_ORDER, optimizer)
+
     def estimate(
         self,
         optimizer: AbstractOptimizer,
@@ -99,6 +106,7 @@ class Recorded(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
         taken = _take(optimizer, window) if window.taken is None else window.taken
         return _along(optimizer, window, taken, weighting, self.detach_state), state
 

@@ -11,7 +11,7 @@ from .._types import State
 from ..optimizers import AbstractOptimizer
 from ..weightings import AbstractWeighting
 from ._backprop import check_constants
-from ._base import AbstractEstimator
+from ._base import AbstractEstimator, check_flow
 from ._forward import map_tangents, num_meta_params, num_moving, run_itself, unit_tangent
 from ._window import Window, WindowResult
 
@@ -51,6 +51,9 @@ class RTRL(AbstractEstimator):
     def __check_init__(self):
         check_constants("RTRL", self.constants)
 
+    def check(self, optimizer: AbstractOptimizer) -> None:
+        check_flow("RTRL", self.constants, optimizer)
+
     def consecutive(self) -> bool:
         return True
 
@@ -77,6 +80,7 @@ class RTRL(AbstractEstimator):
         *,
         key: PRNGKeyArray,
     ) -> tuple[WindowResult, State]:
+        self.check(optimizer)
         trained, rest = eqx.partition(optimizer, eqx.is_inexact_array)
         moving, fixed = eqx.partition((window.params, window.state), eqx.is_inexact_array)
 

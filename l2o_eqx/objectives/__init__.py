@@ -30,12 +30,16 @@ from ._functions import Beale as Beale
 from ._functions import Booth as Booth
 from ._functions import Branin as Branin
 from ._functions import DependencyChain as DependencyChain
+from ._functions import GoldsteinPrice as GoldsteinPrice
+from ._functions import Hartmann as Hartmann
 from ._functions import Matyas as Matyas
 from ._functions import Michalewicz as Michalewicz
 from ._functions import MinMaxWell as MinMaxWell
 from ._functions import Rastrigin as Rastrigin
 from ._functions import Rosenbrock as Rosenbrock
 from ._functions import StyblinskiTang as StyblinskiTang
+from ._gaussian_process import GaussianProcess as GaussianProcess
+from ._in_box import InBox as InBox
 from ._log import Log as Log
 from ._logistic_regression import LogisticRegression as LogisticRegression
 from ._minibatch import minibatch_indices as minibatch_indices
@@ -50,6 +54,7 @@ from ._outward_snake import OutwardSnake as OutwardSnake
 from ._projection import Projection as Projection
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
+from ._regret import Regret as Regret
 from ._rescaled import Rescaled as Rescaled
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective

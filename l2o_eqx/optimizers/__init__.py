@@ -2,6 +2,8 @@
 
 from ._adam_mlp import AdamMLP as AdamMLP
 from ._base import AbstractOptimizer as AbstractOptimizer
+from ._black_box_rnn import BlackBoxRNN as BlackBoxRNN
+from ._black_box_rnn import BlackBoxState as BlackBoxState
 from ._blocks import Blocks as Blocks
 from ._blocks import default_block_size as default_block_size
 from ._blocks import own_coordinates as own_coordinates
@@ -31,5 +33,6 @@ from ._per_layer import by_layer as by_layer
 from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
+from ._search import Search as Search
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS

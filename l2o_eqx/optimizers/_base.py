@@ -16,7 +16,7 @@ class AbstractOptimizer(eqx.Module):
     update of an entry depends on that entry's gradients alone), also answer `Blocks()` to `layout`, and keep
     what is said there; in return the meta-gradient runs block by block over coordinates, in little memory,
     and a batch of objectives is simply more coordinates. A wrapper answers to `layout`, `for_group`, `wants`,
-    `needs` and `parts` with what its inner optimizer does.
+    `needs`, `is_black_box` and `parts` with what its inner optimizer does.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -83,6 +83,14 @@ class AbstractOptimizer(eqx.Module):
 
         Line searches need it. It is handed over where optimizers are evaluated and compared, not where they
         are trained; wrappers do not pass it on. By default no.
+        """
+        return False
+
+    def is_black_box(self) -> bool:
+        """Whether it lives on values and never looks at a gradient; by default not.
+
+        Then a meta-gradient flows through nothing but params and value, and estimators that take these for
+        constants refuse it; so does `as_optax`, where gradients are what there is.
         """
         return False
 

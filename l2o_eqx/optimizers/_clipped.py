@@ -48,6 +48,9 @@ class Clipped(AbstractOptimizer):
     def needs(self) -> frozenset[str]:
         return self.inner.needs()
 
+    def is_black_box(self) -> bool:
+        return self.inner.is_black_box()
+
     def initial_params(self, params: Params) -> Params:
         return self.inner.initial_params(params)
 

@@ -133,6 +133,9 @@ class PerLayer(AbstractOptimizer):
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(optimizer.needs() for optimizer in self.optimizers.values()))
 
+    def is_black_box(self) -> bool:
+        return any(optimizer.is_black_box() for optimizer in self.optimizers.values())
+
     def initial_params(self, params: Params) -> Params:
         groups = self.layout(_shapes(params)).split(params)
         return combine((self.optimizers[name].initial_params(g) for name, g in groups.items()), params)

@@ -1,10 +1,10 @@
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Ackley(AbstractFunction):
@@ -32,8 +32,8 @@ class Ackley(AbstractFunction):
         ripples = jnp.mean(-2 * jnp.sin(jnp.pi * x) ** 2)
         return -20 * jnp.expm1(-0.2 * root) - jnp.e * jnp.expm1(ripples)
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return uniform(key, *self.dim * [(-32.768, 32.768)])
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return self.dim * ((-32.768, 32.768),)
 
     def minimum(self) -> Minimum:
         return known(0.0, *self.dim * [0.0])

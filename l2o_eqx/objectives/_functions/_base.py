@@ -24,9 +24,16 @@ class AbstractFunction(AbstractObjectiveFamily):
     def value(self, x: Float[Array, " dim"]) -> Scalar:
         """f(x)."""
 
-    @abc.abstractmethod
+    def box(self) -> tuple[tuple[float, float], ...] | None:
+        """The range of every coordinate in which it is searched; `None` if there is no usual one."""
+        return None
+
     def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        """Draws a starting point."""
+        """Draws a starting point, anywhere in the box; without one this is overridden."""
+        box = self.box()
+        assert box is not None
+        low, high = jnp.asarray(box).T
+        return low + (high - low) * jr.uniform(key, low.shape, low.dtype)
 
     @abc.abstractmethod
     def minimum(self) -> Minimum:
@@ -72,12 +79,6 @@ class FunctionObjective(AbstractObjective):
 
     def minimum(self) -> Minimum:
         return self.function.minimum()
-
-
-def uniform(key: PRNGKeyArray, *ranges: tuple[float, float]) -> Float[Array, " dim"]:
-    """A point of a box, given by the range of every coordinate."""
-    low, high = jnp.asarray(ranges).T
-    return low + (high - low) * jr.uniform(key, low.shape, low.dtype)
 
 
 def known(value: float, *point: float) -> Minimum:

@@ -1,8 +1,8 @@
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Beale(AbstractFunction):
@@ -18,8 +18,8 @@ class Beale(AbstractFunction):
         x1, x2 = x
         return (1.5 - x1 + x1 * x2) ** 2 + (2.25 - x1 + x1 * x2**2) ** 2 + (2.625 - x1 + x1 * x2**3) ** 2
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
-        return uniform(key, (-4.5, 4.5), (-4.5, 4.5))
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return ((-4.5, 4.5), (-4.5, 4.5))
 
     def minimum(self) -> Minimum:
         return known(0.0, 3.0, 0.5)

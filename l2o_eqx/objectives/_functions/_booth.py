@@ -1,8 +1,8 @@
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Booth(AbstractFunction):
@@ -18,8 +18,8 @@ class Booth(AbstractFunction):
         x1, x2 = x
         return (x1 + 2 * x2 - 7) ** 2 + (2 * x1 + x2 - 5) ** 2
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
-        return uniform(key, (-10.0, 10.0), (-10.0, 10.0))
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return ((-10.0, 10.0), (-10.0, 10.0))
 
     def minimum(self) -> Minimum:
         return known(0.0, 1.0, 3.0)

@@ -1,11 +1,11 @@
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Branin(AbstractFunction):
@@ -23,8 +23,8 @@ class Branin(AbstractFunction):
         valley = x2 - 5.1 / (4 * math.pi**2) * x1**2 + 5 / math.pi * x1 - 6
         return valley**2 + 10 * (1 - 1 / (8 * math.pi)) * jnp.cos(x1) + 10
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
-        return uniform(key, (-5.0, 10.0), (0.0, 15.0))
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return ((-5.0, 10.0), (0.0, 15.0))
 
     def minimum(self) -> Minimum:
         return known(10 / (8 * math.pi), math.pi, 2.275)

@@ -1,8 +1,8 @@
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Matyas(AbstractFunction):
@@ -19,8 +19,8 @@ class Matyas(AbstractFunction):
         # Along its axes, so that it cannot round to below 0.
         return 0.25 * (x1 - x2) ** 2 + 0.01 * (x1 + x2) ** 2
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
-        return uniform(key, (-10.0, 10.0), (-10.0, 10.0))
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return ((-10.0, 10.0), (-10.0, 10.0))
 
     def minimum(self) -> Minimum:
         return known(0.0, 0.0, 0.0)

@@ -1,11 +1,11 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Michalewicz(AbstractFunction):
@@ -32,8 +32,8 @@ class Michalewicz(AbstractFunction):
         i = 1 + jnp.arange(self.dim, dtype=x.dtype)
         return jnp.sum(1 - jnp.sin(x) * jnp.sin(i * x**2 / jnp.pi) ** (2 * self.steepness))
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return uniform(key, *self.dim * [(0.0, np.pi)])
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return self.dim * ((0.0, np.pi),)
 
     def minimum(self) -> Minimum:
         places = [self._lowest(i) for i in range(1, 1 + self.dim)]

@@ -1,10 +1,10 @@
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Rastrigin(AbstractFunction):
@@ -29,8 +29,8 @@ class Rastrigin(AbstractFunction):
         # 1 − cos(2πx) = 2·sin²(πx) loses no digits near the minimum.
         return jnp.sum(x**2 + 20 * jnp.sin(jnp.pi * x) ** 2)
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return uniform(key, *self.dim * [(-5.12, 5.12)])
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return self.dim * ((-5.12, 5.12),)
 
     def minimum(self) -> Minimum:
         return known(0.0, *self.dim * [0.0])

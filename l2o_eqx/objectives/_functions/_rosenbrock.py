@@ -1,10 +1,10 @@
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 
 class Rosenbrock(AbstractFunction):
@@ -27,8 +27,8 @@ class Rosenbrock(AbstractFunction):
     def value(self, x: Float[Array, " dim"]) -> Scalar:
         return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return uniform(key, *self.dim * [(-2.048, 2.048)])
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return self.dim * ((-2.048, 2.048),)
 
     def minimum(self) -> Minimum:
         return known(0.0, *self.dim * [1.0])

@@ -1,10 +1,10 @@
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from ..._types import Scalar
 from .._minimum import Minimum
-from ._base import AbstractFunction, known, uniform
+from ._base import AbstractFunction, known
 
 # Where x⁴ − 16x² + 5x is lowest: the smallest root of 4x³ − 32x + 5.
 _LOWEST = -2.9035340277711770
@@ -32,8 +32,8 @@ class StyblinskiTang(AbstractFunction):
         a = _LOWEST
         return 0.5 * jnp.sum((x - a) ** 2 * (x**2 + 2 * a * x + 3 * a**2 - 16))
 
-    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        return uniform(key, *self.dim * [(-5.0, 5.0)])
+    def box(self) -> tuple[tuple[float, float], ...]:
+        return self.dim * ((-5.0, 5.0),)
 
     def minimum(self) -> Minimum:
         return known(0.0, *self.dim * [_LOWEST])

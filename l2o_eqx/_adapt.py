@@ -74,6 +74,12 @@ def _adapt(optimizer, objective, support, steps, key):
 
 def _on(objective, support, key):
     if isinstance(objective, AbstractModelObjective):
-        loss, make_model, trainable = objective.loss_fn, objective.make_model, objective.trainable
-        return FewShotObjective(make_model, objective.static, loss, support, support, trainable)
+        return FewShotObjective(
+            make_model=objective.make_model,
+            static=objective.static,
+            loss_fn=objective.loss_fn,
+            support=support,
+            query=support,
+            trainable=objective.trainable,
+        )
     return task_of(objective.loss, objective.make_model, objective.trainable, support, support, key=key)

@@ -70,7 +70,7 @@ class Evaluator:
             answer = {"error": str(error)}
         seconds = time.perf_counter() - begin
         value = answer.get("value")
-        if value is not None and math.isfinite(value):
+        if isinstance(value, float) and math.isfinite(value):
             return Evaluation(value, "", seconds)
         error = " ".join(str(answer.get("error") or f"the value is {value}").split())
         return Evaluation(None, error, seconds)
@@ -115,7 +115,8 @@ def _serve(reference: str) -> None:
     answer()
     for line in sys.stdin:
         try:
-            answer(value=float(function(**json.loads(line))))
+            value: Any = function(**json.loads(line))
+            answer(value=float(value))
         except (Exception, SystemExit) as error:
             answer(error=f"{type(error).__name__}: {error}")
 

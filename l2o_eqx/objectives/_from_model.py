@@ -122,15 +122,15 @@ class FromModel(AbstractObjectiveFamily):
 
         static, spec, state = draw_model(self.loss, self.make_model, self.trainable, batch, key)
         return ModelObjective(
-            self.make_model,
-            static,
-            self.loss,
-            self.data,
-            self.batch_size,
-            spec,
-            self.outer_data,
-            self.outer_batch_size,
-            state,
+            make_model=self.make_model,
+            static=static,
+            loss_fn=self.loss,
+            data=self.data,
+            batch_size=self.batch_size,
+            trainable=spec,
+            outer_data=self.outer_data,
+            outer_batch_size=self.outer_batch_size,
+            state=state,
         )
 
     def variations(self) -> Mapping[str, AbstractObjectiveFamily]:

@@ -115,7 +115,8 @@ class GradientDescent(AbstractOptimizer):
             return [self.learning_rate if moved else None for moved in moves]
         learned = jax.tree.leaves(self.learned)
         if self.num_rates is not None:
-            learned = [x[jnp.minimum(step, self.num_rates - 1)] for x in learned]
+            now = jnp.minimum(0 if step is None else step, self.num_rates - 1)
+            learned = [x[now] for x in learned]
         if self.rates == "tree":
             return [learned[0] if moved else None for moved in moves]
         shapes = [x.shape for x, moved in zip(jax.tree.leaves(params), moves, strict=True) if moved]

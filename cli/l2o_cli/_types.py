@@ -63,8 +63,8 @@ class Type:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         values = value if isinstance(value, list | tuple | set | frozenset) else [value]
-        if self.length not in (None, len(values)):
-            raise ValueError(f"must have {self.length} entries")
+        if self.length not in (None, len(values)) and not (self.scalar and len(values) == 1):
+            raise ValueError(f"must have {self.length} entries{' or one' if self.scalar else ''}")
         read = []
         for one in values:
             try:

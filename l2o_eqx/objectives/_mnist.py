@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -40,21 +41,24 @@ class _MakeConvNet(eqx.Module):
     conv_channels: tuple[int, ...] = eqx.field(static=True)
     dense_sizes: tuple[int, ...] = eqx.field(static=True)
     activation: str | tuple[str, ...] = eqx.field(static=True)
+    image_size: int = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         activation = _activation(self.activation, key)
-        return ConvNet(28, self.conv_channels, self.dense_sizes, activation, key=key)
+        return ConvNet(self.image_size, self.conv_channels, self.dense_sizes, activation, key=key)
 
     def variations(self) -> dict[str, "_MakeConvNet"]:
         *hidden, classes = self.dense_sizes
         count = len(self.conv_channels)
         found = {}
         for name, new in resized((*self.conv_channels, *hidden)).items():
-            found[f"width × {name}"] = _MakeConvNet(new[:count], (*new[count:], classes), self.activation)
+            found[f"width × {name}"] = dataclasses.replace(
+                self, conv_channels=new[:count], dense_sizes=(*new[count:], classes)
+            )
         deeper = (*self.conv_channels, self.conv_channels[-1])
-        found["depth + 1"] = _MakeConvNet(deeper, self.dense_sizes, self.activation)
+        found["depth + 1"] = dataclasses.replace(self, conv_channels=deeper)
         for name in _other_activations(self.activation):
-            found[f"activation {name}"] = _MakeConvNet(self.conv_channels, self.dense_sizes, name)
+            found[f"activation {name}"] = dataclasses.replace(self, activation=name)
         return found
 
 
@@ -80,6 +84,7 @@ def MNIST(
     *,
     conv_channels: tuple[int, ...] = (),
     output: str = "softmax",
+    image_size: int | None = None,
     num_examples: int = 48_000,
     digits: Digits | None = None,
     data: Literal["auto", "embedded", "tfds"] = "auto",
@@ -103,6 +108,9 @@ def MNIST(
         none.
     - `output`: `"softmax"`, or `"sigmoid"` for what the thesis says: sigmoids, which the loss makes sum
         to one (`digit_sigmoid_cross_entropy`).
+    - `image_size`: pools the digits to so many rows and columns, each pixel the mean of the area that it
+        covers, see `l2o_eqx.data.Digits.pooled`; by default they stay as they are, 28. `MNIST((32,),
+        image_size=8)` is the 64-32-10 network that learned optimizers are often trained on.
     - `num_examples`: use at most this many of the training digits, the first ones. The thesis trains on
         48,000, which makes an epoch of 375 batches.
     - `digits`: the digits, if you have loaded them; otherwise `load_mnist(data, data_dir)` does.
@@ -111,8 +119,8 @@ def MNIST(
     **Returns:** a `FromModel` family. Each objective draws its own initial weights; minibatches follow
     the key of the super epoch.
 
-    **Raises:** `ValueError` for an unknown activation or output, sizes below 1, or more examples per
-    batch than there are; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for an unknown activation or output, sizes below 1, images larger than the
+    digits, or more examples per batch than there are; `l2o_eqx.data.DataError` if the digits cannot be had.
 
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
@@ -142,10 +150,12 @@ def MNIST(
     )
     if digits is None:
         digits = load_mnist(data, data_dir)
+    if image_size is not None:
+        digits = digits.pooled(image_size)
     examples = (digits.train_images[:num_examples], digits.train_labels[:num_examples])
     sizes = (*hidden_sizes, 10)
     if conv_channels:
-        make_model = _MakeConvNet(tuple(conv_channels), sizes, activation)
+        make_model = _MakeConvNet(tuple(conv_channels), sizes, activation, digits.image_size)
     else:
-        make_model = MakeMLP((784, *sizes), activation)
+        make_model = MakeMLP((digits.image_size**2, *sizes), activation)
     return FromModel(make_model, OUTPUTS[output], examples, batch_size)

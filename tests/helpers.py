@@ -89,6 +89,13 @@ def _adam_mlp(key, matrices=False):
     return as_if_trained(optimizer, key)
 
 
+def small_celo2(key, **settings):
+    optimizer = optimizers.Celo2(
+        (3, 4), 0.1, magnitude=0.5, weight_decay=0.1, num_steps=5, key=key, **settings
+    )
+    return as_if_trained(optimizer, key)
+
+
 PREPROCESSORS: dict[str, Callable[[], preprocessors.AbstractPreprocessor]] = {
     "identity": preprocessors.Identity,
     "signed_log": preprocessors.SignedLog,
@@ -141,6 +148,7 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     ),
     "adam_mlp": _adam_mlp,
     "adam_mlp_matrices": lambda key: _adam_mlp(key, matrices=True),
+    "celo2": small_celo2,
     "unit_rms": lambda key: optimizers.UnitRMS(
         optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), 0.1, 0.01
     ),

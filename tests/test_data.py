@@ -117,6 +117,27 @@ def test_digits_are_shared_and_read_only():
             getattr(digits, name)[0] = 0
 
 
+def test_pooled_digits_are_means_of_areas():
+    """Of whole blocks where sizes divide each other; else what is cut counts by its share."""
+    digits = load_mnist("embedded")
+    blocks = digits.train_images.reshape(5000, 7, 4, 7, 4).mean((2, 4))
+    sevenths = digits.pooled(7)
+    np.testing.assert_allclose(sevenths.train_images, blocks, atol=0.5 + 1e-4)
+    small = digits.pooled(8)
+    assert small.image_size == 8 and small.test_images.shape == (1000, 8, 8)
+    # 28/8 = 3.5: each pixel repeated twice makes whole blocks of 7.
+    twice = np.repeat(np.repeat(digits.test_images.astype(float), 2, 1), 2, 2)
+    blocks = twice.reshape(1000, 8, 7, 8, 7).mean((2, 4))
+    np.testing.assert_allclose(small.test_images, blocks, atol=0.5 + 1e-4)
+    np.testing.assert_array_equal(small.train_labels, digits.train_labels)
+    assert digits.pooled(8) is small and digits.pooled(28) is digits
+    assert small.source == "MNIST-5k (embedded) at 8x8" and small.sha256 != digits.sha256
+    assert not small.train_images.flags.writeable
+    for size in (0, 29):
+        with pytest.raises(ValueError, match=f"image_size={size}"):
+            digits.pooled(size)
+
+
 def test_full_set_from_a_read_only_folder(official, home, offline):
     # The folder is the four files and nothing else; TFDS would put its own folders there.
     before = everything_in(official)

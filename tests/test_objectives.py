@@ -7,6 +7,7 @@ import optax
 import pytest
 from helpers import FAMILIES, assert_trees_close, to_float64
 
+from l2o_eqx.data import load_mnist
 from l2o_eqx.objectives import (
     ACTIVATIONS,
     MLP,
@@ -283,6 +284,21 @@ def test_mnist_is_the_thesis_network(getkey):
     # All-zero weights make all digits equally likely.
     zeros = jax.tree.map(jnp.zeros_like, params)
     np.testing.assert_allclose(objective.loss(zeros, 0, getkey()), np.log(10), rtol=1e-6)
+
+
+def test_mnist_of_small_images(getkey):
+    """64-32-10 on pooled digits; convolutions halve 8 to 4 and 2; variations keep the size."""
+    small = MNIST((32,), "mixed", 4, image_size=8, num_examples=50, data="embedded")
+    assert [x.shape for x in jax.tree.leaves(params_shapes(small))] == [(32, 64), (32,), (10, 32), (10,)]
+    pooled = load_mnist("embedded").pooled(8)
+    np.testing.assert_array_equal(small.data[0], pooled.train_images[:50])
+    assert eqx.tree_equal(small, MNIST((32,), "mixed", 4, digits=pooled, num_examples=50))
+    conv = MNIST((), conv_channels=(2, 3), image_size=8, num_examples=4, batch_size=2, data="embedded")
+    objective = conv.sample(getkey())
+    assert np.isfinite(objective.loss(objective.init(getkey()), 0, getkey()))
+    for family, images in ((small, 64), (conv, 1)):
+        for name, other in family.variations().items():
+            assert jax.tree.leaves(params_shapes(other))[0].shape[1] == images, name
 
 
 def test_mnist_loss_is_cross_entropy_of_the_minibatch(getkey):

@@ -78,6 +78,7 @@ def test_params_stay_spread(kind):
         "hierarchical",
         "hierarchical_rnn",
         "adam_mlp",
+        "celo2",
         "learned_momentum",
         "user_looking_lstm",
     ]

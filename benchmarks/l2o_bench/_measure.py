@@ -21,6 +21,7 @@ def alternate(
     sides: Mapping[str, Callable[[], Any]],
     repeats: int,
     progress: Callable[[str], None] = lambda side: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call of each side, `repeats` times in turn, after a call that is not counted.
 
@@ -31,14 +32,15 @@ def alternate(
     - `sides`: by name; each waits for its own result.
     - `repeats`: measurements of each.
     - `progress`: is told which side comes next.
+    - `clock`: what seconds are read from.
     """
 
     def measure(name: str, loops: int) -> float:
         progress(name)
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(loops):
             sides[name]()
-        return (time.perf_counter() - begin) / loops
+        return (clock() - begin) / loops
 
     first = {name: measure(name, 1) for name in sides}
     seconds = {name: [once] if once > _LONGEST else [] for name, once in first.items()}

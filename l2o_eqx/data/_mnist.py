@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
+from .._errors import check
 from . import _tfds
 from ._tfds import DataError
 
@@ -56,9 +57,9 @@ class Digits:
     - `sha256`: the hash of the four arrays' bytes in the order above, to record with a run.
     """
 
-    train_images: UInt8[np.ndarray, "train 28 28"]
+    train_images: UInt8[np.ndarray, "train size size"]
     train_labels: UInt8[np.ndarray, " train"]
-    test_images: UInt8[np.ndarray, "test 28 28"]
+    test_images: UInt8[np.ndarray, "test size size"]
     test_labels: UInt8[np.ndarray, " test"]
     source: str
     sha256: str
@@ -67,6 +68,30 @@ class Digits:
         """One line for people: the source and the two sizes."""
         train, test = len(self.train_labels), len(self.test_labels)
         return f"{self.source}: {train:,} training and {test:,} test digits"
+
+    @property
+    def image_size(self) -> int:
+        """Rows of an image, as many as columns; 28 as they come."""
+        return self.train_images.shape[1]
+
+    def pooled(self, image_size: int) -> "Digits":
+        """The same digits on fewer pixels, each the mean of the area that it covers, rounded to `uint8`.
+
+        Where the sizes do not divide each other, pixels at the edge of an area count by the share of them
+        that is in it. Repeated calls return the same object.
+
+        **Arguments:**
+
+        - `image_size`: rows of an image, as many as columns.
+
+        **Raises:** `ValueError` for a size below 1 or above that of the images.
+        """
+        check(
+            f"`Digits.pooled(image_size=...)` lies between 1 and the {self.image_size} pixels there are. Got "
+            f"image_size={image_size}.",
+            image_size=(image_size, 1 <= image_size <= self.image_size),
+        )
+        return self if image_size == self.image_size else _pooled(self, image_size)
 
 
 def load_mnist(data: Source = "auto", data_dir: Path | str | None = None) -> Digits:
@@ -149,6 +174,25 @@ def _read_idx(path: Path, sha256: str) -> np.ndarray:
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _pooled(digits: Digits, image_size: int) -> Digits:
+    size = digits.image_size
+    # Where new pixels and old ones end, in units of old ones: how much of each old one is in each new one.
+    ends = np.linspace(0, size, image_size + 1)
+    old = np.arange(size)
+    overlaps = np.minimum(ends[1:, None], old + 1) - np.maximum(ends[:-1, None], old)
+    shares = (np.maximum(overlaps, 0) * image_size / size).astype(np.float32)
+
+    def pool(images: np.ndarray) -> np.ndarray:
+        # Piece by piece: all of them as floating-point numbers are four times as large.
+        pieces = np.array_split(images, max(1, len(images) // 1000))
+        return np.concatenate([np.rint(shares @ x @ shares.T).astype(np.uint8) for x in pieces])
+
+    train, test = pool(digits.train_images), pool(digits.test_images)
+    arrays = [train, digits.train_labels, test, digits.test_labels]
+    return _digits(arrays, f"{digits.source} at {image_size}x{image_size}")
 
 
 def _digits(arrays: list[np.ndarray], source: str) -> Digits:

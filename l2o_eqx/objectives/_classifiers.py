@@ -158,7 +158,7 @@ def _glorot_weights(key, shapes):
     return [glorot(k, shape) for k, shape in zip(jr.split(key, len(shapes)), shapes, strict=True)]
 
 
-Batch = tuple[Integer[Array, "batch 28 28"], Integer[Array, " batch"]]
+Batch = tuple[Integer[Array, "batch size size"], Integer[Array, " batch"]]
 
 
 def digit_cross_entropy(model: Any, batch: Batch) -> Scalar:
@@ -166,7 +166,7 @@ def digit_cross_entropy(model: Any, batch: Batch) -> Scalar:
 
     **Arguments:**
 
-    - `model`: maps one flat image of 784 floats to 10 logits.
+    - `model`: maps one flat image, of 784 floats if it is not pooled, to 10 logits.
     - `batch`: images as uint8 and their labels.
     """
     return _cross_entropy(_logits(model, batch), batch)

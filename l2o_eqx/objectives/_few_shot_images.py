@@ -11,7 +11,7 @@ from ._episodes import Episodes, HeldOutClasses, episode_cross_entropy
 from ._few_shot import FewShot
 from ._mnist import MakeConvNet, MakeMLP
 
-_PIXELS = 28 * 28
+_SIDE = 28
 # Characters of Omniglot that are trained on; the rest is held out, as by Finn et al.
 _TRAINED = 1_200
 
@@ -105,7 +105,9 @@ def _make_model(
         hidden_sizes=(hidden_sizes, min(hidden_sizes, default=1) >= 1),
     )
     sizes = (*hidden_sizes, num_ways)
-    return MakeConvNet(conv_channels, sizes, "relu") if conv_channels else MakeMLP((_PIXELS, *sizes), "relu")
+    if conv_channels:
+        return MakeConvNet(conv_channels, sizes, "relu", _SIDE)
+    return MakeMLP((_SIDE**2, *sizes), "relu")
 
 
 def _family(

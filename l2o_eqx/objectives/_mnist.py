@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -42,21 +43,24 @@ class MakeConvNet(eqx.Module):
     conv_channels: tuple[int, ...] = eqx.field(static=True)
     dense_sizes: tuple[int, ...] = eqx.field(static=True)
     activation: str | tuple[str, ...] = eqx.field(static=True)
+    image_size: int = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> ConvNet:
         activation = _activation(self.activation, key)
-        return ConvNet(28, self.conv_channels, self.dense_sizes, activation, key=key)
+        return ConvNet(self.image_size, self.conv_channels, self.dense_sizes, activation, key=key)
 
     def variations(self) -> dict[str, "MakeConvNet"]:
         *hidden, classes = self.dense_sizes
         count = len(self.conv_channels)
         found = {}
         for name, new in resized((*self.conv_channels, *hidden)).items():
-            found[f"width × {name}"] = MakeConvNet(new[:count], (*new[count:], classes), self.activation)
+            found[f"width × {name}"] = dataclasses.replace(
+                self, conv_channels=new[:count], dense_sizes=(*new[count:], classes)
+            )
         deeper = (*self.conv_channels, self.conv_channels[-1])
-        found["depth + 1"] = MakeConvNet(deeper, self.dense_sizes, self.activation)
+        found["depth + 1"] = dataclasses.replace(self, conv_channels=deeper)
         for name in _other_activations(self.activation):
-            found[f"activation {name}"] = MakeConvNet(self.conv_channels, self.dense_sizes, name)
+            found[f"activation {name}"] = dataclasses.replace(self, activation=name)
         return found
 
 
@@ -82,6 +86,7 @@ def MNIST(
     *,
     conv_channels: tuple[int, ...] = (),
     output: str = "softmax",
+    image_size: int | None = None,
     num_examples: int = 48_000,
     outer: Literal["minibatch", "training", "held-out"] = "minibatch",
     outer_batch_size: int | None = None,
@@ -107,6 +112,9 @@ def MNIST(
         none.
     - `output`: `"softmax"`, or `"sigmoid"` for what the thesis says: sigmoids, which the loss makes sum
         to one (`digit_sigmoid_cross_entropy`).
+    - `image_size`: pools the digits to so many rows and columns, each pixel the mean of the area that it
+        covers, see `l2o_eqx.data.Digits.pooled`; by default they stay as they are, 28. `MNIST((32,),
+        image_size=8)` is the 64-32-10 network that learned optimizers are often trained on.
     - `num_examples`: use at most this many of the training digits, the first ones. The thesis trains on
         48,000, which makes an epoch of 375 batches.
     - `outer`: which digits the outer loss is of, the one that counts when an optimizer is trained: those of
@@ -119,8 +127,9 @@ def MNIST(
     **Returns:** a `FromModel` family. Each objective draws its own initial weights; minibatches follow
     the key of the super epoch.
 
-    **Raises:** `ValueError` for an unknown activation, output or `outer`, sizes below 1, more examples per
-    batch than there are, or no digits to hold out; `l2o_eqx.data.DataError` if the digits cannot be had.
+    **Raises:** `ValueError` for an unknown activation, output or `outer`, sizes below 1, images larger than the
+    digits, more examples per batch than there are, or no digits to hold out; `l2o_eqx.data.DataError` if the
+    digits cannot be had.
 
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".
@@ -150,12 +159,14 @@ def MNIST(
     )
     if digits is None:
         digits = load_mnist(data, data_dir)
+    if image_size is not None:
+        digits = digits.pooled(image_size)
     examples = (digits.train_images[:num_examples], digits.train_labels[:num_examples])
     sizes = (*hidden_sizes, 10)
     if conv_channels:
-        make_model = MakeConvNet(tuple(conv_channels), sizes, activation)
+        make_model = MakeConvNet(tuple(conv_channels), sizes, activation, digits.image_size)
     else:
-        make_model = MakeMLP((784, *sizes), activation)
+        make_model = MakeMLP((digits.image_size**2, *sizes), activation)
     outer_data = _outer_data(outer, digits, examples, num_examples)
     return FromModel(
         make_model,

@@ -8,6 +8,7 @@ from ._blocks import Blocks as Blocks
 from ._blocks import default_block_size as default_block_size
 from ._blocks import own_coordinates as own_coordinates
 from ._by_entry import by_entry as by_entry
+from ._celo2 import Celo2 as Celo2
 from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from ._from_optax import FromOptax as FromOptax

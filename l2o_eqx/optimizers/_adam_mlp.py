@@ -3,7 +3,6 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -18,6 +17,8 @@ from .._misc import root_mean_square, tree_norm
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._by_entry import over_entries
+from ._decay import Decay, check_decay, decay_factor
+from ._newton_schulz import near_orthogonal
 
 # Running means of the gradient, beside the gradient itself, and of its square.
 _DECAYS = (0.5, 0.9, 0.97)
@@ -25,8 +26,6 @@ _SQUARE_DECAY = 0.99
 # Of the eight directions the one to start with: the mean at 0.9 over the root of the mean square, Adam's.
 _START = 2
 _NUM_DIRECTIONS = 8
-# The quintic iteration that brings all singular values near one: Jordan et al. 2024, "Muon".
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 3
 # What is added to the mean square of the entries of its result, which is about 1, before the root; and the
 # fan-in at which a matrix has the rate r₀ (tuned by hand on networks of digits, docs/quality.md).
@@ -34,9 +33,6 @@ _MUON_FLOOR, _MUON_FAN_IN = 0.01, 1000
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
-
-
-Decay = Literal["none", "cosine"]
 
 
 class _Moments(eqx.Module):
@@ -129,13 +125,7 @@ class AdamMLP(AbstractOptimizer):
             hidden_sizes=(hidden_sizes, min(hidden_sizes, default=0) >= 1),
             num_steps=(num_steps, num_steps >= 1),
         )
-        if decay not in ("none", "cosine"):
-            raise ArgumentError(
-                f"`AdamMLP(decay={decay!r})`: the rate decays as 'none' or 'cosine'.",
-                argument="decay",
-                given=decay,
-                possible=("none", "cosine"),
-            )
+        check_decay("AdamMLP", decay)
         if not learning_rate > 0:
             raise ArgumentError(
                 f"`AdamMLP(learning_rate=...)` must be positive. Got {learning_rate}.",
@@ -225,10 +215,7 @@ def _update_leaf(
     size = jnp.log(root_mean_square(param.astype(dtype)) + 1e-3) / 2 + 1
     others = jnp.stack([size, *_shape_features(grad), *_time_features(step, horizon, dtype)])
     features = lax.stop_gradient(jnp.concatenate([ratios, others]))
-    log_rate = optimizer.log_rate
-    if optimizer.decay == "cosine":
-        share = jnp.minimum(step / horizon, 1)
-        log_rate += jnp.log((1 + jnp.cos(math.pi * share)) / 2 + 0.01)
+    log_rate = optimizer.log_rate + jnp.log(decay_factor(optimizer.decay, step, horizon))
     if moments.muon_square is not None:
         muon, muon_square = _muon(corrections[1] * moments.means[0], mean_square, moments.muon_square)
         moments = dataclasses.replace(moments, muon_square=muon_square)
@@ -250,15 +237,8 @@ def _muon(
     # Singular values brought near one, times a factor that makes it unit root mean square, and the next
     # running mean of its squares. Relative to r, as other directions, where the mean is smaller: with the
     # steps being few, its derivative stays bounded.
-    x = mean.reshape(mean.shape[0], -1)
-    x = x if x.shape[0] <= x.shape[1] else x.T
-    x = x / jnp.maximum(tree_norm(x), jnp.sqrt(mean_square * x.size))
-    a, b, c = _NEWTON_SCHULZ
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = math.sqrt(x.shape[1]) * x
-    x = (x if mean.shape[0] == x.shape[0] else x.T).reshape(mean.shape)
+    norm = jnp.maximum(tree_norm(mean), jnp.sqrt(mean_square * mean.size))
+    x = near_orthogonal(mean, norm, _NEWTON_SCHULZ_STEPS)
     return x, _SQUARE_DECAY * square + (1 - _SQUARE_DECAY) * x**2
 
 

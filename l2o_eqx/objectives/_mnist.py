@@ -127,9 +127,9 @@ def MNIST(
     **Returns:** a `FromModel` family. Each objective draws its own initial weights; minibatches follow
     the key of the super epoch.
 
-    **Raises:** `ValueError` for an unknown activation, output or `outer`, sizes below 1, images larger than the
-    digits, more examples per batch than there are, or no digits to hold out; `l2o_eqx.data.DataError` if the
-    digits cannot be had.
+    **Raises:** `ValueError` for an unknown activation, output or `outer`, sizes below 1, images larger than
+    the digits, more examples per batch than there are, or no digits to hold out; `l2o_eqx.data.DataError` if
+    the digits cannot be had.
 
     Reference: thesis sec. 5.1.2, 5.4.3; LeCun et al. 1998, "Gradient-based learning applied to document
     recognition".

@@ -59,6 +59,7 @@ class Evaluator:
     def evaluate(self, point: Mapping[str, Any]) -> Evaluation:
         """Calls the function. Whatever happens there is an answer, but Ctrl-C."""
         begin = time.perf_counter()
+        answer: dict[str, Any]
         try:
             if self._process is None:
                 self.begin()
@@ -115,7 +116,8 @@ def _serve(reference: str) -> None:
     answer()
     for line in sys.stdin:
         try:
-            answer(value=float(function(**json.loads(line))))
+            value: Any = function(**json.loads(line))
+            answer(value=float(value))
         except (Exception, SystemExit) as error:
             answer(error=f"{type(error).__name__}: {error}")
 

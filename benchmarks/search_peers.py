@@ -3,6 +3,7 @@
 Each is a generator on the box [−1, 1]^n that yields points and is sent their values.
 """
 
+import importlib
 import warnings
 from collections.abc import Callable, Generator
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 try:
-    import cma
     from scipy.optimize import minimize
     from scipy.stats import norm, qmc
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    cma: Any = importlib.import_module("cma")
 except ImportError as error:
     raise SystemExit(f"{error}: the peers need `pip install 'l2o-eqx[search-peers]'`") from None
 
@@ -99,8 +101,8 @@ def _kernel(length_scale: float | None) -> Any:
 
 
 def _posterior(kernel: Any, points: list[Any], values: list[float], *, fitted: bool) -> Any:
-    optimizer = "fmin_l_bfgs_b" if fitted else None
-    regressor = GaussianProcessRegressor(kernel, alpha=1e-6, normalize_y=fitted, optimizer=optimizer)
+    settings: Any = {"normalize_y": fitted, "optimizer": "fmin_l_bfgs_b" if fitted else None}
+    regressor = GaussianProcessRegressor(kernel, alpha=1e-6, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return regressor.fit(np.stack(points), np.asarray(values))

@@ -32,8 +32,9 @@ def program(learning_rate, width):
 
 
 space = Space({"learning_rate": Box(1e-5, 1.0, log=True), "width": Box(8, 128, log=True, integer=True)})
+assert isinstance(search, l2o_eqx.optimizers.BlackBoxRNN)
 state = search.init(space)
 for _ in range(20):
     point, state = search.ask(state)
     state = search.tell(state, point, program(**point))
-print(f"after 20 evaluations the lowest value is {state.best[1]:.4f} at {state.best[0]}")
+print(f"the best point of 20 evaluations, and its value: {state.best}")

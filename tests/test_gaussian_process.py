@@ -1,5 +1,7 @@
 """Functions from a Gaussian process: their minimum, their prior, and the improvement one expects of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -38,7 +40,7 @@ def test_no_point_of_a_grid_is_below_the_minimum(dim, points):
 
     @jax.jit
     def look(key):
-        objective = GaussianProcess(dim).sample(key)
+        objective: Any = GaussianProcess(dim).sample(key)
         features = objective.frequencies, objective.phases, objective.weights
         minimum = objective.minimum()
         found = jax.vmap(lambda x: objective.loss(x, 0, key))(grid)
@@ -60,7 +62,7 @@ def test_covariance_is_the_kernel():
 
     @jax.jit
     def values(key):
-        objective = GaussianProcess(2, 0.5, 64).sample(key)
+        objective: Any = GaussianProcess(2, 0.5, 64).sample(key)
         return jax.vmap(lambda x: _draw(objective.frequencies, objective.phases, objective.weights, x))(
             points
         )
@@ -92,7 +94,8 @@ def test_the_posterior_is_that_of_scikit_learn():
     for point, value in zip(points, values, strict=True):
         evaluations = evaluations.with_one(jnp.asarray(point), jnp.asarray(value))
     mean, variance = posterior(evaluations, jnp.asarray(0.6), jnp.asarray(at[0]))
-    regressor = GaussianProcessRegressor(RBF(0.6), alpha=1e-4, optimizer=None).fit(points, values)
+    fixed: Any = {"alpha": 1e-4, "optimizer": None}
+    regressor = GaussianProcessRegressor(RBF(0.6), **fixed).fit(points, values)
     expected, std = regressor.predict(at, return_std=True)
     np.testing.assert_allclose(mean, expected[0], rtol=1e-4)
     np.testing.assert_allclose(variance, std[0] ** 2, rtol=1e-3)
@@ -100,8 +103,10 @@ def test_the_posterior_is_that_of_scikit_learn():
 
 def test_expected_improvement_is_its_integral():
     for mean, std, lowest in ((0.2, 0.5, 0.0), (-1.0, 0.1, -0.9), (2.0, 1.5, -1.0)):
-        density = scipy.stats.norm(mean, std).pdf
-        expected = scipy.integrate.quad(lambda y, d=density, b=lowest: (b - y) * d(y), lowest - 12, lowest)[0]
+        normal: Any = scipy.stats.norm(mean, std)
+        expected = scipy.integrate.quad(
+            lambda y, n=normal, b=lowest: (b - y) * n.pdf(y), lowest - 12, lowest
+        )[0]
         found = expected_improvement(jnp.asarray(mean), jnp.asarray(std**2), jnp.asarray(lowest))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
@@ -147,7 +152,7 @@ def test_what_is_trained_for_is_the_improvement_expected_of_the_points_before(ou
 def test_regrets_are_above_zero_and_zero_at_the_minimum():
     objective = Regret(InBox(StyblinskiTang(2))).sample(KEY)
     minimum = objective.minimum()
-    assert minimum is not None and minimum.value == 0
+    assert minimum is not None and minimum.value == 0 and minimum.params is not None
     np.testing.assert_allclose(minimum.params, -2.9035340277711770 / 5, rtol=1e-6)
     np.testing.assert_allclose(objective.loss(minimum.params, 0, KEY), 0, atol=1e-5)
 

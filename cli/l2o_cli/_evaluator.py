@@ -59,6 +59,7 @@ class Evaluator:
     def evaluate(self, point: Mapping[str, Any]) -> Evaluation:
         """Calls the function. Whatever happens there is an answer, but Ctrl-C."""
         begin = time.perf_counter()
+        answer: dict[str, Any]
         try:
             if self._process is None:
                 self.begin()

@@ -1,6 +1,7 @@
 """What a meta-training keeps beside the optimizer at work: its best snapshot, and a mean of the last ones."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -86,21 +87,20 @@ class Validation(eqx.Module):
 
         - `optimizer`: one, or a batch of `restarts`.
         """
-        shares = self.family.shares if isinstance(self.family, Mixture) else (1.0,)
-        logs = [self._log_score(optimizer, one, restarts) for one in families_of(self.family).values()]
-        score = np.exp(sum(share * log for share, log in zip(shares, logs, strict=True)))
-        return np.asarray(score, np.result_type(jnp.result_type(float)))
-
-    def _log_score(self, optimizer, family, restarts):
-        run = evaluate(
+        run = functools.partial(
+            evaluate,
             optimizer,
-            family,
             num_steps=self.num_steps,
             num_objectives=self.num_objectives,
             restarts=restarts,
             key=self.key,
         )
-        losses = np.asarray(run.losses)
+        shares = self.family.shares if isinstance(self.family, Mixture) else (1.0,)
+        logs = [self._log_score(np.asarray(run(one).losses)) for one in families_of(self.family).values()]
+        score = np.exp(sum(share * log for share, log in zip(shares, logs, strict=True)))
+        return np.asarray(score, np.result_type(jnp.result_type(float)))
+
+    def _log_score(self, losses):
         least = np.finfo(losses.dtype).tiny
         losses = losses.astype(np.float64)
         last = losses[..., -self.last :].mean(-1)

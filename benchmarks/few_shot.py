@@ -1,6 +1,7 @@
 """MAML and its kin on few-shot tasks: every number of docs/few-shot.md.
 
     python benchmarks/few_shot.py sinusoid --restarts 5
+    python benchmarks/few_shot.py digits
     python benchmarks/few_shot.py speed
     python benchmarks/few_shot.py table
 
@@ -24,7 +25,7 @@ from l2o_cli._resolve import read_assignments, resolve
 import l2o_eqx as l2o
 from l2o_eqx import plots
 from l2o_eqx.estimators import Backprop
-from l2o_eqx.objectives import Sinusoid
+from l2o_eqx.objectives import Sinusoid, query_accuracy
 from l2o_eqx.optimizers import MAML, GradientDescent, LearnedStart, moves_head
 from l2o_eqx.strategies import OncePerSuperEpoch
 
@@ -49,7 +50,24 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "K=10, Meta-SGD": ([], {"rates": "entry"}),
     "K=10, ANIL": ([], {"moving": moves_head}),
     "K=10, Reptile": (["meta.num_steps=5", "strategy.estimator.kind=reptile"], {}),
-    "K=10, MAML++": (["meta.num_steps=5"], {"rates": "leaf", "num_rates": 5}),
+    "K=10, 5 steps": (["meta.num_steps=5"], {}),
+    "K=10, 5 steps, rates per leaf and step": (
+        ["meta.num_steps=5"],
+        {"rates": "leaf", "num_rates": 5},
+    ),
+    "K=10, MAML++": (
+        [
+            "meta.num_steps=5",
+            "weighting.kind=per-step",
+            "weighting.weights=[0.0,0.2,0.2,0.2,0.2,0.2]",
+            "meta.normalization=clip",
+            "meta.clip_norm=10.0",
+            "meta.decay=cosine",
+        ],
+        {"rates": "leaf", "num_rates": 5},
+    ),
+    "K=10, cosine": (["meta.decay=cosine"], {}),
+    "K=5, cosine": (["objective.num_support=5", "meta.decay=cosine"], {}),
 }
 
 
@@ -61,11 +79,14 @@ def settings_of(name: str) -> Parts:
 def train(name: str, seed: int) -> tuple[Any, dict[str, float]]:
     """A learner, and how long its training took, compilation included."""
     parts = settings_of(name)
-    meta, key = parts.config.meta, jr.key(seed)
-    skey, tkey = jr.split(key)
+    skey, tkey = jr.split(jr.key(seed))
     start = parts.family.sample(skey).init(skey)
-    learner = MAML(start, **{"learning_rate": 0.01, **CASES[name][1]})
-    begin = time.perf_counter(), time.process_time()
+    return run_training(MAML(start, **{"learning_rate": 0.01, **CASES[name][1]}), parts, tkey)
+
+
+def run_training(learner: Any, parts: Parts, key: Any) -> tuple[Any, dict[str, float]]:
+    """`meta_train` with the settings of a run; the optimizer, and how long it took."""
+    meta, begin = parts.config.meta, (time.perf_counter(), time.process_time())
     solution = l2o.meta_train(
         learner,
         parts.family,
@@ -76,7 +97,7 @@ def train(name: str, seed: int) -> tuple[Any, dict[str, float]]:
         super_epochs=meta.super_epochs,
         num_objectives=meta.num_objectives,
         per_call=meta.per_call,
-        key=tkey,
+        key=key,
     )
     jax.block_until_ready(solution.optimizer)
     took = {"seconds": time.perf_counter() - begin[0], "cpu_seconds": time.process_time() - begin[1]}
@@ -140,6 +161,36 @@ def _in_words(row: dict[str, Any]) -> str:
     mean, half = row["mean"], row["half_interval"]
     after = ", ".join(f"{t}: {mean[t]:.3f} ± {half[t]:.3f}" for t in (0, 1, 5, 10))
     return f"{after}; {row['seconds']:.0f} s, {row['cpu_seconds']:.0f} CPU-s"
+
+
+@app.command()
+def digits(seed: int = 0, super_epochs: int = 0, out: Out = OUT) -> None:
+    """5-way 1-shot digits: the share that is right, of classes trained on and of held-out ones."""
+    settings = ["objective.kind=few-shot-digits", "objective.data=embedded"]
+    settings += [f"meta.super_epochs={super_epochs}"] if super_epochs else []
+    parts = build(resolve(read_assignments(settings)))
+    skey, tkey = jr.split(jr.key(seed))
+    begin = time.process_time()
+    untrained: Any = parts.make_optimizer(skey)
+    learner, took = run_training(untrained, parts, tkey)
+    held_out = parts.family.variations()["held-out classes"]
+    result: dict[str, Any] = {"seed": seed, "super_epochs": parts.config.meta.super_epochs, **took}
+    for name, one in {"untrained": untrained, "MAML": learner}.items():
+        for classes, family in {"trained": parts.family, "held out": held_out}.items():
+            for steps in (1, 3):
+                found = l2o.evaluate(
+                    one,
+                    family,
+                    num_steps=steps,
+                    num_objectives=TASKS,
+                    measure=query_accuracy,
+                    key=jr.key(_EVALUATION),
+                )
+                share = with_interval(np.asarray(found.measured, np.float64)[:, None])
+                result[f"{name}, {classes}, {steps} steps"] = [share["mean"][0], share["half_interval"][0]]
+    result["cpu_seconds_in_all"] = time.process_time() - begin
+    (out / "few-shot-digits.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
 
 
 @app.command()

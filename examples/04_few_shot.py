@@ -3,7 +3,6 @@
 python examples/04_few_shot.py
 """
 
-import jax
 import jax.random as jr
 import optax
 
@@ -34,6 +33,6 @@ for name, learner in {"untrained": untrained, "trained": solution.optimizer}.ite
         f"{name}: error on unseen curves {losses[0]:.2f}, after 1 step {losses[1]:.2f}, 10 {losses[10]:.2f}"
     )
 
-(x, y), _ = family.sample_task(test_key)
-network = l2o_eqx.adapt(solution.optimizer, family, (x, y), steps=10)
-print(f"an adapted {type(network).__name__} at the ten points: {jax.vmap(network)(x)[:, 0]}, not {y[:, 0]}")
+support, (x, y) = family.sample_task(test_key)
+network = l2o_eqx.adapt(solution.optimizer, family, support, steps=10)
+print(f"an adapted {type(network).__name__} at {x[0, 0]:.2f}: {network(x[0])[0]:.2f}, curve {y[0, 0]:.2f}")

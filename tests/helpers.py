@@ -257,7 +257,7 @@ WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "exponential_super_epoch": lambda: weightings.Exponential(1.2, "super_epoch"),
     "final_only": weightings.FinalOnly,
     "final_only_super_epoch": lambda: weightings.FinalOnly("super_epoch"),
-    "per_step": lambda: weightings.PerStep((*[0.0] * 9, 0.3, 0.7)),
+    "per_step": lambda: weightings.PerStep((0.5, 0.0, 2.0, 0.3, 0.0, 0.7, 1.0, 0.2, 0.4, 0.3, 0.7)),
     "observed_improvement": weightings.ObservedImprovement,
     "log_mean": weightings.LogMean,
     "log_mean_relative": lambda: weightings.LogMean(1e-6, relative=True, power=2.0),

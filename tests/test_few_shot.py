@@ -120,7 +120,7 @@ def make_normed(key):
     return eqx.nn.make_with_state(Normed)(key)
 
 
-def normed(query_mode="training"):
+def normed(query_mode: Any = "training"):
     task = Sinusoid(6, 4).sample_task
     return FewShot(make_normed, error_and_predictions, task, has_aux=True, query_mode=query_mode)
 
@@ -131,7 +131,7 @@ def test_which_statistics_the_query_set_is_scaled_by(query_mode):
     family = normed(query_mode)
     task, params = family.sample(KEY), start_of(family)
     _, state = task.loss_and_state(params, 0, KEY)
-    after = task.with_state(state)
+    after: Any = task.with_state(state)
     x, y = task.query
     others = FewShotObjective(
         after.make_model,

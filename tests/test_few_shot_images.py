@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from typing import Any
 
 import jax
 import jax.random as jr
@@ -60,8 +61,8 @@ def test_every_class_is_drawn():
 
 def test_digits_are_held_out_and_judged_by_accuracy():
     """Untrained, one in five is right, more or less; after one step on many examples, more are."""
-    family = FewShotDigits(num_support=10, conv_channels=(), hidden_sizes=(8,), data="embedded")
-    other = family.variations()["held-out classes"]
+    family: Any = FewShotDigits(num_support=10, conv_channels=(), hidden_sizes=(8,), data="embedded")
+    other: Any = family.variations()["held-out classes"]
     trained, held_out = (np.asarray(f.sample_task(KEY)[0][0]) for f in (family, other))
     assert trained.shape == held_out.shape == (50, 28, 28) and not np.array_equal(trained, held_out)
     assert family.sample_task.others.members.shape[0] == 3

@@ -33,9 +33,9 @@ def plain(optimizer, objective, params, state, *, window, start, num_steps, weig
     def meta_loss(optimizer):
         def one_step(carry, t):
             theta, h = carry
-            loss, grads = jax.value_and_grad(objective.loss)(theta, t, key)
+            weighed, grads = objective.outer_loss(theta, t, key), jax.grad(objective.loss)(theta, t, key)
             updates, h = optimizer.update(constant(grads), h, constant(theta))
-            return (jax.tree.map(jnp.add, theta, updates), h), loss
+            return (jax.tree.map(jnp.add, theta, updates), h), weighed
 
         _, losses = lax.scan(one_step, (params, state), start + jnp.arange(window))
         return weighting(losses, start, num_steps)

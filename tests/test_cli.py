@@ -354,6 +354,7 @@ OLD = {
 ALONG = {
     "meta.clip_norm": ["--normalization", "clip"],
     "meta.final_share": ["--meta-decay", "cosine"],
+    "optimizer.inner.weight_decay": ["--inner", "celo2"],
 }
 
 

@@ -12,7 +12,7 @@ import jax.random as jr
 import l2o_eqx as l2o
 from l2o_eqx.files import write_text
 
-from ._build import Parts, build
+from ._build import Parts, blaming, build
 from ._folder import Record, make_folder
 from ._interrupt import run_interruptibly
 from ._output import Output
@@ -77,6 +77,10 @@ def begin(
         optimizer = eqx.filter_vmap(parts.make_optimizer)(jr.split(okey, config.meta.restarts))
     else:
         optimizer = parts.make_optimizer(okey)
+    estimator = getattr(parts.strategy, "estimator", None)
+    if estimator is not None:
+        with blaming(("strategy",), config.strategy, otherwise=("strategy", "order")):
+            estimator.check(optimizer)
     meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts
     coordinates = l2o.count_coordinates(parts.family)
 

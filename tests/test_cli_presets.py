@@ -362,3 +362,28 @@ def test_another_preset_over_a_whole_file_is_refused():
     assert resolve([whole, {"preset": "thesis"}]) == resolve([whole])
     with pytest.raises(UsageError, match="'best', but the file has all settings .* 'thesis'"):
         resolve([whole, {"preset": "best"}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--order", "first"],
+            "option '--order' (strategy.order): `Auto(constants=...)`: `BlackBoxRNN` sees",
+        ),
+        (["--num-steps", "40"], "option '--horizon' (objective.horizon): got 30, must be at least the 40"),
+        (["--estimator", "replay"], "`Replay`, which is of first order: `BlackBoxRNN` sees nothing"),
+    ],
+)
+def test_a_black_box_is_not_trained_on_nothing(settings, message):
+    """By the short name of its family, too."""
+    run = l2o_cli("train", "--objective", "gp", "--num-features", "8", *settings, "--out", "out", code=2)
+    assert message in run.stderr
+
+
+@pytest.mark.parametrize("table", ["gp", {"kind": "gp"}, {"kind": "regret", "family": "gp"}])
+def test_short_names_are_those_of_the_library(table):
+    config = resolve([{"objective": table}])
+    assert "gaussian-process" in (config.objective.kind, config.objective.get("family", {}).get("kind"))
+    assert config.optimizer.kind == "black-box-rnn" and config.strategy.estimator.constants == frozenset()
+    assert config.evaluation.best_so_far and config.meta.num_steps == 30

@@ -66,6 +66,7 @@ def build(given: Table) -> Parts:
     key = jr.key(given.seed)
     family = _make_family(objective, ("objective",), _Context(key, digits=digits))
     meta = _with_num_steps(given.meta, name_of(objective), family)
+    _check_horizon(objective, meta)
     strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
     length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
     with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
@@ -230,6 +231,16 @@ def _with_num_steps(meta: Table, objective: str, family: objectives.AbstractObje
             f"use {label(('meta', 'num_steps'))}"
         )
     return meta.but(num_steps=meta.num_epochs * steps_per_epoch, num_epochs=None)
+
+
+def _check_horizon(objective: Table, meta: Table) -> None:
+    # The posterior of a Gaussian process has place for so many points.
+    improves = objective.get("outer_loss", "loss") != "loss"
+    if improves and objective.get("horizon", meta.num_steps) < meta.num_steps:
+        raise UsageError(
+            f"{label(('objective', 'horizon'))}: got {objective.horizon}, must be at least the "
+            f"{meta.num_steps} steps of a super epoch, for the improvement that is expected of each"
+        )
 
 
 def _check_pretraining(config: Table, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:

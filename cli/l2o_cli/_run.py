@@ -13,7 +13,7 @@ import l2o_eqx as l2o
 from l2o_eqx.files import write_text
 from l2o_eqx.objectives import Mixture
 
-from ._build import Parts, build
+from ._build import Parts, blaming, build
 from ._folder import Record, make_folder
 from ._interrupt import run_interruptibly
 from ._output import Output
@@ -78,6 +78,10 @@ def begin(
         optimizer = eqx.filter_vmap(parts.make_optimizer)(jr.split(okey, config.meta.restarts))
     else:
         optimizer = parts.make_optimizer(okey)
+    estimator = getattr(parts.strategy, "estimator", None)
+    if estimator is not None:
+        with blaming(("strategy",), config.strategy, otherwise=("strategy", "order")):
+            estimator.check(optimizer)
     meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts
     coordinates = coordinates_of(parts.family)
 

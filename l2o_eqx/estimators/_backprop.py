@@ -50,7 +50,7 @@ class Backprop(AbstractEstimator):
         return self.constants >= FIRST_ORDER
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("Backprop", self.constants, optimizer)
+        check_flow("`Backprop(constants=...)`", self.constants, optimizer)
 
     def estimate(
         self,
@@ -99,7 +99,7 @@ class Auto(AbstractEstimator):
         return self.constants >= FIRST_ORDER
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("Auto", self.constants, optimizer)
+        check_flow("`Auto(constants=...)`", self.constants, optimizer)
 
     def estimate(
         self,

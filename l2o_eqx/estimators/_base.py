@@ -72,7 +72,7 @@ def check_flow(where: str, constants: frozenset[str], optimizer: AbstractOptimiz
     if shut and optimizer.is_black_box():
         name = type(optimizer).__name__
         raise ArgumentError(
-            f"`{where}(constants=...)`: `{name}` sees nothing of an objective but its values, and almost no "
+            f"{where}: `{name}` sees nothing of an objective but its values, and almost no "
             f"meta-gradient is left where {' and '.join(shut)} are constants. Take `Auto(())`, or "
             '`Auto({"grads"})`, which here is the same; or `ES`, `PES` or `NRES`, which need no gradient.',
             argument="constants",

@@ -56,7 +56,7 @@ class Forward(AbstractEstimator):
         )
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("Forward", self.constants, optimizer)
+        check_flow("`Forward(constants=...)`", self.constants, optimizer)
 
     def estimate(
         self,

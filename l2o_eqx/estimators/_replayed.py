@@ -60,7 +60,7 @@ class Replay(AbstractEstimator):
         return True
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("Replay", FIRST_ORDER, optimizer)
+        check_flow("`Replay`, which is of first order", FIRST_ORDER, optimizer)
 
     def estimate(
         self,
@@ -95,7 +95,7 @@ class Recorded(AbstractEstimator):
         return True
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("Recorded", FIRST_ORDER, optimizer)
+        check_flow("`Recorded`, which is of first order", FIRST_ORDER, optimizer)
 
     def estimate(
         self,

@@ -52,7 +52,7 @@ class RTRL(AbstractEstimator):
         check_constants("RTRL", self.constants)
 
     def check(self, optimizer: AbstractOptimizer) -> None:
-        check_flow("RTRL", self.constants, optimizer)
+        check_flow("`RTRL(constants=...)`", self.constants, optimizer)
 
     def consecutive(self) -> bool:
         return True

@@ -24,7 +24,7 @@ _FINE = 1e-3
 _INSIDE = 0.99
 
 
-class Seen(eqx.Module):
+class ValuesSeen(eqx.Module):
     """What was seen of the values so far: their range, where the lowest was, and how many there were."""
 
     low: Scalar
@@ -43,7 +43,7 @@ class BlackBoxState(eqx.Module):
     lstm: tuple[LSTMState, ...]
     queries: Float[Array, "workers dim"]
     worker: Int[Array, ""]
-    seen: Seen
+    seen: ValuesSeen
     step: Int[Array, ""]
     horizon: Scalar
 
@@ -178,7 +178,7 @@ class BlackBoxRNN(AbstractOptimizer):
             lstm=jax.tree.map(lambda x: x.astype(dtype), zero_states(self.cells, 1)),
             queries=jnp.zeros(self.starts.shape, dtype),
             worker=_nearest(jnp.tanh(self.starts), ravel_wide(params)),
-            seen=Seen(zero, zero, jnp.zeros(self.dim, dtype), none),
+            seen=ValuesSeen(zero, zero, jnp.zeros(self.dim, dtype), none),
             step=none,
             horizon=jnp.asarray(self.num_steps if num_steps is None else num_steps, dtype),
         )
@@ -290,7 +290,9 @@ def _nearest(points: Float[Array, "points dim"], to: Float[Array, " dim"]) -> In
     return jnp.argmin(jnp.sum((points - to[None]) ** 2, axis=1)).astype(jnp.int32)
 
 
-def _look(seen: Seen, point: Float[Array, " dim"], value: Scalar) -> tuple[Float[Array, " features"], Seen]:
+def _look(
+    seen: ValuesSeen, point: Float[Array, " dim"], value: Scalar
+) -> tuple[Float[Array, " features"], ValuesSeen]:
     """The features of a value, and what has been seen with it."""
     known, got = seen.count > 0, jnp.isfinite(value)
     value = jnp.where(got, value, seen.high)
@@ -305,5 +307,5 @@ def _look(seen: Seen, point: Float[Array, " dim"], value: Scalar) -> tuple[Float
     features = jnp.where(got, jnp.stack([place, gain, fine]), 1)
     better = got & (~known | (value < seen.low))
     best = jnp.where(better, point, seen.best)
-    now = Seen(low, high, best, seen.count + 1)
+    now = ValuesSeen(low, high, best, seen.count + 1)
     return features, jax.tree.map(lambda new, old: jnp.where(got, new, old), now, seen)

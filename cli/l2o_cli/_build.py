@@ -51,6 +51,20 @@ class Parts:
     validation: l2o.Validation | None
     make_optimizer: Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of super epochs, one or several."""
+        return _lengths(self.config.meta)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """How long comparisons are: as the longest super epoch if nothing is said."""
+        return self.config.evaluation.num_steps or max(self.lengths)
+
+
+def _lengths(meta: Table) -> tuple[int, ...]:
+    return meta.num_steps if isinstance(meta.num_steps, tuple) else (meta.num_steps,)
+
 
 def build(given: Table) -> Parts:
     """Builds all parts and checks that they fit; data sets are loaded here.
@@ -68,7 +82,9 @@ def build(given: Table) -> Parts:
     strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
     length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
     with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
-        total = meta.super_epochs * strategy.num_updates(meta.num_steps)
+        updates = [strategy.num_updates(length) for length in _lengths(meta)]
+    # Of several lengths each is drawn as often as any other, more or less.
+    total = round(meta.super_epochs * sum(updates) / len(updates))
     weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     config = given.but(objective=objective, meta=meta, evaluation=given.evaluation.but(learning_rates=rates))
@@ -248,7 +264,7 @@ def _make_validation(config: Table, family: objectives.AbstractObjectiveFamily) 
     if not table.every:
         return None
     key = jr.fold_in(jr.key(config.seed), _VALIDATION)
-    steps = table.num_steps or config.meta.num_steps
+    steps = table.num_steps or max(_lengths(config.meta))
     last = table.last or min(config.evaluation.last, steps)
     with blaming(("validation",), table):
         return l2o.Validation(family, steps, table.num_objectives, table.every, last, key=key)

@@ -37,7 +37,7 @@ def run_comparison(
     - `key`: picks the draws.
     """
     settings = parts.config.evaluation
-    num_steps = settings.num_steps or parts.config.meta.num_steps
+    num_steps = parts.evaluation_steps
     with output.progress("comparing", len(optimizers), "") as update:
 
         def show(progress: l2o.ComparisonProgress) -> None:
@@ -172,7 +172,7 @@ def facts_of(parts: Parts, seed: int) -> dict[str, Any]:
         "objective": config.objective.kind,
         "objective_settings": plain(config.objective),
         "optimizer": config.optimizer.kind,
-        "num_steps": config.evaluation.num_steps or config.meta.num_steps,
+        "num_steps": parts.evaluation_steps,
         "num_objectives": config.evaluation.num_objectives,
         "num_tuning_objectives": config.evaluation.num_tuning_objectives,
         "seed": seed,

@@ -60,6 +60,7 @@ _TYPES = {
     "int": INT,
     "int?": dataclasses.replace(INT, optional=True),
     "float": FLOAT,
+    "lengths": Type("list", item=INT, scalar=True),
     "rates": Type("list", item=FLOAT, container=lambda x: tuple(sorted(set(x))), optional=True),
 }
 _ROWS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))

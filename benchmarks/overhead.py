@@ -98,7 +98,7 @@ class Loop:
 
         carry = (shapes, jax.eval_shape(transformation.init, shapes), shapes)
         program = jax.jit(run, donate_argnums=0).lower(carry).compile()
-        account = program.memory_analysis()
+        account: Any = program.memory_analysis()
         outputs = account.output_size_in_bytes - account.alias_size_in_bytes
         needed = account.argument_size_in_bytes + outputs + account.temp_size_in_bytes
         return cls(transformation, program, needed)

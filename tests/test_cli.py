@@ -21,6 +21,7 @@ from l2o_cli._app import COMMANDS, app
 from l2o_cli._build import build
 from l2o_cli._folder import make_folder
 from l2o_cli._interrupt import run_interruptibly
+from l2o_cli._kinds import signature
 from l2o_cli._resolve import read_assignments, resolve, to_toml
 from l2o_cli._settings import in_short, options
 from l2o_cli._train import _intention
@@ -237,7 +238,7 @@ VALUES = {
     "validation.num_objectives": ("7", 7),
     "validation.num_steps": ("77", 77),
     "validation.last": ("7", 7),
-    "meta.num_steps": ("77", 77),
+    "meta.num_steps": ("48,96", (48, 96)),
     "meta.num_epochs": ("7", 7),
     "meta.super_epochs": ("77", 77),
     "meta.num_objectives": ("77", 77),
@@ -306,12 +307,12 @@ VALUES |= {
     "optimizer.label": ("rank", "rank"),
     "optimizer.inner.kind": ("adam-mlp", "adam-mlp"),
     "optimizer.inner.learning_rate": ("0.5", 0.5),
+    "optimizer.inner.weight_decay": ("0.5", 0.5),
     "optimizer.weight_decay": ("0.5", 0.5),
     "optimizer.vector_rate": ("7", 7.0),
     "optimizer.magnitude": ("0.5", 0.5),
     "optimizer.orthogonalize": ("", True),
     "optimizer.start": ("random", "random"),
-    "optimizer.inner.weight_decay": ("0.5", 0.5),
     "objective.image_size": ("7", 7),
     "optimizer.output.start": ("0.5", 0.5),
     "optimizer.max_delta": ("0.5", 0.5),
@@ -363,7 +364,10 @@ def _along(option):
     kinds = [("--" + table[-1].replace("_", "-"), kinds[-1]) for table, kinds in owners]
     pretrain = ["--pretrain"] if path[0] == "pretraining" and path[-1] != "enabled" else []
     validate = ["--validate-every", "5"] if path[0] == "validation" and path[-1] != "every" else []
-    inner = ["--inner", "coordinatewise-lstm"] if path[1:2] == ("inner",) and path[2] != "kind" else []
+    inside = [
+        k for k in ("coordinatewise-lstm", "celo2") if path[-1] in signature("optimizers", k).parameters
+    ]
+    inner = ["--inner", inside[0]] if path[1:2] == ("inner",) and path[2] != "kind" else []
     more = ALONG.get(".".join(path), [])
     return [*(word for pair in kinds for word in pair), *inner, *pretrain, *validate, *more]
 
@@ -687,6 +691,7 @@ def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
         (["meta.num_steps=7"], "The last 1 step of each super epoch fills no window and trains nothing"),
         (["meta.num_steps=8", "strategy.remainder=train"], ""),
         (["meta.num_steps=7", "strategy.kind=every-step"], ""),
+        (["meta.num_steps=[7, 8]"], "Up to the last 2 steps of each super epoch fill no window and train"),
     ],
 )
 def test_steps_that_train_nothing_are_counted(settings, text):

@@ -44,8 +44,10 @@ EVERY = pytest.mark.parametrize(("preset", "objective"), CASES)
 
 def settings(preset, objective):
     data = {"data": "embedded"} if objective in DIGIT_KINDS else {}
-    kind = {OTHER_OBJECTIVES: "rosenbrock", "mixture": "quadratic,booth"}.get(objective, objective)
-    return {"preset": preset, "objective": {"kind": kind, **data}}
+    kinds = {OTHER_OBJECTIVES: "rosenbrock", "mixture": "quadratic,booth"}
+    # Some presets say themselves what they are for.
+    own = {} if "objective.kind" in PRESETS[preset][objective] else {"kind": kinds.get(objective, objective)}
+    return {"preset": preset, "objective": {**own, **data}}
 
 
 def in_short(estimator):
@@ -75,7 +77,7 @@ def test_presets_build_and_survive_toml(preset, objective):
     assert type(optimizer) is (maker if isinstance(maker, type) else maker.__annotations__["return"])
     for family in families_of(parts.family).values():
         params = params_shapes(family)
-        jax.eval_shape(lambda params: optimizer.init_for(params, parts.config.meta.num_steps), params)
+        jax.eval_shape(lambda params: optimizer.init_for(params, max(parts.lengths)), params)
 
 
 @EVERY
@@ -87,7 +89,7 @@ def test_every_line_of_a_preset_counts(preset, objective):
         path = tuple(name.split("."))
         layer = settings(preset, objective)
         for table, kinds in options()[path].owners.items():
-            kind = only[0] if only and len(table) == 1 else kinds[0] if table[0] != "objective" else objective
+            kind = only[0] if only and len(table) == 1 else objective if objective in kinds else kinds[0]
             assert kind in kinds, name
             layer = merge(layer, nested((*table, "kind"), kind))
         config = resolve([layer])
@@ -336,6 +338,49 @@ def test_a_short_training_has_a_short_warm_up():
     assert resolve(read_assignments(given)).meta.warmup_updates == 25
     with pytest.raises(UsageError, match="must be less than the 1 meta-updates"):
         build(resolve(read_assignments([*few, "meta.warmup_updates=1"])))
+
+
+def test_several_lengths():
+    """Where one length is needed it is the longest; decay counts what is drawn on average."""
+    lengths = read_assignments(["meta.num_steps=[20, 60, 100]", "meta.super_epochs=10"])
+    parts = build(resolve(lengths))
+    assert parts.lengths == (20, 60, 100) and parts.evaluation_steps == 100
+    assert parts.config.meta.warmup_updates == 2
+    assert build(resolve([tomllib.loads(to_toml(parts.config))])).lengths == parts.lengths
+    assert build(resolve(read_assignments(["meta.num_steps=40"]))).lengths == (40,)
+    with pytest.raises(UsageError, match="10 does not fill|window"):
+        build(resolve(read_assignments(["meta.num_steps=[100, 10]"])))
+
+
+def test_a_preset_with_objectives_of_its_own():
+    """Digits of 8x8 pixels on random scales; another objective may be asked for; a short word over PES."""
+    own = resolve([{"preset": "celo2", "objective": {"data": "embedded"}}])
+    assert own.objective.kind == "scaled" and own.objective.family.image_size == 8
+    assert own.strategy.estimator == {"kind": "pes", "std": 0.01, "num_pairs": 8}
+    plain_digits = resolve([{"preset": "celo2", "objective": "mnist"}])
+    assert plain_digits.objective.kind == "mnist" and plain_digits.objective.image_size == 8
+    assert resolve([{"preset": "celo2", "objective": "quadratic"}]).meta == own.meta
+    short = resolve([{"preset": "celo2", "strategy": {"order": "second"}}])
+    assert short.strategy.estimator == {"kind": "auto", "constants": frozenset()}
+
+
+def test_celo2_from_the_shell(monkeypatch):
+    """Its preset in miniature, with two lengths: the file that is kept holds it."""
+    monkeypatch.setattr("l2o_eqx._baselines.BASELINES", {})
+    digits = "--data embedded --image-size 3 --network-sizes 2 --batch-size 4"
+    small = "--num-steps 4,8 --window 4 --super-epochs 2 --num-objectives 1 --num-pairs 1 --hidden-sizes 2"
+    l2o_cli(
+        "train",
+        "--preset",
+        "celo2",
+        *f"{digits} {small} --eval-objectives 1 --last-steps 1".split(),
+        "--out",
+        "out",
+    )
+    trained = l2o.load("out/optimizer.safetensors")
+    assert isinstance(trained, l2o.optimizers.Celo2) and l2o.count_meta_parameters(trained) == 71
+    config = l2o.load_metadata("out/optimizer.safetensors")["config"]
+    assert config["meta"]["num_steps"] == [4, 8] and config["objective"]["family"]["image_size"] == 3
 
 
 @pytest.mark.parametrize("objective", ["quadratic", "mnist"])

@@ -52,6 +52,20 @@ class Parts:
     validation: l2o.Validation | None
     make_optimizer: Callable[[PRNGKeyArray], optimizers.AbstractOptimizer]
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of super epochs, one or several."""
+        return _lengths(self.config.meta)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """How long comparisons are: as the longest super epoch if nothing is said."""
+        return self.config.evaluation.num_steps or max(self.lengths)
+
+
+def _lengths(meta: Table) -> tuple[int, ...]:
+    return meta.num_steps if isinstance(meta.num_steps, tuple) else (meta.num_steps,)
+
 
 def build(given: Table) -> Parts:
     """Builds all parts and checks that they fit; data sets are loaded here.
@@ -70,7 +84,9 @@ def build(given: Table) -> Parts:
     strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
     length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
     with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
-        total = meta.super_epochs * strategy.num_updates(meta.num_steps)
+        updates = [strategy.num_updates(length) for length in _lengths(meta)]
+    # Of several lengths each is drawn as often as any other, more or less.
+    total = round(meta.super_epochs * sum(updates) / len(updates))
     weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     _check_names(given.evaluation.against)
@@ -236,10 +252,11 @@ def _with_num_steps(meta: Table, objective: str, family: objectives.AbstractObje
 def _check_horizon(objective: Table, meta: Table) -> None:
     # The posterior of a Gaussian process has place for so many points.
     improves = objective.get("outer_loss", "loss") != "loss"
-    if improves and objective.get("horizon", meta.num_steps) < meta.num_steps:
+    longest = max(_lengths(meta))
+    if improves and objective.get("horizon", longest) < longest:
         raise UsageError(
             f"{label(('objective', 'horizon'))}: got {objective.horizon}, must be at least the "
-            f"{meta.num_steps} steps of a super epoch, for the improvement that is expected of each"
+            f"{longest} steps of a super epoch, for the improvement that is expected of each"
         )
 
 
@@ -315,7 +332,7 @@ def _make_validation(config: Table, family: Any) -> l2o.Validation | None:
     if not table.every:
         return None
     key = jr.fold_in(jr.key(config.seed), _VALIDATION)
-    steps = table.num_steps or config.meta.num_steps
+    steps = table.num_steps or max(_lengths(config.meta))
     last = table.last or min(config.evaluation.last, steps)
     with blaming(("validation",), table):
         return l2o.Validation(family, steps, table.num_objectives, table.every, last, table.eps, key=key)

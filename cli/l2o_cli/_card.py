@@ -35,7 +35,7 @@ def run_card(
     **Returns:** the card; after Ctrl-C one with the rows that are done.
     """
     settings = parts.config.evaluation
-    num_steps = settings.num_steps or parts.config.meta.num_steps
+    num_steps = parts.evaluation_steps
     latest, given_up = l2o.Card((), ()), False
     with output.progress("card", 1.0, "", percent=True) as update:
 

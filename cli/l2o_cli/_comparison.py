@@ -70,7 +70,7 @@ def _show_progress(update: Update, before: int, family: str, progress: l2o.Compa
 
 def _run_comparison(optimizers, parts, restarts, key, show) -> l2o.Comparison:
     settings = parts.config.evaluation
-    num_steps = settings.num_steps or parts.config.meta.num_steps
+    num_steps = parts.evaluation_steps
     return l2o.compare(
         optimizers,
         parts.family,
@@ -258,7 +258,7 @@ def facts_of(parts: Parts, seed: int) -> dict[str, Any]:
         "objective": name_of(config.objective),
         "objective_settings": plain(config.objective),
         "optimizer": config.optimizer.kind,
-        "num_steps": config.evaluation.num_steps or config.meta.num_steps,
+        "num_steps": parts.evaluation_steps,
         "num_objectives": config.evaluation.num_objectives,
         "num_tuning_objectives": config.evaluation.num_tuning_objectives,
         "seed": seed,

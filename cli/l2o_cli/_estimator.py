@@ -38,7 +38,8 @@ def with_estimator(
     **Arguments:**
 
     - `given`: the table. What it says of `estimator` counts more.
-    - `preset`: the lines of the preset, which are in short, too.
+    - `preset`: the lines of the preset, in short, too, or with a kind of estimator, which holds unless
+        something is given in short.
     - `known`: the parameters of the strategy.
 
     **Raises:** `UsageError` for settings that exclude each other.
@@ -48,6 +49,8 @@ def with_estimator(
     estimator = rest.get("estimator", {})
     estimator = estimator if isinstance(estimator, dict) else {"kind": estimator}
     asked = [name for name in short if name in given]
+    if "kind" not in estimator and not asked and "strategy.estimator.kind" in preset:
+        return rest
     if "kind" in estimator:
         if asked:
             raise UsageError(

@@ -91,7 +91,7 @@ def _best_rate(start: Any, parts: Parts, restarts: int | None, key: PRNGKeyArray
     found = l2o.evaluate(
         LearnedStart(inner, batch),
         parts.family,
-        num_steps=settings.num_steps or parts.config.meta.num_steps,
+        num_steps=parts.evaluation_steps,
         num_objectives=settings.num_tuning_objectives,
         restarts=count * len(rates),
         key=key,
@@ -113,7 +113,7 @@ def write_fits(folder: Path, learners: Mapping[str, Any], parts: Parts, *, resta
     if not are_curves(parts.family):
         return
     config = parts.config
-    last = (config.evaluation.num_steps or config.meta.num_steps) - 1
+    last = parts.evaluation_steps - 1
     ones = {name: l2o.select_restart(one, 0) if restarts else one for name, one in learners.items()}
     fits = plots.fit_curves(
         ones,

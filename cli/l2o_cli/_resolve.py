@@ -162,11 +162,13 @@ def _lines(preset: str, objective: Layer) -> Layer:
     known = PRESETS[preset]
     if kind == MIXTURE and kind not in known:
         kind = OTHER_OBJECTIVES
+    # A preset without the default is for objectives of its own, the first of them if nothing is said.
+    home = DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in known else next(iter(known))
     if kind not in known and kind in own_kinds("objectives"):
         # What a wrapper is around if nothing is said is the default.
         wraps = "family" in signature("objectives", str(kind)).parameters
-        kind = DEFAULT_OBJECTIVE if wraps else OTHER_OBJECTIVES
-    return known[kind if isinstance(kind, str) and kind in known else DEFAULT_OBJECTIVE]
+        kind = home if wraps else OTHER_OBJECTIVES
+    return known[kind if isinstance(kind, str) and kind in known else home]
 
 
 def _read(setting: Setting, value: Any, path: Names) -> Any:

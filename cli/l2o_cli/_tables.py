@@ -62,6 +62,7 @@ _TYPES = {
     "float": FLOAT,
     "text?": dataclasses.replace(TEXT, optional=True),
     "names?": Type("list", item=TEXT, optional=True),
+    "lengths": Type("list", item=INT, scalar=True),
     "rates": Type("list", item=FLOAT, container=lambda x: tuple(sorted(set(x))), optional=True),
 }
 _ROWS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))

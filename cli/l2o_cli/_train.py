@@ -135,6 +135,7 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
 
 def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
     from ._run import describe_device
+    from ._settings import show
 
     config, meta = parts.config, parts.config.meta
     restarts = f" x {meta.restarts} restarts" if meta.restarts > 1 else ""
@@ -142,16 +143,16 @@ def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
     return (
         f"Training {config.optimizer.kind} ({meta_parameters:,} meta-parameters) on "
         f"{name_of(config.objective)} ({coordinates} coordinates): {meta.super_epochs} super epochs "
-        f"x {meta.num_steps} steps x {meta.num_objectives} objectives{restarts}{data}; "
+        f"x {show(meta.num_steps)} steps x {meta.num_objectives} objectives{restarts}{data}; "
         f"on {describe_device()}{_untrained(parts)}"
     )
 
 
 def _untrained(parts: "Parts") -> str:
-    num_steps = parts.config.meta.num_steps
     # Of strategies whose windows may leave a rest.
     num_trained_steps = getattr(parts.strategy, "num_trained_steps", lambda num_steps: num_steps)
-    rest = num_steps - num_trained_steps(num_steps)
+    rests = {length - num_trained_steps(length) for length in parts.lengths}
+    rest = max(rests)
     if not rest:
         return ""
     if getattr(parts.strategy, "random_phase", False):
@@ -161,7 +162,8 @@ def _untrained(parts: "Parts") -> str:
         if rest == 1
         else "steps of each super epoch fill no window and train"
     )
-    return f". The last {rest} {what} nothing (--remainder)"
+    last = "The last" if len(rests) == 1 else "Up to the last"
+    return f". {last} {rest} {what} nothing (--remainder)"
 
 
 def _meta_train(training: _Training) -> None:

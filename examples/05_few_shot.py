@@ -1,6 +1,6 @@
 """Learn where to begin: MAML on sine curves, and a network that adapts to ten points of one.
 
-python examples/04_few_shot.py
+python examples/05_few_shot.py
 """
 
 import jax.random as jr

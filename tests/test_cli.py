@@ -696,7 +696,7 @@ def test_json_is_the_only_thing_on_stdout(trained, tmp_path):
 )
 def test_steps_that_train_nothing_are_counted(settings, text):
     parts = build(resolve([*read_assignments(["preset=thesis", "strategy.window=3", *settings])]))
-    said = _intention(parts, 60, 2)
+    said = _intention(parts, 60, "2")
     assert text in said if text else "The last" not in said
 
 

@@ -679,9 +679,11 @@ def test_errors_about_outer_data(settings, message):
 
 def test_outer_losses_of_digits():
     digits = l2o_eqx.data.load_mnist("embedded")
-    key, settings = jr.key(0), {"num_examples": 4000, "digits": digits}
+    key = jr.key(0)
+    settings: dict[str, Any] = {"num_examples": 4000, "digits": digits}
     for outer, images in (("training", slice(4000)), ("held-out", slice(4000, None))):
-        family = l2o_eqx.objectives.MNIST((4,), outer=outer, **settings)
+        family = l2o_eqx.objectives.MNIST((4,), **{"outer": outer, **settings})
+        assert family.outer_data is not None
         np.testing.assert_array_equal(family.outer_data[0], digits.train_images[images])
     objective = l2o_eqx.objectives.MNIST((4,), outer="held-out", outer_batch_size=8, **settings).sample(key)
     assert objective.outer_loss(objective.init(key), 0, key) > 0

@@ -13,7 +13,7 @@ import l2o_eqx
 from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import compiled_step, placed
 from l2o_eqx._turns import super_epoch_lengths
-from l2o_eqx.objectives import Quadratic
+from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
 from l2o_eqx.optimizers import CoordinatewiseLSTM, FromOptax
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
 from l2o_eqx.weightings import Constant, FinalOnly, Linear

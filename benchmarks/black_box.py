@@ -136,12 +136,13 @@ def compare(
     """The rows of all searches on the same functions, GP-EI on the first `slow` ones; ours is the first."""
     rows, mine = [], np.zeros(0)
     for name, make in searches.items():
-        values, microseconds = run(
-            make, functions[:slow] if name.startswith("GP") else functions, dim, budget
-        )
+        own = functions[:slow] if name.startswith("GP") else functions
+        if not own:
+            continue
+        values, microseconds = run(make, own, dim, budget)
         mine = values.min(axis=1) if name == OURS else mine
         rows.append(row(name, values, mine[: len(values)], microseconds))
-        typer.echo(f"{name}: {rows[-1]['mean']:.4f}", err=True)
+        typer.echo(json.dumps(rows[-1]), err=True)
     return rows
 
 
@@ -160,7 +161,7 @@ def keep(out: Path | None, **content: Any) -> None:
 def functions(
     file: File,
     count: Annotated[int, typer.Option(help="Unseen functions.")] = 512,
-    slow: Annotated[int, typer.Option(help="Of these, functions for GP-EI, which takes minutes.")] = 512,
+    slow: Annotated[int, typer.Option(help="Of these, those for GP-EI, which takes minutes.")] = 512,
     budget: Annotated[int, typer.Option(help="Evaluations of each.")] = 30,
     length_scale: Annotated[
         float | None, typer.Option(help="Of the functions; as trained if left out.")

@@ -349,15 +349,21 @@ def _torch() -> Callable[[int], None]:
 def table(out: Out = OUT) -> None:
     """All that is finished, as Markdown tables: medians over restarts, of the means over 600 tasks."""
     known = json.loads((out / "few-shot-sinusoid.json").read_text())
-    print("| | before | 1 step | 5 | 10 | over restarts, 1 step | 10 steps | CPU-seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| | restarts | before | 1 step | 5 | 10 | CPU-seconds |")
+    print("|---|---|---|---|---|---|---|")
     for name, runs in known.items():
         means, halves = (np.array([r[k] for r in runs]) for k in ("mean", "half_interval"))
-        middle, half = np.median(means, axis=0), np.median(halves, axis=0)
-        cells = [f"{middle[t]:.3f}" + (f" ± {half[t]:.3f}" if t in (1, 10) else "") for t in (0, 1, 5, 10)]
-        spread = [f"{means[:, t].min():.3f} to {means[:, t].max():.3f}" for t in (1, 10)]
+        cells = [_cell(means[:, t], halves[:, t], t > 0) for t in (0, 1, 5, 10)]
         seconds = np.median([r["cpu_seconds"] for r in runs])
-        print(f"| {name} | {' | '.join([*cells, *spread])} | {seconds:.0f} |")
+        print(f"| {name} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
+
+
+def _cell(means: np.ndarray, halves: np.ndarray, with_half: bool) -> str:
+    middle = float(np.median(means))
+    if not middle < 1e3:
+        return "diverges"
+    half = f" ± {np.median(halves):.3f}" if with_half else ""
+    return f"{middle:.3f}{half}" + (f" [{means.min():.3f}, {means.max():.3f}]" if len(means) > 1 else "")
 
 
 if __name__ == "__main__":

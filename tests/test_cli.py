@@ -500,7 +500,7 @@ BAD = {
         "activations='recompute'",
     ],
     "--strategy every-step --gradient recorded": ["option '--gradient'", "order='first'"],
-    "--preset foo": ["'--preset'", "'foo'", "best, thesis, andrychowicz"],
+    "--preset foo": ["'--preset'", "'foo'", "best, thesis, celo2, andrychowicz"],
     "--strategy every-step --gradient recorded --order second": ["option '--gradient'", "order='first'"],
     "--num-steps -3": ["--num-steps", "-3", "1"],
     "--num-steps abc": ["--num-steps", "abc", "integer"],

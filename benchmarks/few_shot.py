@@ -86,17 +86,12 @@ def train(name: str, seed: int) -> tuple[Any, dict[str, float]]:
 
 def run_training(learner: Any, parts: Parts, key: Any) -> tuple[Any, dict[str, float]]:
     """`meta_train` with the settings of a run; the optimizer, and how long it took."""
-    meta, begin = parts.config.meta, (time.perf_counter(), time.process_time())
+    begin = time.perf_counter(), time.process_time()
     solution = l2o.meta_train(
         learner,
         parts.family,
         parts.strategy,
-        weighting=parts.weighting,
-        meta_optimizer=parts.meta_optimizer,
-        num_steps=meta.num_steps,
-        super_epochs=meta.super_epochs,
-        num_objectives=meta.num_objectives,
-        per_call=meta.per_call,
+        **parts.training,
         key=key,
     )
     jax.block_until_ready(solution.optimizer)
@@ -284,19 +279,8 @@ def _ours() -> Callable[[int], None]:
     learner = MAML(parts.family.sample(key).init(key))
 
     def run(count: int) -> None:
-        meta = parts.config.meta
-        solution = l2o.meta_train(
-            learner,
-            parts.family,
-            parts.strategy,
-            weighting=parts.weighting,
-            meta_optimizer=parts.meta_optimizer,
-            num_steps=1,
-            super_epochs=count,
-            num_objectives=meta.num_objectives,
-            per_call=meta.per_call,
-            key=key,
-        )
+        settings = {**parts.training, "super_epochs": count}
+        solution = l2o.meta_train(learner, parts.family, parts.strategy, **settings, key=key)
         jax.block_until_ready(solution.optimizer)
 
     run(100)

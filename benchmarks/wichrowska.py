@@ -66,7 +66,7 @@ def train(out: Out = Path("bench/quality"), super_epochs: int = 1200) -> None:
             continue
         settings = {"objective": "wichrowska", "optimizer": name, "meta": {"super_epochs": super_epochs}}
         parts = build(resolve([settings]))
-        config, key = parts.config, jr.key(parts.config.seed)
+        key = jr.key(parts.config.seed)
         begin = time.perf_counter()
         marks: list[float] = []
 
@@ -79,12 +79,7 @@ def train(out: Out = Path("bench/quality"), super_epochs: int = 1200) -> None:
             parts.make_optimizer(jr.fold_in(key, 0)),
             parts.family,
             parts.strategy,
-            weighting=parts.weighting,
-            meta_optimizer=parts.meta_optimizer,
-            num_steps=config.meta.num_steps,
-            super_epochs=config.meta.super_epochs,
-            num_objectives=config.meta.num_objectives,
-            validation=parts.validation,
+            **parts.training,
             key=jr.fold_in(key, 1),
             callbacks=[say],
         )

@@ -234,7 +234,7 @@ def meta_train(
     find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
     watch = None
     # Where windows begin anywhere, learned starts have a gradient now and then.
-    if int(state.super_epoch) == 0 and not getattr(strategy, "random_phase", False):
+    if int(state.super_epoch) == 0 and not strategy.begins_anywhere():
         watch = GradientWatch(start.optimizer, families.families)
 
     def find_zeros(reached, done):
@@ -288,6 +288,7 @@ class _Course:
     ):
         self.steps, self.find_failed, self.keeper, self.fetch = steps, find_failed, keeper, fetch
         self.find_zeros, self.turns = find_zeros, turns
+        self.families = sorted({turn.family for turn in turns})
         self.rows: list[dict[str, Any]] = []
         self.failed: list[FailedObjective] = []
         self.without_gradient: tuple[str, ...] = ()
@@ -324,7 +325,7 @@ class _Course:
             return row
         each = {
             f"{name}/{family}": row[name] if family == turn else np.full_like(row[name], np.nan)[()]
-            for family in sorted({turn.family for turn in self.turns})
+            for family in self.families
             for name in _BY_FAMILY
         }
         return row | each

@@ -311,6 +311,29 @@ STRATEGIES: dict[str, Callable[[], strategies.AbstractUpdateStrategy]] = {
 }
 
 
+def draw_grads(key, num_steps, params):
+    """Gradients of so many steps, the steps on a leading axis."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jr.split(key, len(leaves))
+    grads = [jr.normal(k, (num_steps, *x.shape), x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return treedef.unflatten(grads)
+
+
+# Once, so that calls with the same shapes share one program.
+@eqx.filter_jit
+def _updates(optimizer, grads, params, state):
+    def step(state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return state, updates
+
+    return jax.lax.scan(step, state, grads)[1]
+
+
+def updates_of(optimizer, grads, params):
+    """The updates along recorded gradients, at params that stay where they are."""
+    return _updates(optimizer, grads, params, optimizer.init(params))
+
+
 def to_float64(tree):
     """Every float32 array as float64; needs x64 mode."""
 

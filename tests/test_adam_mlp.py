@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import helpers
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -21,26 +22,11 @@ def trained(key, matrices=False):
 
 
 def draw_grads(key, num_steps, params=PARAMS):
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jr.split(key, len(leaves))
-    return treedef.unflatten(
-        [jr.normal(k, (num_steps, *x.shape), x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    )
-
-
-# Once, so that calls with the same shapes share one program.
-@eqx.filter_jit
-def _updates(optimizer, grads, params, state):
-    def step(state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return state, updates
-
-    return jax.lax.scan(step, state, grads)[1]
+    return helpers.draw_grads(key, num_steps, params)
 
 
 def updates_of(optimizer, grads, params=PARAMS):
-    """The updates along recorded gradients, at params that stay where they are."""
-    return _updates(optimizer, grads, params, optimizer.init(params))
+    return helpers.updates_of(optimizer, grads, params)
 
 
 def untrained(key, matrices=False, **settings):

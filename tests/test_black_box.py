@@ -17,7 +17,15 @@ from l2o_eqx import Box, Space
 from l2o_eqx._engine._inner import _DRAWS
 from l2o_eqx.estimators import ES, PES, RTRL, Auto, Backprop, ClippedPerObjective, Forward, first_window
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, GaussianProcess, sample_objectives
-from l2o_eqx.optimizers import BlackBoxRNN, Clipped, CoordinatewiseLSTM, PerLayer, UnitRMS, _search
+from l2o_eqx.optimizers import (
+    BlackBoxRNN,
+    Clipped,
+    CoordinatewiseLSTM,
+    LearnedStart,
+    PerLayer,
+    UnitRMS,
+    _search,
+)
 from l2o_eqx.strategies import EveryWindow, OncePerSuperEpoch
 from l2o_eqx.weightings import Constant
 
@@ -222,6 +230,13 @@ def test_estimators_that_leave_nothing_to_differentiate_say_so():
             estimator.check(rnn)
     with pytest.raises(l2o_eqx.ArgumentError, match="sees nothing of an objective but its values"):
         l2o_eqx.meta_train(rnn, GaussianProcess(2, None, 4), EveryWindow(2), num_steps=4, key=jr.key(0))
+
+
+def test_wrappers_are_as_blind_as_what_is_inside():
+    rnn, lstm = BlackBoxRNN(2, key=jr.key(0)), CoordinatewiseLSTM((2,), key=jr.key(0))
+    for wrap in (Clipped, UnitRMS, lambda inner: LearnedStart(inner, jnp.zeros(2))):
+        assert wrap(rnn).is_black_box() and wrap(rnn).wants() == rnn.wants()
+        assert not wrap(lstm).is_black_box()
 
 
 def test_what_does_not_apply_says_what_to_use_instead():

@@ -709,7 +709,7 @@ def test_all_baselines_take_part_and_a_comparison_can_be_interrupted(monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("l2o_eqx._baselines.BASELINES", ALL_BASELINES)
-    monkeypatch.setattr("l2o_cli._comparison._run_comparison", interrupt)
+    monkeypatch.setattr("l2o_eqx.compare", interrupt)
     settings = (*TINY, "--normalization", "part", "--weighting", "linear", "--super-epochs", 1)
     output = l2o_cli("train", *settings, "--out", "out", code=130).output
     assert "The trained optimizer is in out" in output

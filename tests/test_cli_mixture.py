@@ -78,6 +78,15 @@ def test_what_names_several_is_built():
     assert sum(len(f.families) for f in parts.family.families.values() if isinstance(f, Choice)) == 25
 
 
+def test_digits_are_described_over_all_families():
+    """Of the 5,000 embedded ones episodes draw from seven classes, networks from all."""
+    data = {"data": "embedded"}
+    families = {"few-shot-digits": data, "mnist": data}
+    layer = {"objective": {"kind": "few-shot-digits,mnist", "families": families}}
+    parts = build(resolve([layer]))
+    assert parts.data is not None and "of which 5,000 are used" in parts.data["description"]
+
+
 def test_families_inside_have_settings_of_their_own():
     layer = {
         "objective": {"kind": "booth,scaled", "families": {"scaled": {"family": "quadratic", "low": 0.1}}},

@@ -76,7 +76,7 @@ def test_an_installed_package_adds_one_of_each(site, tmp_path, run):
     for words in (
         "--size INT How many coordinates. For objective outside-bowls. Default: 3.",
         "--largest FLOAT The largest move of an entry. Default: 0.1.",
-        "--start FLOAT The rate at first.",
+        "--start FLOAT The rate at first. Default: 0.1.",
         "--power FLOAT The p. For preprocessor outside-root. Default: 0.5.",
         "--width FLOAT How far a meta-parameter is moved.",
         "--share FLOAT Which share of them. For weighting outside-last. Default: 0.5.",

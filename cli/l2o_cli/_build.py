@@ -20,6 +20,7 @@ from jaxtyping import PRNGKeyArray
 
 import l2o_eqx as l2o
 from l2o_eqx import data, objectives, optimizers, strategies, weightings
+from l2o_eqx.objectives._episodes import HeldOutClasses
 
 from ._errors import UsageError
 from ._kinds import DIGIT_KINDS, LIBRARY, NONE, load, signature
@@ -62,6 +63,30 @@ class Parts:
         """How long comparisons are: as the longest super epoch if nothing is said."""
         return self.config.evaluation.num_steps or max(self.lengths)
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What `l2o_eqx.meta_train` is told of the settings, beside optimizer, family and strategy."""
+        meta = self.config.meta
+        return {
+            "weighting": self.weighting,
+            "meta_optimizer": self.meta_optimizer,
+            "validation": self.validation,
+            **{name: meta[name] for name in ("num_steps", "super_epochs", "num_objectives")},
+            **{name: meta[name] for name in ("average", "per_call")},
+        }
+
+    @property
+    def comparing(self) -> dict[str, Any]:
+        """What `l2o_eqx.compare` and a card are told of the settings."""
+        settings, num_steps = self.config.evaluation, self.evaluation_steps
+        names = ("num_objectives", "num_tuning_objectives", "tuning", "best_so_far")
+        return {
+            "num_steps": num_steps,
+            "learning_rates": settings.learning_rates or l2o.LEARNING_RATES,
+            "last": min(settings.last, num_steps),
+            **{name: settings[name] for name in names},
+        }
+
 
 def _lengths(meta: Table) -> tuple[int, ...]:
     return meta.num_steps if isinstance(meta.num_steps, tuple) else (meta.num_steps,)
@@ -103,7 +128,7 @@ def build(given: Table) -> Parts:
         strategy,
         weighting,
         _make_meta_optimizer(meta, total),
-        _make_validation(config, _validated_on(config, family, digits)),
+        _make_validation(config, family, digits),
         make_optimizer,
     )
 
@@ -227,11 +252,9 @@ def _with_digits(table: Table) -> tuple[Table, data.Digits | None]:
 
 def _described(digits: data.Digits, family: Any) -> dict[str, Any]:
     def is_data(x: Any) -> bool:
-        return isinstance(x, objectives.FromModel | objectives.Episodes)
+        return isinstance(x, objectives.FromModel | objectives.Episodes | HeldOutClasses)
 
-    found = [x for x in jax.tree.leaves(family, is_leaf=is_data) if is_data(x)]
-    # Of episodes, those of the classes that are drawn from come first.
-    counts = [x.members.size if isinstance(x, objectives.Episodes) else x.num_examples for x in found[:1]]
+    counts = [x.num_examples for x in jax.tree.leaves(family, is_leaf=is_data) if is_data(x)]
     used = f"{digits.describe()}, of which {max(counts):,} are used"
     return {"description": used, "source": digits.source, "sha256": digits.sha256}
 
@@ -298,18 +321,12 @@ def _check_names(names: tuple[str, ...] | None) -> None:
             raise UsageError(f"{label(('evaluation', 'against'))}: got {name!r}; there are {possible}")
 
 
-def baselines_of(parts: Parts, optimizer: Any) -> dict[str, Any]:
-    """What to compare an optimizer with on the family: all that fit, or those that are named."""
+def baselines_of(family: Any, parts: Parts, optimizer: Any) -> dict[str, Any]:
+    """What to compare an optimizer with on a family: all that fit, or those that the settings name."""
     names = parts.config.evaluation.against
     wanted = None if names is None else {name.lower() for name in names}
-    found = l2o.baselines_for(parts.family, optimizer)
+    found = l2o.baselines_for(family, optimizer)
     return {name: one for name, one in found.items() if wanted is None or name.lower() in wanted}
-
-
-def parts_by_family(parts: Parts) -> dict[str, Parts]:
-    """The parts of each family of a mixture by its name."""
-    assert isinstance(parts.family, objectives.Mixture)
-    return {name: dataclasses.replace(parts, family=one) for name, one in parts.family.families.items()}
 
 
 def _validated_on(config: Table, family: Any, digits: data.Digits | None) -> Any:
@@ -326,7 +343,7 @@ def _validated_on(config: Table, family: Any, digits: data.Digits | None) -> Any
     return _make_family(table, path, _Context(jr.key(config.seed), digits=digits if own is None else own))
 
 
-def _make_validation(config: Table, family: Any) -> l2o.Validation | None:
+def _make_validation(config: Table, family: Any, digits: data.Digits | None) -> l2o.Validation | None:
     # Its draws depend on the seed alone.
     table = config.validation
     if not table.every:
@@ -334,5 +351,6 @@ def _make_validation(config: Table, family: Any) -> l2o.Validation | None:
     key = jr.fold_in(jr.key(config.seed), _VALIDATION)
     steps = table.num_steps or max(_lengths(config.meta))
     last = table.last or min(config.evaluation.last, steps)
+    family = _validated_on(config, family, digits)
     with blaming(("validation",), table):
         return l2o.Validation(family, steps, table.num_objectives, table.every, last, table.eps, key=key)

@@ -34,8 +34,6 @@ def run_card(
 
     **Returns:** the card; after Ctrl-C one with the rows that are done.
     """
-    settings = parts.config.evaluation
-    num_steps = parts.evaluation_steps
     latest, given_up = l2o.Card((), ()), False
     with output.progress("card", 1.0, "", percent=True) as update:
 
@@ -50,13 +48,7 @@ def run_card(
             return l2o.generalization_card(
                 optimizer,
                 parts.family,
-                num_steps=num_steps,
-                num_objectives=settings.num_objectives,
-                num_tuning_objectives=settings.num_tuning_objectives,
-                learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
-                tuning=settings.tuning,
-                last=min(settings.last, num_steps),
-                best_so_far=settings.best_so_far,
+                **parts.comparing,
                 restarts=restarts,
                 key=key,
                 callbacks=[show],

@@ -13,9 +13,9 @@ from jaxtyping import PRNGKeyArray
 import l2o_eqx as l2o
 from l2o_eqx import plots
 from l2o_eqx.files import dumps, replacing, write_text
-from l2o_eqx.objectives import Mixture
+from l2o_eqx.objectives._mixture import families_of
 
-from ._build import Parts, baselines_of, parts_by_family
+from ._build import Parts, baselines_of
 from ._mixture import name_of
 from ._output import Output, Update
 from ._resolve import plain
@@ -47,17 +47,18 @@ def run_comparisons(
     - `key`: picks the draws.
     - `with_baselines`: whether those that fit are compared, too.
     """
-    mixed = isinstance(parts.family, Mixture)
-    each = parts_by_family(parts) if mixed else {"": parts}
-    compared = {name: dict(optimizers) for name in each}
-    for name, one in each.items() if with_baselines else ():
-        compared[name] |= baselines_of(one, optimizers[LEARNED])
+    families = families_of(parts.family)
+    compared = {name: dict(optimizers) for name in families}
+    for name, family in families.items() if with_baselines else ():
+        compared[name] |= baselines_of(family, parts, optimizers[LEARNED])
     found: Comparisons = {}
     with output.progress("comparing", sum(map(len, compared.values())), "") as update:
         done = 0
-        for name, one in each.items():
+        for name, family in families.items():
             show = functools.partial(_show_progress, update, done, name)
-            found[name] = _run_comparison(compared[name], one, restarts, key, show)
+            found[name] = l2o.compare(
+                compared[name], family, **parts.comparing, restarts=restarts, key=key, callbacks=[show]
+            )
             done += len(compared[name])
         update(done, "done")
     return found
@@ -66,25 +67,6 @@ def run_comparisons(
 def _show_progress(update: Update, before: int, family: str, progress: l2o.ComparisonProgress) -> None:
     if progress.done < progress.total:
         update(before + progress.done, f"{progress.name} on {family}" if family else progress.name)
-
-
-def _run_comparison(optimizers, parts, restarts, key, show) -> l2o.Comparison:
-    settings = parts.config.evaluation
-    num_steps = parts.evaluation_steps
-    return l2o.compare(
-        optimizers,
-        parts.family,
-        num_steps=num_steps,
-        num_objectives=settings.num_objectives,
-        num_tuning_objectives=settings.num_tuning_objectives,
-        learning_rates=settings.learning_rates or l2o.LEARNING_RATES,
-        tuning=settings.tuning,
-        last=min(settings.last, num_steps),
-        best_so_far=settings.best_so_far,
-        restarts=restarts,
-        key=key,
-        callbacks=[show],
-    )
 
 
 def write_comparisons(

@@ -144,6 +144,8 @@ class WithSettings:
         default = option.describe_default() if self.show_defaults else ""
         # Every optimizer is a kind of its own; naming those that have a setting would say little.
         tables = {path: kinds for path, kinds in option.owners.items() if path != ("optimizer",)}
+        if self.show_defaults and option.default_names_owners:
+            tables.pop(option.path[:-1], None)
         only = "; ".join(f"{path[-1]} {', '.join(kinds)}" for path, kinds in tables.items())
         choices = option.choices
         own = " or module:name of your own" if option.group else ""

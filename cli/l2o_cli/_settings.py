@@ -8,7 +8,7 @@ from typing import Any
 from ._errors import suggestion
 from ._estimator import IN_SHORT
 from ._kinds import NONE, ROLES, kinds, known_kinds, own_kinds, signature
-from ._presets import DEFAULT_PRESET, PRESETS, kinds_of_line
+from ._presets import DEFAULT_OBJECTIVE, DEFAULT_PRESET, PRESETS, kinds_of_line
 from ._signatures import GROUPS, REQUIRED, Parameter, Reference
 from ._tables import TABLES, settings
 from ._types import Type
@@ -80,21 +80,37 @@ class Option:
         optional = [NONE] if self.group and self.type.optional else []
         return [*optional, *kinds(self.group)] if self.group else [str(c) for c in self.type.choices]
 
+    @property
+    def default_names_owners(self) -> bool:
+        """Whether the default differs by kind, so that telling it names all kinds that have the setting."""
+        return not self._of_presets and len({*self.defaults.values()}) > 1 and all(self.defaults.values())
+
     def describe_default(self) -> str:
-        """The default for people, per objective where it differs."""
+        """The default for people: by objective or by kind where it differs."""
+        values = self._of_presets
+        if values:
+            # Those of the default objective hold for all that are not named.
+            usual = values.get(DEFAULT_OBJECTIVE)
+            others = _by_value({name: value for name, value in values.items() if value != usual})
+            return "; ".join(filter(None, (usual, others)))
+        if len({*self.defaults.values()}) > 1:
+            return _by_value(self.defaults)
+        return "" if isinstance(self.default, Reference) or not self.default else show(self.default)
+
+    @property
+    def _of_presets(self) -> dict[str, str]:
+        # By objective.
         name = ".".join(self.path)
         lines = {objective: _line(preset, name) for objective, preset in PRESETS[DEFAULT_PRESET].items()}
-        values = {objective: show(v) for objective, v in lines.items() if v is not None}
-        if not values and len({*self.defaults.values()}) > 1:
-            kinds_of = {
-                v: [k for k in self.defaults if self.defaults[k] == v] for v in self.defaults.values()
-            }
-            return ", ".join(f"{value} ({', '.join(kinds)})" for value, kinds in kinds_of.items() if value)
-        if not values:
-            return "" if isinstance(self.default, Reference) or not self.default else show(self.default)
-        if len(set(values.values())) == 1:
-            return next(iter(values.values()))
-        return ", ".join(f"{value} ({objective})" for objective, value in values.items())
+        return {objective: show(v) for objective, v in lines.items() if v is not None}
+
+
+def _by_value(values: dict[str, str]) -> str:
+    # `"20 (quadratic, others), 25 (mnist)"`
+    found: dict[str, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in found.items() if value)
 
 
 def _line(preset: dict[str, Any], name: str) -> Any:
@@ -144,6 +160,8 @@ def _options(known: tuple[tuple[str, ...], ...]) -> dict[Path, Option]:
             mine[table] = [*dict.fromkeys([*mine.get(table, []), *names])]
         if path not in found or _is_foreign(owners):
             of_kinds = defaults.get(path, {})
+            if _is_foreign(owners):
+                of_kinds = {k: v for k, v in of_kinds.items() if k in owners.get(path[:-1], ())}
             default = None if p.default is REQUIRED or len({*of_kinds.values()}) > 1 else p.default
             group_of = p.type.group if path[-1] == "kind" else ""
             found[path] = Option(path, name, p.type, p.help, default, mine, group_of, of_kinds)

@@ -155,7 +155,7 @@ def _untrained(parts: "Parts") -> str:
     rest = max(rests)
     if not rest:
         return ""
-    if getattr(parts.strategy, "random_phase", False):
+    if parts.strategy.begins_anywhere():
         return f". Windows begin anywhere (--random-phase): {rest} steps of each super epoch train nothing"
     what = (
         "step of each super epoch fills no window and trains"
@@ -195,15 +195,8 @@ def _meta_train(training: _Training) -> None:
             training.run.optimizer,
             parts.family,
             parts.strategy,
-            weighting=parts.weighting,
-            meta_optimizer=parts.meta_optimizer,
-            num_steps=meta.num_steps,
-            super_epochs=meta.super_epochs,
-            num_objectives=meta.num_objectives,
+            **parts.training,
             restarts=training.run.restarts,
-            validation=parts.validation,
-            average=meta.average,
-            per_call=meta.per_call,
             key=training.run.key,
             callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
         )

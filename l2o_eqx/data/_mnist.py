@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import importlib.util
 import os
-import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -151,25 +150,11 @@ def _load_embedded() -> Digits:
 
 @functools.lru_cache(maxsize=1)
 def _load_tfds(root: Path) -> Digits:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of TFDS and its imports are not ours to mend
-            files = _tfds.fetch(_SOURCE, root)
-        return _digits([_read_idx(*files[name]) for name in _FILES], "MNIST (tfds)")
-    except DataError:
-        raise
-    # TFDS lets through errors of its own and of its HTTP library, besides the usual `OSError`.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":")
-        raise DataError(
-            f"Full MNIST from {root}: {reason}. Replace what is damaged, try again, {_INSTEAD}"
-        ) from error
+    return _tfds.load(_SOURCE, root, lambda raws: _digits([*map(_read_idx, raws)], "MNIST (tfds)"))
 
 
-def _read_idx(path: Path, sha256: str) -> np.ndarray:
+def _read_idx(packed: bytes) -> np.ndarray:
     # The format: two zero bytes, the element type (8: bytes), the rank, the big-endian shape.
-    packed = path.read_bytes()
-    _tfds.check(packed, sha256, str(path), f"Delete it and fetch it again, {_INSTEAD}")
     raw = gzip.decompress(packed)
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, offset=4)

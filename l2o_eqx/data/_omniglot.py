@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from . import _tfds
-from ._tfds import DataError
 
 _FILES = ("images_background.zip", "images_evaluation.zip")
 _INSTEAD = "or use the digits of MNIST, which need no download (`objectives.FewShotDigits`)."
@@ -71,26 +69,7 @@ def load_omniglot(data_dir: Path | str | None = None) -> Characters:
 
 @functools.lru_cache(maxsize=1)
 def _load(root: Path) -> Characters:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of TFDS and its imports are not ours to mend
-            files = _tfds.fetch(_SOURCE, root)
-        archives = [_read(*files[name]) for name in _FILES]
-    except DataError:
-        raise
-    # TFDS lets through errors of its own and of its HTTP library, besides the usual `OSError`.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":")
-        raise DataError(
-            f"Omniglot from {root}: {reason}. Replace what is damaged, try again, {_INSTEAD}"
-        ) from error
-    return characters_of(archives)
-
-
-def _read(path: Path, sha256: str) -> bytes:
-    raw = path.read_bytes()
-    _tfds.check(raw, sha256, str(path), f"Delete it and fetch it again, {_INSTEAD}")
-    return raw
+    return _tfds.load(_SOURCE, root, characters_of)
 
 
 def characters_of(archives: list[bytes]) -> Characters:

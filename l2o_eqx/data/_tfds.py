@@ -12,9 +12,12 @@ import tempfile
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _CONNECT_SECONDS = 5.0
 
@@ -47,6 +50,32 @@ def root_of(data_dir: Path | str | None) -> Path:
     """The folder of TFDS: the one given, `TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(os.path.expanduser(given)).absolute()
+
+
+def load(source: Source, root: Path, read: Callable[[list[bytes]], T]) -> T:
+    """What `read` makes of the contents of the files, in the order of `source.files`.
+
+    **Raises:** `DataError` for everything that goes wrong.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of TFDS and its imports are not ours to mend
+            files = fetch(source, root)
+        return read([_checked(*files[name], source.instead) for name in source.files])
+    except DataError:
+        raise
+    # TFDS lets through errors of its own and of its HTTP library, besides the usual `OSError`.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":")
+        raise DataError(
+            f"{source.title} from {root}: {reason}. Replace what is damaged, try again, {source.instead}"
+        ) from error
+
+
+def _checked(path: Path, sha256: str, instead: str) -> bytes:
+    raw = path.read_bytes()
+    check(raw, sha256, str(path), f"Delete it and fetch it again, {instead}")
+    return raw
 
 
 def fetch(source: Source, root: Path) -> dict[str, tuple[Path, str]]:

@@ -78,6 +78,11 @@ class Episodes(eqx.Module):
         self.num_ways, self.num_support, self.num_query = num_ways, num_support, num_query
         self.rotations = rotations
 
+    @property
+    def num_examples(self) -> int:
+        """How many images episodes are drawn from."""
+        return self.members.size
+
     def __call__(self, key: PRNGKeyArray) -> tuple[Examples, Queries]:
         ckey, ekey = jr.split(key)
         num_classes, count = self.members.shape
@@ -153,6 +158,11 @@ class HeldOutClasses(eqx.Module):
 
     episodes: Episodes
     others: Episodes | None
+
+    @property
+    def num_examples(self) -> int:
+        """How many images episodes are drawn from."""
+        return self.episodes.num_examples
 
     def __call__(self, key: PRNGKeyArray) -> tuple[Examples, Queries]:
         return self.episodes(key)

@@ -9,7 +9,7 @@ from .._errors import ArgumentError
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractObjectiveFamily
 from ._model_loss import ModelLoss
-from ._model_objective import AbstractModelObjective, draw_model, drawing_key
+from ._model_objective import AbstractModelObjective, draw_model
 
 # `key -> (support, query)`: two batches of the same structure.
 SampleTask = Callable[[PRNGKeyArray], tuple[PyTree, PyTree]]
@@ -119,8 +119,7 @@ class FewShotObjective(AbstractModelObjective):
         model = self.model(params)
         if self.query_mode == "inference":
             model = eqx.nn.inference_mode(model)
-        drawn = drawing_key(self.loss_fn, step, key, _QUERY)
-        loss, _, aux = self.loss_fn(model, self.query, self.state, drawn)
+        loss, _, aux = self.call(model, self.query, step, key, _QUERY)
         return loss, aux
 
     def is_judged_by_outer_loss(self) -> bool:

@@ -12,7 +12,7 @@ from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractObjectiveFamily
 from ._minibatch import minibatch_indices, take_batch
 from ._model_loss import ModelLoss
-from ._model_objective import AbstractModelObjective, draw_model, drawing_key
+from ._model_objective import AbstractModelObjective, draw_model
 
 # The examples of the outer loss, and what it draws with, come out of a key by numbers that nothing else has.
 _OUTER, _OUTER_LOSS = 2**31 - 10, 2**31 - 12
@@ -173,8 +173,7 @@ class ModelObjective(AbstractModelObjective):
         batch = self.outer_data
         if self.outer_batch_size is not None:
             batch = _minibatch(batch, step, jr.fold_in(key, _OUTER), self.outer_batch_size)
-        drawn = drawing_key(self.loss_fn, step, key, _OUTER_LOSS)
-        return self.loss_fn(self.model(params), batch, self.state, drawn)[0]
+        return self.call(self.model(params), batch, step, key, _OUTER_LOSS)[0]
 
     def has_outer_loss(self) -> bool:
         return self.outer_data is not None

@@ -63,14 +63,21 @@ class AbstractModelObjective(AbstractObjective):
         """The whole model with the weights `params`."""
         return eqx.combine(params, self.static)
 
+    def call(
+        self, model: Any, batch: PyTree, step: StepNumber, key: PRNGKeyArray, number: int = _LOSS
+    ) -> tuple[Scalar, State, PyTree]:
+        """The loss of a model on a batch, the next state and the auxiliary output.
+
+        **Arguments:**
+
+        - `step`, `key`: as in `loss`.
+        - `number`: another one for every loss of a step, so that they draw differently.
+        """
+        drawn = jr.fold_in(jr.fold_in(key, number), step) if self.loss_fn.takes_key else None
+        return self.loss_fn(model, batch, self.state, drawn)
+
     def _call(self, params, step, key):
-        drawn = drawing_key(self.loss_fn, step, key, _LOSS)
-        return self.loss_fn(self.model(params), self.batch(step, key), self.state, drawn)
-
-
-def drawing_key(loss: ModelLoss, step: StepNumber, key: PRNGKeyArray, number: int) -> PRNGKeyArray | None:
-    """The key that a loss draws with at a step, if it draws; another one for every `number`."""
-    return jr.fold_in(jr.fold_in(key, number), step) if loss.takes_key else None
+        return self.call(self.model(params), self.batch(step, key), step, key)
 
 
 def draw_model(

@@ -37,3 +37,4 @@ from ._per_layer import by_shape as by_shape
 from ._search import Search as Search
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS
+from ._wrapper import AbstractWrapper as AbstractWrapper

@@ -16,6 +16,7 @@ from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._blocks import Blocks
 from ._layouts import Seen, initial_state, take_step
+from ._wrapper import AbstractWrapper
 
 
 def over_entries(function: Callable[..., PyTree], num_axes: int) -> Callable[..., PyTree]:
@@ -25,25 +26,13 @@ def over_entries(function: Callable[..., PyTree], num_axes: int) -> Callable[...
     return function
 
 
-class ByEntry(AbstractOptimizer):
+class ByEntry(AbstractWrapper):
     """A coordinatewise optimizer, entry by entry: the array that it is shown has one coordinate.
 
     Its state is a tree like the params of what it keeps of every entry, behind the leaf's own axes.
     """
 
     inner: AbstractOptimizer
-
-    def wants(self) -> frozenset[str]:
-        return self.inner.wants()
-
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs()
-
-    def is_black_box(self) -> bool:
-        return self.inner.is_black_box()
-
-    def initial_params(self, params: Params) -> Params:
-        return self.inner.initial_params(params)
 
     def init(self, params: Params) -> State:
         return self._init(params, None)

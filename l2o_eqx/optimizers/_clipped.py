@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, State, StepNumber
+from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 from ._layouts import AbstractLayout, Seen, take_step
+from ._wrapper import AbstractWrapper
 
 
-class Clipped(AbstractOptimizer):
+class Clipped(AbstractWrapper):
     """Another optimizer whose updates are cut to ±`max_delta`, entry by entry.
 
     A wrapper that sees every entry alone, so that it is laid out as its inner optimizer: around a
@@ -41,27 +42,6 @@ class Clipped(AbstractOptimizer):
 
     def for_group(self, name: str) -> "Clipped":
         return dataclasses.replace(self, inner=self.inner.for_group(name))
-
-    def wants(self) -> frozenset[str]:
-        return self.inner.wants()
-
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs()
-
-    def is_black_box(self) -> bool:
-        return self.inner.is_black_box()
-
-    def initial_params(self, params: Params) -> Params:
-        return self.inner.initial_params(params)
-
-    def parts(self) -> dict[str, PyTree]:
-        return self.inner.parts()
-
-    def init(self, params: Params) -> State:
-        return self.inner.init(params)
-
-    def init_for(self, params: Params, num_steps: StepNumber) -> State:
-        return self.inner.init_for(params, num_steps)
 
     def update(
         self,

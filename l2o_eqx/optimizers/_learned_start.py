@@ -5,17 +5,18 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
-from .._types import Params, Scalar, State, StepNumber
+from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
 from ._gradient_descent import GradientDescent, Moving, Rates, moves_all
 from ._layouts import AbstractLayout, Seen, take_step
+from ._wrapper import AbstractWrapper
 
 
 def _arrays_of(params: Any) -> Any:
     return eqx.filter(params, eqx.is_inexact_array)
 
 
-class LearnedStart(AbstractOptimizer):
+class LearnedStart(AbstractWrapper):
     """Another optimizer, with a starting point of its own that is trained with it: all runs begin there.
 
     Around `GradientDescent` it is MAML, for which there is the short form `MAML`; around a learned optimizer
@@ -56,12 +57,6 @@ class LearnedStart(AbstractOptimizer):
     def for_group(self, name: str) -> AbstractOptimizer:
         return self.inner.for_group(name)
 
-    def wants(self) -> frozenset[str]:
-        return self.inner.wants()
-
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs()
-
     def initial_params(self, params: Params) -> Params:
         leaves, treedef = jax.tree.flatten(params)
         own = jax.tree.leaves(self.start)
@@ -79,12 +74,6 @@ class LearnedStart(AbstractOptimizer):
         # Where its rates are fixed, the inner one has none to train.
         inner = self.inner.parts().items()
         return {"start": self.start, **{name: part for name, part in inner if jax.tree.leaves(part)}}
-
-    def init(self, params: Params) -> State:
-        return self.inner.init(params)
-
-    def init_for(self, params: Params, num_steps: StepNumber) -> State:
-        return self.inner.init_for(params, num_steps)
 
     def update(
         self,

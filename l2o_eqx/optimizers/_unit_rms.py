@@ -2,13 +2,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import ArgumentError
 from .._misc import unit_rms
 from .._types import Params, Scalar, State, StepNumber
 from ._base import AbstractOptimizer
 from ._layouts import Seen, take_step
+from ._wrapper import AbstractWrapper
 
 
 class _UnitRMSState(eqx.Module):
@@ -16,7 +17,7 @@ class _UnitRMSState(eqx.Module):
     inner: State
 
 
-class UnitRMS(AbstractOptimizer):
+class UnitRMS(AbstractWrapper):
     """Takes only the direction of another optimizer's updates; how far to go stays the user's.
 
     Of every tensor the update u becomes α_t·u/rms(u) − α_t·λ·θ, with the rate α_t of step t = 0, 1, …, the
@@ -50,21 +51,6 @@ class UnitRMS(AbstractOptimizer):
                 argument="weight_decay",
                 given=self.weight_decay,
             )
-
-    def wants(self) -> frozenset[str]:
-        return self.inner.wants()
-
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs()
-
-    def is_black_box(self) -> bool:
-        return self.inner.is_black_box()
-
-    def initial_params(self, params: Params) -> Params:
-        return self.inner.initial_params(params)
-
-    def parts(self) -> dict[str, PyTree]:
-        return self.inner.parts()
 
     def init(self, params: Params) -> State:
         return _UnitRMSState(jnp.zeros((), jnp.int32), self.inner.init(params))

@@ -61,6 +61,13 @@ class AbstractUpdateStrategy(eqx.Module):
         """
         return False
 
+    def begins_anywhere(self) -> bool:
+        """Whether the first window may begin after the first step; by default not.
+
+        Where a run begins, and all that acts on its first step alone, then has a gradient now and then.
+        """
+        return False
+
     def chosen(
         self, num_steps: Sequence[int], *, key: PRNGKeyArray
     ) -> list[tuple["AbstractUpdateStrategy", int]]:

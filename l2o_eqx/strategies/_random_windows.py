@@ -12,7 +12,7 @@ from .._checks import check_sizes
 from .._errors import ArgumentError
 from ..estimators import AbstractEstimator, Auto
 from ._base import AbstractUpdateStrategy
-from ._windows import AbstractWindowStrategy, EveryWindow
+from ._windows import AbstractWindowStrategy, EveryWindow, check_fits
 
 
 class RandomWindows(AbstractWindowStrategy):
@@ -28,7 +28,7 @@ class RandomWindows(AbstractWindowStrategy):
 
     **Arguments:**
 
-    - `window`: T on the average, 2 or more.
+    - `window`: T ≥ 2; of `RandomWindows`, that on the average.
     - `estimator`, `include_final_loss`, `random_phase`: as in `EveryWindow`.
     - `sizes`: how many different lengths there are.
     - `least`: a, the shortest length in units of the mean one, at least 0 and below 1.
@@ -58,15 +58,12 @@ class RandomWindows(AbstractWindowStrategy):
 
     def num_updates(self, num_steps: int) -> int:
         """On the average."""
-        if self.window > num_steps:
-            raise ArgumentError(
-                f"`RandomWindows(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps.",
-                argument="window",
-                given=self.window,
-            )
+        check_fits("RandomWindows", self.window, self._shortest, num_steps)
         counts = [strategy.num_updates(steps) for strategy, steps in self.programs(num_steps)]
         return max(1, round(float(np.mean(counts))))
+
+    def begins_anywhere(self) -> bool:
+        return self.random_phase
 
     def coordinates_apart(self) -> bool:
         return self.estimator.coordinates_apart()

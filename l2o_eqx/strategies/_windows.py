@@ -16,6 +16,17 @@ from ._loop import num_windows, run_windows
 Remainder = Literal["skip", "train"]
 
 
+def check_fits(name: str, window: int, shortest: int, num_steps: int) -> None:
+    """Refuses, in the name of a strategy, a window that is longer than the super epoch."""
+    if window > num_steps:
+        raise ArgumentError(
+            f"`{name}(window={window})`: the window is longer than the super epoch of {num_steps} steps. It "
+            f"can have {shortest} to {num_steps} steps.",
+            argument="window",
+            given=window,
+        )
+
+
 class AbstractWindowStrategy(AbstractUpdateStrategy):
     """A strategy that is a setting of the window loop: implement `num_updates` and `windows`."""
 
@@ -113,13 +124,7 @@ class EveryWindow(AbstractWindowStrategy):
         return 1 if self.include_final_loss else 2
 
     def num_updates(self, num_steps: int) -> int:
-        if self.window > num_steps:
-            raise ArgumentError(
-                f"`EveryWindow(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps. It can have {self._shortest} to {num_steps} steps.",
-                argument="window",
-                given=self.window,
-            )
+        check_fits("EveryWindow", self.window, self._shortest, num_steps)
         return self._num_windows(num_steps) + self._trains_rest(num_steps)
 
     def num_trained_steps(self, num_steps: int) -> int:
@@ -131,6 +136,9 @@ class EveryWindow(AbstractWindowStrategy):
 
     def _trains_rest(self, num_steps):
         return self.remainder == "train" and num_steps % self.window >= self._shortest
+
+    def begins_anywhere(self) -> bool:
+        return self.random_phase
 
     def coordinates_apart(self) -> bool:
         return self.estimator.coordinates_apart()
@@ -224,13 +232,7 @@ class EveryStep(AbstractWindowStrategy):
             )
 
     def num_updates(self, num_steps: int) -> int:
-        if self.window > num_steps:
-            raise ArgumentError(
-                f"`EveryStep(window={self.window})`: the window is longer than the super epoch of "
-                f"{num_steps} steps. It can have 2 to {num_steps} steps.",
-                argument="window",
-                given=self.window,
-            )
+        check_fits("EveryStep", self.window, 2, num_steps)
         return num_steps - self.window + 1
 
     def coordinates_apart(self) -> bool:

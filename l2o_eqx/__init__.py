@@ -11,6 +11,7 @@ __version__ = importlib.metadata.version("l2o-eqx")
 
 if TYPE_CHECKING:
     from . import callbacks as callbacks
+    from . import control as control
     from . import data as data
     from . import estimators as estimators
     from . import files as files
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from ._meta_train import count_meta_parameters as count_meta_parameters
     from ._meta_train import meta_train as meta_train
     from ._meta_train import select_restart as select_restart
+    from ._policy_search import policy_search as policy_search
     from ._pretrain import PretrainProgress as PretrainProgress
     from ._pretrain import PretrainSolution as PretrainSolution
     from ._pretrain import PretrainState as PretrainState
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
 
 _NAMESPACES = [
     "callbacks",
+    "control",
     "data",
     "estimators",
     "files",
@@ -126,6 +129,7 @@ _NAMES = {
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
         "select_restart",
+        "_policy_search": "policy_search",
         "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain",
         "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",

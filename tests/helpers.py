@@ -230,6 +230,7 @@ ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "spectral_quadratic": lambda: objectives.SpectralQuadratic(4, 100.0),
     "bowl": objectives.Bowl,
     "logistic_regression": lambda: objectives.LogisticRegression(2, 30),
+    "robust_regression": lambda: objectives.RobustRegression(2, 30),
     "softmax_regression": lambda: objectives.SyntheticClassification((), 2, 30, 8),
     "network": lambda: objectives.SyntheticClassification((3,), 2, 30, 8, ("tanh", "relu"), 4),
     "log": lambda: objectives.Log(objectives.Rosenbrock(), 1e-2),

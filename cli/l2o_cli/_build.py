@@ -28,7 +28,7 @@ from ._mixture import MIXTURE, name_of
 from ._resolve import Table, resolve
 from ._settings import label
 from ._signatures import Parameter
-from ._tables import settings
+from ._tables import SEARCH, settings
 
 # Far from the small numbers that splitting the seed's key amounts to, and from that of the pretraining.
 _VALIDATION, _START = 1001, 1002
@@ -76,6 +76,18 @@ class Parts:
         }
 
     @property
+    def searching(self) -> dict[str, Any]:
+        """What `l2o_eqx.policy_search` is told of the settings, beside optimizer and family."""
+        meta = self.config.meta
+        return {
+            "meta_optimizer": self.meta_optimizer,
+            "validation": self.validation,
+            "num_steps": self.lengths[0],
+            **{name: meta[name] for name in ("super_epochs", "num_objectives")},
+            **{name: value for name, value in self.config.trainer.items() if name != "kind"},
+        }
+
+    @property
     def comparing(self) -> dict[str, Any]:
         """What `l2o_eqx.compare` and a card are told of the settings."""
         settings, num_steps = self.config.evaluation, self.evaluation_steps
@@ -112,6 +124,9 @@ def build(given: Table) -> Parts:
         updates = [strategy.num_updates(length) for length in _lengths(meta)]
     # Of several lengths each is drawn as often as any other, more or less.
     total = round(meta.super_epochs * sum(updates) / len(updates))
+    if given.trainer.kind == SEARCH:
+        total = meta.super_epochs * given.trainer.inner_iterations * given.trainer.fit_updates
+        _check_search(objective, meta)
     weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     _check_names(given.evaluation.against)
@@ -270,6 +285,19 @@ def _with_num_steps(meta: Table, objective: str, family: objectives.AbstractObje
             f"use {label(('meta', 'num_steps'))}"
         )
     return meta.but(num_steps=meta.num_epochs * steps_per_epoch, num_epochs=None)
+
+
+def _check_search(objective: Table, meta: Table) -> None:
+    if objective.kind == MIXTURE:
+        raise UsageError(
+            f"{label(('objective', 'kind'))}: policies are searched on one family at a time, "
+            "got several; --trainer meta-gradient takes them"
+        )
+    if len(_lengths(meta)) > 1:
+        raise UsageError(
+            f"{label(('meta', 'num_steps'))}: got {len(_lengths(meta))} lengths, but --trainer {SEARCH} "
+            "takes one"
+        )
 
 
 def _check_horizon(objective: Table, meta: Table) -> None:

@@ -36,7 +36,7 @@ NONE = "none"
 # Objectives made of MNIST's digits, which a run loads before it makes the family, to say which they are.
 DIGIT_KINDS = ("mnist", "few-shot-digits")
 # Of which settings are parameters.
-VERBS = ("compare", "default_meta_optimizer", "meta_train", "pretrain", "Validation")
+VERBS = ("compare", "default_meta_optimizer", "meta_train", "policy_search", "pretrain", "Validation")
 _KEPT_SHA = Parameter(
     "data_sha256",
     Type("text", optional=True),

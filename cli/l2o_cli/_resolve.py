@@ -17,7 +17,7 @@ from ._mixture import MIXTURE, as_table, with_families
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
-from ._tables import NEEDS, TABLES, Setting, settings
+from ._tables import NEEDS, TABLES, TRAINER, Setting, settings
 from ._types import FLOAT
 
 Layer = dict[str, Any]
@@ -72,8 +72,10 @@ def resolve(layers: Iterable[Layer]) -> Table:
         node, table = _Node(role, role, group, (role,), lines), _table(data, role)
         mixed = role == "objective" and table.get("kind") == MIXTURE
         config[role] = _complete_mixture(node, table) if mixed else _complete(node, table)
+    trainer = ""
     for table in TABLES:
-        config[table] = _complete_table(table, _table(data, table), lines)
+        config[table] = _complete_table(table, _table(data, table), lines, trainer)
+        trainer = config[TRAINER].kind
     if "warmup_updates" in _meta(data):
         return config
     # A preset's is for its own number of super epochs, each of which has one meta-update at least.
@@ -181,13 +183,14 @@ def _read(setting: Setting, value: Any, path: Names) -> Any:
         raise UsageError(f"{label(path)}: got {show(value)!r}{mark} {error}") from None
 
 
-def _complete_table(name: str, given: Layer, lines: Layer) -> Table:
+def _complete_table(name: str, given: Layer, lines: Layer, trainer: str) -> Table:
     known = settings(name)
     for stray in given.keys() - known.keys():
         raise UsageError(unknown_setting((name, stray), "", [*known]))
     values = {}
     for own, setting in known.items():
-        value = given.get(own, lines.get(f"{name}.{own}"))
+        # Of two lines that for the trainer chosen counts.
+        value = given.get(own, lines.get(f"{name}[{trainer}].{own}", lines.get(f"{name}.{own}")))
         values[own] = _read(setting, value, (name, own))
     return Table(values)
 
@@ -352,12 +355,16 @@ def refuse_ignored(config: Table, given: Iterable[Layer]) -> None:
     """
     layers = list(given)
     for (table, name), other, values in NEEDS:
-        found = config[table][other]
-        for layer in layers:
-            value = layer.get(table, {}).get(name)
-            if value is not None and found not in values:
-                missing = _missing((table, other), found, values)
-                raise UsageError(f"{label((table, name))}: got {show(value)!r}, but {missing}")
+        found = config[other[0]][other[1]]
+        if found in values or (table, name) == other:
+            continue
+        for given_there in (layer.get(table, {}) for layer in layers):
+            # A table may be no more than its kind.
+            there = given_there if isinstance(given_there, dict) else {"kind": given_there}
+            given_name = next(iter(there), None) if name is None else name
+            if given_name is not None and (value := there.get(given_name)) is not None:
+                missing = _missing(other, found, values)
+                raise UsageError(f"{label((table, given_name))}: got {show(value)!r}, but {missing}")
 
 
 def _missing(other: Names, found: Any, values: Any) -> str:

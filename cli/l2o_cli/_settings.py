@@ -39,7 +39,7 @@ OLD_SETTINGS: dict[str, dict[str, str]] = {
     "strategy": {"lookahead": "include_final_loss"},
     "pretraining": {"learning_rate": "meta_learning_rate"},
 }
-_SHORT = {"gp": "gaussian-process"}
+_SHORT = {"gp": "gaussian-process", "logistic": "logistic-regression"}
 OLD_KINDS: dict[str, dict[str, str]] = {
     "objective": _SHORT,
     "family": _SHORT,

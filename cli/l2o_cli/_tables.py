@@ -5,7 +5,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._kinds import verb_parameters
 from ._presets import DEFAULT_PRESET, PRESETS
@@ -68,6 +68,8 @@ _TYPES = {
 _ROWS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))
 _ROWS["root"]["preset"] |= {"type": "|".join(PRESETS), "default": DEFAULT_PRESET}
 TABLES = tuple(name for name in _ROWS if name != "root")
+# The first of them: what the others are if they are not given depends on it, too.
+TRAINER = TABLES[0]
 
 
 @functools.cache
@@ -87,14 +89,32 @@ def _setting(name: str, row: dict[str, Any]) -> Setting:
     return Setting(dataclasses.replace(found, **own), option, verb=verb, **row)
 
 
-# Settings that mean something only next to others: (table, name), the other's name in the table, and the
-# values it may have. What comes first is asked first.
+class Need(NamedTuple):
+    """A setting that means something only where another one has certain values.
+
+    **Arguments:**
+
+    - `setting`: its table and name; without a name, all of the table.
+    - `other`: table and name of the other one.
+    - `values`: what that may be.
+    """
+
+    setting: tuple[str, str | None]
+    other: tuple[str, str]
+    values: Any
+
+
+# What comes first is asked first.
 _ANY = range(1, 2**31)
-NEEDS: list[tuple[tuple[str, str], str, Any]] = [
-    *((("pretraining", n), "enabled", (True,)) for n in _ROWS["pretraining"] if n != "enabled"),
-    *((("validation", n), "every", _ANY) for n in _ROWS["validation"] if n != "every"),
-    (("pretraining", "omega"), "loss", ("sign-weighted",)),
-    (("meta", "norm_floor"), "normalization", ("tensor", "part", "global")),
-    (("meta", "clip_norm"), "normalization", ("clip",)),
-    (("meta", "final_share"), "decay", ("cosine",)),
+TRAINERS = GRADIENT, SEARCH = tuple(_ROWS["trainer"]["kind"]["type"].split("|"))
+NEEDS = [
+    *(Need(("pretraining", n), ("pretraining", "enabled"), (True,)) for n in _ROWS["pretraining"]),
+    *(Need(("validation", n), ("validation", "every"), _ANY) for n in _ROWS["validation"]),
+    *(Need(("trainer", n), ("trainer", "kind"), (SEARCH,)) for n in _ROWS["trainer"]),
+    *(Need((table, None), ("trainer", "kind"), (GRADIENT,)) for table in ("strategy", "weighting")),
+    *(Need(("meta", n), ("trainer", "kind"), (GRADIENT,)) for n in ("average", "per_call")),
+    Need(("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),
+    Need(("meta", "norm_floor"), ("meta", "normalization"), ("tensor", "part", "global")),
+    Need(("meta", "clip_norm"), ("meta", "normalization"), ("clip",)),
+    Need(("meta", "final_share"), ("meta", "decay"), ("cosine",)),
 ]

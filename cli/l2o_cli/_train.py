@@ -15,6 +15,7 @@ from ._mixture import name_of
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
+from ._tables import SEARCH
 
 if TYPE_CHECKING:
     from ._build import Parts
@@ -149,6 +150,8 @@ def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
 
 
 def _untrained(parts: "Parts") -> str:
+    if parts.config.trainer.kind == SEARCH:
+        return ""
     # Of strategies whose windows may leave a rest.
     num_trained_steps = getattr(parts.strategy, "num_trained_steps", lambda num_steps: num_steps)
     rests = {length - num_trained_steps(length) for length in parts.lengths}
@@ -191,15 +194,19 @@ def _meta_train(training: _Training) -> None:
                 output.say(describe_zero_gradients(progress.without_gradient), "yellow")
             return l2o.StopTraining("Ctrl-C") if training.wants_to_stop else None
 
-        training.solution = l2o.meta_train(
-            training.run.optimizer,
-            parts.family,
-            parts.strategy,
-            **parts.training,
+        common: dict[str, Any] = dict(
             restarts=training.run.restarts,
             key=training.run.key,
             callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
         )
+        if parts.config.trainer.kind == SEARCH:
+            training.solution = l2o.policy_search(
+                training.run.optimizer, parts.family, **parts.searching, **common
+            )
+        else:
+            training.solution = l2o.meta_train(
+                training.run.optimizer, parts.family, parts.strategy, **parts.training, **common
+            )
 
 
 def _ask(training: _Training) -> None:

@@ -56,6 +56,7 @@ from ._quadratic import Quadratic as Quadratic
 from ._quadratic import QuadraticObjective as QuadraticObjective
 from ._regret import Regret as Regret
 from ._rescaled import Rescaled as Rescaled
+from ._robust_regression import RobustRegression as RobustRegression
 from ._scaled import Scaled as Scaled
 from ._scaled import ScaledObjective as ScaledObjective
 from ._sinusoid import SineTask as SineTask

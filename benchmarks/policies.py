@@ -1,0 +1,281 @@
+"""Policies found by guided policy search, by backpropagation and by evolution, beside tuned baselines.
+
+    python benchmarks/policies.py train logistic
+    python benchmarks/policies.py table
+
+The families are the three of Li & Malik 2016. What is finished is kept in the folder of `--out`.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import scipy.optimize
+import typer
+from jax.flatten_util import ravel_pytree
+
+import l2o_eqx as l2o
+from l2o_eqx import objectives
+from l2o_eqx._baselines import build
+from l2o_eqx._draws import draw, losses_of
+from l2o_eqx.estimators import ES
+from l2o_eqx.optimizers import FromOptax, PolicyOptimizer
+from l2o_eqx.strategies import OncePerSuperEpoch
+
+app = typer.Typer(add_completion=False, help=__doc__)
+OUT = Path("docs/quality")
+Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+HORIZON, TESTED, AT = 40, 100, (10, 40)
+_TEST, _VALIDATION, _TUNING = 1_000_000, 1_000_001, 1_000_002
+
+# The paper's families, and how many objectives it trains on.
+FAMILIES: dict[str, tuple[Any, int]] = {
+    "logistic": (objectives.LogisticRegression(), 90),
+    "robust": (objectives.RobustRegression(), 120),
+    "network": (objectives.SyntheticClassification((2,), 2, 100, activation="relu", num_clusters=4), 80),
+}
+TUNED = ("SGD", "momentum", "Adam")
+SEARCHES = {"L-BFGS": optax.lbfgs()}
+
+
+class Fixed(objectives.AbstractObjectiveFamily):
+    """One of a few objectives of a family: meta-training has no more of them than policy search."""
+
+    family: Any
+    keys: Any
+
+    def sample(self, key: Any) -> Any:
+        return self.family.sample(self.keys[jr.randint(key, (), 0, len(self.keys))])
+
+
+def validation_of(family: Any, every: int) -> l2o.Validation:
+    """Of all trainings: on objectives that are neither trained nor tested on."""
+    return l2o.Validation(family, HORIZON + 1, 64, every, key=jr.key(_VALIDATION))
+
+
+def by_search(policy: Any, family: Any, count: int, key: Any, **settings: Any) -> l2o.MetaSolution:
+    """Guided policy search, with the defaults of the library."""
+    given = {"num_objectives": count, "validation": validation_of(family, 1), **settings}
+    return l2o.policy_search(policy, family, num_steps=HORIZON, key=key, **given)
+
+
+def by_meta_training(
+    estimator: Any, super_epochs: int, policy: Any, family: Any, count: int, key: Any
+) -> l2o.MetaSolution:
+    """The mean of all losses of a run, differentiated through it or not."""
+    return l2o.meta_train(
+        policy,
+        Fixed(family, jr.split(key, count)),
+        OncePerSuperEpoch(HORIZON, include_final_loss=True, estimator=estimator),
+        meta_optimizer=l2o.default_meta_optimizer(1e-3, normalization="clip", clip_norm=1.0),
+        num_steps=HORIZON,
+        super_epochs=super_epochs,
+        num_objectives=count,
+        validation=validation_of(family, max(1, super_epochs // 20)),
+        per_call=20,
+        key=key,
+    )
+
+
+def by_backpropagation(*args: Any) -> l2o.MetaSolution:
+    """First order."""
+    return by_meta_training(None, 600, *args)
+
+
+def by_evolution(*args: Any) -> l2o.MetaSolution:
+    """64 antithetic pairs, whose mean the gradient is."""
+    return by_meta_training(ES(0.01, pairs=64), 300, *args)
+
+
+TRAININGS: dict[str, Callable[..., l2o.MetaSolution]] = {
+    "policy search": by_search,
+    "backpropagation": by_backpropagation,
+    "evolution strategies": by_evolution,
+}
+
+
+def test_losses(optimizer: Any, family: Any) -> l2o.Trajectories:
+    """f on the test before every step and after the last, `(objectives, steps + 1)`."""
+    return l2o.evaluate(optimizer, family, num_steps=HORIZON + 1, num_objectives=TESTED, key=jr.key(_TEST))
+
+
+def tuned(name: str, family: Any, at: int, count: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """f on the test after `at` steps of a baseline whose mean there was the lowest on other draws."""
+    baseline: Any = l2o.BASELINES[name]
+    draws = draw(family, jr.split(jr.key(_TUNING), count))
+    rates, schedules = jnp.asarray(l2o.LEARNING_RATES), jnp.arange(len(baseline.schedules))
+
+    @eqx.filter_jit
+    def ends(choice: Any) -> Any:
+        def one(rate: Any, schedule: Any) -> Any:
+            made = FromOptax(build(baseline, at, rate, schedule, choice))
+            return jnp.mean(losses_of(made, draws, at + 1)[:, -1])
+
+        return jax.vmap(lambda rate: jax.vmap(lambda s: one(rate, s))(schedules))(rates)
+
+    found = np.array([ends({k: jnp.asarray(v) for k, v in choice.items()}) for choice in baseline.grid])
+    best = np.unravel_index(np.argmin(np.where(np.isfinite(found), found, np.inf)), found.shape)
+    choice, rate, schedule = (int(i) for i in best)
+    chosen = {
+        "learning_rate": float(rates[rate]),
+        "schedule": baseline.schedules[schedule],
+        **baseline.grid[choice],
+    }
+    optimizer = baseline.with_settings(at, **chosen)
+    return np.asarray(test_losses(optimizer, family).losses, np.float64)[:, at], chosen
+
+
+def conjugate_gradients(family: Any) -> tuple[np.ndarray, np.ndarray]:
+    """scipy's nonlinear CG on the test: f after every iteration, and the lowest after every evaluation."""
+    draws = draw(family, jr.split(jr.key(_TEST), TESTED))
+    by_iteration, by_evaluation = [], []
+
+    @jax.jit
+    def value_and_grad(own: Any, flat: Any) -> Any:
+        unravel = ravel_pytree(jax.tree.map(lambda x: x[0], draws.params))[1]
+        objective = draws.objectives.select(own)
+        return jax.value_and_grad(lambda x: objective.loss(unravel(x), 0, jr.key(0)))(flat)
+
+    for one in range(TESTED):
+        own, params = _one_of((draws.objectives.own, draws.params), one)
+        start = np.asarray(ravel_pytree(params)[0], np.float64)
+        iterated, evaluated = _run_cg(functools.partial(value_and_grad, own), start)
+        by_iteration.append(_filled(iterated))
+        by_evaluation.append(_filled(np.minimum.accumulate(evaluated).tolist()))
+    return np.array(by_iteration), np.array(by_evaluation)
+
+
+def _one_of(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _run_cg(value_and_grad: Any, start: np.ndarray) -> tuple[list[float], list[float]]:
+    iterated: list[float] = []
+    evaluated: list[float] = []
+
+    def function(x: np.ndarray) -> Any:
+        value, grad = value_and_grad(jnp.asarray(x, jnp.float32))
+        evaluated.append(float(value))
+        return float(value), np.asarray(grad, np.float64)
+
+    def after(intermediate_result: Any) -> None:
+        iterated.append(float(intermediate_result.fun))
+
+    options = {"maxiter": HORIZON}
+    scipy.optimize.minimize(function, start, jac=True, method="CG", options=options, callback=after)
+    return [evaluated[0], *iterated], evaluated
+
+
+def _filled(values: list[float]) -> list[float]:
+    known = values[: HORIZON + 1]
+    return known + [known[-1]] * (HORIZON + 1 - len(known))
+
+
+def per_evaluation(found: l2o.Trajectories) -> np.ndarray:
+    """The lowest f after every evaluation, of what evaluates several times a step."""
+    losses, counts = np.asarray(found.losses, np.float64), np.asarray(found.evaluations)
+    numbers = 1 + np.arange(HORIZON + 1)
+    return np.array(
+        [
+            [row[count <= n].min() if (count <= n).any() else row[0] for n in numbers]
+            for row, count in zip(losses, counts, strict=True)
+        ]
+    )
+
+
+def margin(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Li & Malik's mean margin of victory, with the bootstrap's 95 % interval over objectives."""
+    gaps = theirs - ours
+    drawn = np.random.default_rng(0).integers(0, len(gaps), (10_000, len(gaps)))
+    low, high = np.quantile(gaps[drawn].mean(1), [0.025, 0.975])
+    return {"mean": float(gaps.mean()), "low": float(low), "high": float(high)}
+
+
+def peers_of(family: Any, count: int) -> dict[str, dict[str, list[float]]]:
+    """f on the test after `AT` steps, by name and step; what searches lines also by evaluations."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in TUNED:
+        for at in AT:
+            losses, chosen = tuned(name, family, at, count)
+            print(f"{name} at {at}: {losses.mean():.4f} {chosen}", flush=True)
+            found.setdefault(name, {})[str(at)] = losses.tolist()
+    trajectories = {name: test_losses(made, family) for name, made in SEARCHES.items()}
+    curves = {name: np.asarray(one.losses, np.float64) for name, one in trajectories.items()}
+    curves |= {f"{name}, by evaluations": per_evaluation(one) for name, one in trajectories.items()}
+    curves["CG"], curves["CG, by evaluations"] = conjugate_gradients(family)
+    return found | {name: {str(at): x[:, at].tolist() for at in AT} for name, x in curves.items()}
+
+
+@app.command()
+def train(
+    family: str,
+    trainings: Annotated[str, typer.Option(help="Which, separated by commas; all by default.")] = "",
+    seed: int = 0,
+    out: Out = OUT,
+) -> None:
+    """Train policies on one family, test them and what they are compared with."""
+    path = out / f"policies-{family}.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    made, count = FAMILIES[family]
+    if "peers" not in known:
+        known["peers"] = peers_of(made, count)
+        path.write_text(json.dumps(known) + "\n")
+    for name in trainings.split(",") if trainings else TRAININGS:
+        runs = known.setdefault("policies", {}).setdefault(name, [])
+        if any(run["seed"] == seed for run in runs):
+            continue
+        policy = PolicyOptimizer(l2o.count_coordinates(made), key=jr.key(seed))
+        begin = time.process_time()
+        solution = TRAININGS[name](policy, made, count, jr.key(seed))
+        took = time.process_time() - begin
+        best: Any = solution.best
+        losses = np.asarray(test_losses(best.optimizer, made).losses, np.float64)
+        runs.append(
+            {
+                "seed": seed,
+                "cpu_seconds": round(took, 1),
+                "taken": int(best.super_epoch),
+                "losses": {str(at): losses[:, at].tolist() for at in AT},
+            }
+        )
+        path.write_text(json.dumps(known) + "\n")
+        print(f"{name}: {took:.0f} CPU-s, taken after {int(best.super_epoch)}", flush=True)
+        _show(known)
+
+
+@app.command()
+def table(out: Out = OUT) -> None:
+    """The numbers of docs/policies.md."""
+    for family in FAMILIES:
+        path = out / f"policies-{family}.json"
+        if path.exists():
+            print(f"\n{family}")
+            _show(json.loads(path.read_text()))
+
+
+def _show(known: dict[str, Any]) -> None:
+    peers = known["peers"]
+    for name, by_step in peers.items():
+        print(f"  {name:28}", *(f"{at}: {np.mean(x):.4f}" for at, x in by_step.items()))
+    for name, runs in known.get("policies", {}).items():
+        for run in runs:
+            print(f"  {name} (seed {run['seed']}, {run['cpu_seconds']:.0f} CPU-s)".ljust(30), end="")
+            for at, losses in run["losses"].items():
+                print(f" {at}: {np.mean(losses):.4f}", end="")
+                for peer in TUNED:
+                    m = margin(np.array(peers[peer][at]), np.array(losses))
+                    print(f" [{peer} {m['mean']:+.4f}, {m['low']:+.4f} to {m['high']:+.4f}]", end="")
+            print()
+
+
+if __name__ == "__main__":
+    app()

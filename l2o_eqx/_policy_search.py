@@ -1,0 +1,222 @@
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from ._checks import check_sizes
+from ._devices import Restarts
+from ._errors import ArgumentError, check
+from ._meta_step import MetaState, init_meta_state
+from ._meta_train import FailedObjective, MetaSolution, _Course, _fitting
+from ._policy_search_step import SearchSettings, Structure, draw_objectives, init_search, search_step
+from ._snapshots import Keeper, Validation, validation_of
+from ._turns import Turn
+from .callbacks._base import Callback
+from .objectives import AbstractObjectiveFamily, Mixture, params_shapes
+from .optimizers import AbstractOptimizer
+from .strategies import OncePerSuperEpoch
+
+# Far from the numbers of super epochs.
+_OBJECTIVES = 2**31 - 10
+
+
+def policy_search(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    *,
+    num_steps: int = 40,
+    super_epochs: int = 15,
+    num_objectives: int = 90,
+    num_samples: int = 25,
+    inner_iterations: int = 4,
+    structure: Structure = "full",
+    initial_rate: float = 0.1,
+    initial_std: float = 0.1,
+    kl_step: float = 0.2,
+    penalty: float = 0.01,
+    dual_rate: float = 0.1,
+    fit_updates: int = 100,
+    fit_batch: int = 256,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    restarts: int | None = None,
+    validation: AbstractObjectiveFamily | Validation | None = None,
+    key: PRNGKeyArray,
+    callbacks: Sequence[Callback] = (),
+    state: MetaState | None = None,
+) -> MetaSolution:
+    """Trains an optimizer as a policy, by guided policy search: nothing is differentiated through a run.
+
+    An optimizer's step u_t = π(what it has seen) is a mean action, f(θ_{t+1}) what it costs, and
+    θ_{t+1} = θ_t + u_t the dynamics, which are linear. `num_objectives` are drawn once, and every one has a
+    controller of its own, which knows where it is: ψ_t(u|θ) = N(K_t θ + k_t, C_t), at first gradient descent.
+    A super epoch
+
+    1. samples trajectories of the controllers, and records what an optimizer would see along them;
+    2. expands the costs to second order around the mean trajectories (exact gradients and Hessians), and the
+        policy, whose answers along the samples are regressed on θ; then, `inner_iterations` times,
+    3. improves each controller by the linear-quadratic regulator:
+        min E_ψ[Σ f − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step from the one sampled;
+    4. fits the policy to the controllers, by supervised learning: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where
+        û is what a controller means to do and μ what the policy does;
+    5. moves the duals by what is still between them: λ += α·ν·E[μ − û].
+
+    Steps 3 to 5 are BADMM. The penalty ν of an objective doubles where the two are more than `kl_step`
+    nats apart, and halves below a tenth of that; bounds on the step grow or shrink, between 0.01 and 10
+    times, with how well its gain was predicted. Objectives that are not finite are left out and reported.
+
+    Any optimizer can be trained so, one with a learned start excepted; `optimizers.PolicyOptimizer` is the
+    one of the paper.
+
+    **Arguments:**
+
+    - `optimizer`: what to train; every floating-point array in it is a meta-parameter. With `state`, only its
+        structure matters.
+    - `family`: what the objectives are drawn from, whose starting points are drawn with them.
+    - `num_steps`: length of a trajectory.
+    - `super_epochs`: how many; with `state`, how many in all.
+    - `num_objectives`: how many objectives there are in all.
+    - `num_samples`: trajectories of each objective in a super epoch.
+    - `inner_iterations`: how often controllers and policy take turns in a super epoch.
+    - `structure`: `"full"`, or `"diagonal"`: controllers of one coordinate each, with the diagonal of the
+        Hessian, estimated by 8 products; for many coordinates.
+    - `initial_rate`: the learning rate of the first controllers.
+    - `initial_std`: the standard deviation of their noise.
+    - `kl_step`: nats per step that a controller may move in a super epoch.
+    - `penalty`: ν at first; it stays between a hundredth and a hundred times of that.
+    - `dual_rate`: α.
+    - `fit_updates`: updates of the policy in every inner iteration.
+    - `fit_batch`: trajectories per update.
+    - `meta_optimizer`: of these updates, any optax transformation; by default `optax.adam(1e-3)`.
+    - `restarts`, `validation`, `key`, `callbacks`, `state`: as in `meta_train`.
+
+    **Returns:** a `MetaSolution`. In its metrics, `mean_loss` and `final_loss` are of the optimizer alone,
+    on the training's objectives; `teacher_loss` is the mean cost of the controllers' samples, `meta_loss`
+    that of the fit, and `disagreement` how far controllers and policy are apart, in nats per step.
+
+    **Raises:** `ValueError` for sizes below 1, rates that are not positive, an unknown structure, a
+    `Mixture`, an optimizer with a learned start or without meta-parameters, or a `state` that does not fit.
+
+    Reference: Li & Malik 2016, "Learning to optimize" (arXiv:1606.01885); 2017, "Learning to optimize neural
+    nets" (arXiv:1703.00441), for the diagonal; Levine et al. 2016 (arXiv:1504.00702), appendix A; Wang &
+    Banerjee 2014, "Bregman alternating direction method of multipliers". There controllers see all that
+    the policy sees, and dynamics are fitted to samples; here they see θ, which is a state, and the dynamics
+    are known.
+    """
+    meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
+    settings = SearchSettings(
+        num_steps,
+        num_objectives,
+        structure,
+        num_samples,
+        inner_iterations,
+        kl_step,
+        initial_rate,
+        initial_std,
+        penalty,
+        dual_rate,
+        fit_updates,
+        fit_batch,
+    )
+    _check(optimizer, family, settings, super_epochs)
+    runs = Restarts.of("policy_search", optimizer, restarts)
+    start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
+    each = jr.fold_in(key, _OBJECTIVES)
+    objective_keys = _split(runs.keys(each), num_objectives, restarts)
+    draws = draw_objectives(family, objective_keys, runs)
+    search = init_search(draws, settings, runs)
+    state = _fitting(dataclasses.replace(start, strategy_state=search), state)
+    valid = validation_of(validation, num_steps, super_epochs, key)
+    score = None if valid is None else functools.partial(valid.score, restarts=restarts)
+    keeper = Keeper(score, 1 if valid is None else valid.every, None, super_epochs)
+
+    def steps(state, count):
+        del count
+        keys = runs.keys(jr.fold_in(key, state.super_epoch))
+        trained, meta_state, search, metrics, failed = search_step(
+            state.optimizer,
+            state.meta_optimizer_state,
+            state.strategy_state,
+            draws,
+            keys,
+            settings,
+            meta_optimizer,
+            runs,
+        )
+        state = MetaState(trained, meta_state, state.super_epoch + 1, strategy_state=search)
+        metrics, failed = jax.tree.map(lambda x: np.asarray(x)[None], (metrics, failed))
+        return state, metrics, failed, failed
+
+    def find_failed(mask, super_epoch):
+        return tuple(
+            FailedObjective(super_epoch, restart[0] if restart else None, jr.split(k, 3)[0])
+            for *restart, number in np.argwhere(mask).tolist()
+            for k in [objective_keys[(*restart, number)]]
+        )
+
+    turns = [Turn("", OncePerSuperEpoch(num_steps), num_steps)] * super_epochs
+    course = _Course(steps, find_failed, lambda *_: (), keeper, turns, lambda state: state)
+    begun = int(state.super_epoch)
+    return course.run(keeper.start(state), range(begun + 1, super_epochs + 1), callbacks)
+
+
+def _split(keys, count, restarts):
+    return jr.split(keys, count) if restarts is None else jax.vmap(lambda k: jr.split(k, count))(keys)
+
+
+def _check(
+    optimizer: AbstractOptimizer,
+    family: AbstractObjectiveFamily,
+    settings: SearchSettings,
+    super_epochs: int,
+) -> None:
+    sizes = ("num_steps", "num_objectives", "num_samples", "inner_iterations", "fit_updates", "fit_batch")
+    check_sizes("policy_search", super_epochs=super_epochs, **{n: getattr(settings, n) for n in sizes})
+    for name in ("kl_step", "initial_rate", "initial_std", "penalty"):
+        value = getattr(settings, name)
+        check(
+            f"`policy_search({name}=...)` must be above 0. Got {name}={value}.", **{name: (value, value > 0)}
+        )
+    rate = settings.dual_rate
+    check(
+        f"`policy_search(dual_rate=...)` cannot be negative. Got dual_rate={rate}.",
+        dual_rate=(rate, rate >= 0),
+    )
+    if settings.structure not in get_args(Structure):
+        raise ArgumentError(
+            f"`policy_search(structure=...)` must be one of {get_args(Structure)}. "
+            f"Got structure={settings.structure!r}.",
+            argument="structure",
+            given=settings.structure,
+            possible=get_args(Structure),
+        )
+    if isinstance(family, Mixture):
+        raise ArgumentError(
+            "`policy_search(family=...)` searches on one family at a time. Got a `Mixture`; families of the "
+            "same shapes can be a `Choice`.",
+            argument="family",
+            given=family,
+        )
+    # One that answers with what it was given has none of its own.
+    drawn = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params_shapes(family))
+    if any(
+        x is not y
+        for x, y in zip(*map(jax.tree.leaves, (optimizer.initial_params(drawn), drawn)), strict=True)
+    ):
+        raise ArgumentError(
+            f"`policy_search({type(optimizer).__name__})`: controllers begin where objectives do, so a "
+            "learned start is not searched for. Train it with `meta_train`.",
+            argument="optimizer",
+            given=optimizer,
+        )
+
+
+@functools.cache
+def _default_meta_optimizer():
+    return optax.adam(1e-3)

@@ -27,7 +27,7 @@ import l2o_eqx as l2o
 from l2o_eqx import objectives
 from l2o_eqx._baselines import build
 from l2o_eqx._draws import draw, losses_of
-from l2o_eqx.estimators import ES
+from l2o_eqx.estimators import ES, Auto
 from l2o_eqx.optimizers import FromOptax, PolicyOptimizer
 from l2o_eqx.strategies import OncePerSuperEpoch
 
@@ -75,7 +75,7 @@ def by_meta_training(
     return l2o.meta_train(
         policy,
         Fixed(family, jr.split(key, count)),
-        OncePerSuperEpoch(HORIZON, include_final_loss=True, estimator=estimator),
+        OncePerSuperEpoch(estimator, include_final_loss=True),
         meta_optimizer=l2o.default_meta_optimizer(1e-3, normalization="clip", clip_norm=1.0),
         num_steps=HORIZON,
         super_epochs=super_epochs,
@@ -88,12 +88,12 @@ def by_meta_training(
 
 def by_backpropagation(*args: Any) -> l2o.MetaSolution:
     """First order."""
-    return by_meta_training(None, 600, *args)
+    return by_meta_training(Auto(), 600, *args)
 
 
 def by_evolution(*args: Any) -> l2o.MetaSolution:
     """64 antithetic pairs, whose mean the gradient is."""
-    return by_meta_training(ES(0.01, pairs=64), 300, *args)
+    return by_meta_training(ES(0.01, num_pairs=64), 300, *args)
 
 
 TRAININGS: dict[str, Callable[..., l2o.MetaSolution]] = {

@@ -15,13 +15,14 @@ from ._devices import Restarts
 from ._errors import ArgumentError, check
 from ._meta_step import MetaState, init_meta_state
 from ._meta_train import FailedObjective, MetaSolution, _Course, _fitting
-from ._policy_search_step import SearchSettings, Structure, draw_objectives, init_search, search_step
+from ._policy_search_step import Drawn, SearchSettings, Structure, init_search, search_step
 from ._snapshots import Keeper, Validation, validation_of
 from ._turns import Turn
 from .callbacks._base import Callback
 from .objectives import AbstractObjectiveFamily, Mixture, params_shapes
 from .optimizers import AbstractOptimizer
 from .strategies import OncePerSuperEpoch
+from .weightings import AbstractWeighting, Constant
 
 # Far from the numbers of super epochs.
 _OBJECTIVES = 2**31 - 10
@@ -42,6 +43,7 @@ def policy_search(
     kl_step: float = 0.2,
     penalty: float = 0.01,
     dual_rate: float = 0.1,
+    weighting: AbstractWeighting | None = None,
     fit_updates: int = 100,
     fit_batch: int = 256,
     meta_optimizer: optax.GradientTransformation | None = None,
@@ -62,7 +64,7 @@ def policy_search(
     2. expands the costs to second order around the mean trajectories (exact gradients and Hessians), and the
         policy, whose answers along the samples are regressed on θ; then, `inner_iterations` times,
     3. improves each controller by the linear-quadratic regulator:
-        min E_ψ[Σ f − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step from the one sampled;
+        min E_ψ[c − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step from the one sampled;
     4. fits the policy to the controllers, by supervised learning: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where
         û is what a controller means to do and μ what the policy does;
     5. moves the duals by what is still between them: λ += α·ν·E[μ − û].
@@ -91,6 +93,8 @@ def policy_search(
     - `kl_step`: nats per step that a controller may move in a super epoch.
     - `penalty`: ν at first; it stays between a hundredth and a hundred times of that.
     - `dual_rate`: α.
+    - `weighting`: makes costs of losses, c = Σ w_t f(θ_{t+1}), with its gradient at the mean losses of an
+        objective's samples, scaled to weights of mean one; by default `Constant()`.
     - `fit_updates`: updates of the policy in every inner iteration.
     - `fit_batch`: trajectories per update.
     - `meta_optimizer`: of these updates, any optax transformation; by default `optax.adam(1e-3)`.
@@ -121,6 +125,7 @@ def policy_search(
         initial_std,
         penalty,
         dual_rate,
+        Constant() if weighting is None else weighting,
         fit_updates,
         fit_batch,
     )
@@ -129,8 +134,8 @@ def policy_search(
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     each = jr.fold_in(key, _OBJECTIVES)
     objective_keys = _split(runs.keys(each), num_objectives, restarts)
-    draws = draw_objectives(family, objective_keys, runs)
-    search = init_search(draws, settings, runs)
+    drawn = Drawn.of(family, objective_keys, runs)
+    search = init_search(drawn, settings, runs)
     state = _fitting(dataclasses.replace(start, strategy_state=search), state)
     valid = validation_of(validation, num_steps, super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
@@ -143,7 +148,7 @@ def policy_search(
             state.optimizer,
             state.meta_optimizer_state,
             state.strategy_state,
-            draws,
+            drawn,
             keys,
             settings,
             meta_optimizer,
@@ -160,7 +165,7 @@ def policy_search(
             for k in [objective_keys[(*restart, number)]]
         )
 
-    turns = [Turn("", OncePerSuperEpoch(num_steps), num_steps)] * super_epochs
+    turns = [Turn("", OncePerSuperEpoch(), num_steps)] * super_epochs
     course = _Course(steps, find_failed, lambda *_: (), keeper, turns, lambda state: state)
     begun = int(state.super_epoch)
     return course.run(keeper.start(state), range(begun + 1, super_epochs + 1), callbacks)

@@ -17,7 +17,7 @@ from ._devices import Restarts
 from ._draws import Draws, draw, losses_of
 from ._engine._losses import loss_function, losses_and_grads, select
 from ._misc import add_updates, cast_like
-from ._types import Keys, Scalar
+from ._types import Scalar
 from .control import (
     LinearDynamics,
     LinearGaussian,
@@ -27,7 +27,9 @@ from .control import (
     propagate,
 )
 from .control._kl_step import minus_log_density
+from .objectives import AbstractObjectiveFamily
 from .optimizers import AbstractOptimizer, Seen, take_step
+from .weightings import AbstractWeighting
 
 Structure = Literal["full", "diagonal"]
 
@@ -53,6 +55,7 @@ class SearchSettings(NamedTuple):
     initial_std: float
     penalty: float
     dual_rate: float
+    weighting: AbstractWeighting
     fit_updates: int
     fit_batch: int
 
@@ -137,30 +140,44 @@ class _Problem(NamedTuple):
         return jax.vmap(one)(*arrays)
 
 
-def _problem(draws: Draws, settings: SearchSettings) -> _Problem:
-    unravel = ravel_pytree(jax.tree.map(lambda x: x[0], draws.params))[1]
-    starts = jax.vmap(lambda x: ravel_pytree(x)[0])(draws.params)
-    return _Problem(draws, starts, unravel, settings)
+class Drawn(eqx.Module):
+    """The objectives of a whole search and where they start.
 
+    **Fields:**
 
-def draw_objectives(family: Any, keys: Keys, runs: Restarts) -> Draws:
-    """The objectives of a whole search and where they start, those of each restart on the leading axis.
-
-    Arrays that all of them share are not copied.
+    - `arrays`: those of each restart on the leading axis, if there are several.
+    - `all`: what the arrays belong to, with what they share.
     """
-    if runs.count is None:
-        return draw(family, keys)
-    draws = draw(family, keys.reshape(-1))
-    shape = runs.count, draws.count // runs.count
-    return draws.with_arrays(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws.arrays))
+
+    arrays: PyTree
+    all: Draws
+
+    @classmethod
+    def of(cls, family: AbstractObjectiveFamily, keys: Any, runs: Restarts) -> "Drawn":
+        """Draws them.
+
+        **Arguments:**
+
+        - `keys`: one for each objective, or `(restarts, objectives)` of them.
+        """
+        draws = draw(family, keys if runs.count is None else keys.reshape(-1))
+        shape = (*runs.shape, draws.count // (runs.count or 1))
+        return cls(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws.arrays), draws)
+
+    def problem(self, arrays: PyTree, settings: SearchSettings) -> _Problem:
+        """Those of one restart."""
+        draws = self.all.with_arrays(arrays)
+        unravel = ravel_pytree(jax.tree.map(lambda x: x[0], draws.params))[1]
+        starts = jax.vmap(lambda x: ravel_pytree(x)[0])(draws.params)
+        return _Problem(draws, starts, unravel, settings)
 
 
 @eqx.filter_jit
-def init_search(draws: Draws, settings: SearchSettings, runs: Restarts) -> SearchState:
+def init_search(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> SearchState:
     """Controllers that do what gradient descent does, to first order along its way, with noise."""
 
     def one(arrays):
-        problem = _problem(draws.with_arrays(arrays), settings)
+        problem = drawn.problem(arrays, settings)
         shape = problem.blocks(problem.starts).shape
         num_objectives, blocks, size = shape
         rate, dtype = settings.initial_rate, problem.starts.dtype
@@ -187,7 +204,7 @@ def init_search(draws: Draws, settings: SearchSettings, runs: Restarts) -> Searc
             jnp.broadcast_to(eye, (blocks, size, size)),
         )
 
-    return runs.over(one)(draws.arrays)
+    return runs.over(one)(drawn.arrays)
 
 
 @eqx.filter_jit
@@ -195,7 +212,7 @@ def search_step(
     optimizer: AbstractOptimizer,
     meta_state: PyTree,
     search: SearchState,
-    draws: Draws,
+    drawn: Drawn,
     keys: Any,
     settings: SearchSettings,
     meta_optimizer: optax.GradientTransformation,
@@ -207,15 +224,16 @@ def search_step(
     """
     arrays, static = eqx.partition(optimizer, eqx.is_array)
 
-    def one(arrays, meta_state, search, drawn, key):
-        problem = _problem(draws.with_arrays(drawn), settings)
+    def one(arrays, meta_state, search, own, key):
+        problem = drawn.problem(own, settings)
         fitter = _Fitter(static, meta_optimizer, problem)
         skey, hkey, fkey = jr.split(key, 3)
         paths = _sample(problem, search.controllers, skey)
-        sampled = jnp.mean(jnp.sum(paths.losses[..., 1:], axis=-1), axis=1)
+        weights = _weights(paths, settings)
+        sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
         search = eqx.tree_at(lambda s: s.multiplier, search, _adapted(search, sampled))
         old = search.controllers
-        cost = _expand(problem, old, hkey)
+        cost = _expand(problem, old, weights, hkey)
         # An objective that is not finite is left out: it teaches nothing, and its controller stays.
         sound = _finite(sampled, paths, cost)
         paths, cost = select(sound, paths, 0.0), select(sound, cost, 0.0)
@@ -246,13 +264,13 @@ def search_step(
             search,
             (jnp.stack([sampled, gain], axis=1), _penalties(search.penalty, apart, settings)),
         )
-        own = losses_of(eqx.combine(arrays, static), problem.draws, settings.num_steps)
+        reached = losses_of(eqx.combine(arrays, static), problem.draws, settings.num_steps)
         skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
         metrics = {
             "meta_loss": losses[-1],
-            "mean_loss": jnp.mean(own, where=sound[:, None]),
-            "final_loss": jnp.mean(own[:, -1], where=sound),
-            "teacher_loss": jnp.mean(sampled, where=sound) / settings.num_steps,
+            "mean_loss": jnp.mean(reached, where=sound[:, None]),
+            "final_loss": jnp.mean(reached[:, -1], where=sound),
+            "teacher_loss": jnp.mean(paths.losses[..., 1:], where=sound[:, None, None]),
             "disagreement": jnp.mean(apart, where=sound),
             "penalty": jnp.mean(search.penalty),
             "step_multiplier": jnp.mean(search.multiplier),
@@ -261,7 +279,7 @@ def search_step(
         }
         return arrays, meta_state, search, metrics, ~sound
 
-    arrays, *found = runs.over(one)(arrays, meta_state, search, draws.arrays, keys)
+    arrays, *found = runs.over(one)(arrays, meta_state, search, drawn.arrays, keys)
     return eqx.combine(arrays, static), *found
 
 
@@ -298,8 +316,25 @@ def _sample(problem: _Problem, controllers: LinearGaussian, key: PRNGKeyArray) -
     return _Paths(points, losses, grads)
 
 
-def _expand(problem: _Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> QuadraticCost:
-    """Σ_{t ≥ 2} f(θ_t) to second order around where the controllers lead on the average.
+def _weights(paths: _Paths, settings: SearchSettings) -> Float[Array, "objectives steps"]:
+    # Of mean one, so that all else keeps its meaning.
+    means = jnp.mean(paths.losses[..., 1:], axis=1)
+    num_steps = settings.num_steps
+
+    def one(losses, first):
+        return jax.grad(lambda x: settings.weighting.of(x, 0, num_steps, first))(losses)
+
+    weights = jax.vmap(one)(means, paths.losses[:, 0, 0])
+    return weights / jnp.mean(weights, axis=1, keepdims=True)
+
+
+def _expand(
+    problem: _Problem,
+    controllers: LinearGaussian,
+    weights: Float[Array, "objectives steps"],
+    key: PRNGKeyArray,
+) -> QuadraticCost:
+    """Σ w_t f(θ_{t+1}) to second order around where the controllers lead on the average.
 
     Of Hessians that are not positive the absolute value is taken (of their eigenvalues), which makes the
     regulator keep away from saddles: Dauphin et al. 2014 (arXiv:1406.2572).
@@ -316,6 +351,8 @@ def _expand(problem: _Problem, controllers: LinearGaussian, key: PRNGKeyArray) -
 
     hessians, slopes = lax.map(at, jnp.arange(1, settings.num_steps + 1))
     hessians, slopes = jnp.moveaxis(hessians, 0, 2), jnp.moveaxis(slopes, 0, 2)
+    hessians = weights[:, None, :, None, None] * hessians
+    slopes = weights[:, None, :, None] * slopes
     size = slopes.shape[-1]
     # The first state costs nothing that could be helped, and actions cost nothing.
     running = jnp.pad(hessians[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, size), (0, size)))
@@ -358,8 +395,8 @@ def _linearized(
     """The policy as a controller: its answers along the samples, regressed on where they were given."""
 
     def one(points, answers, covariance):
-        centered = points - jnp.mean(points, axis=0)
-        moved = answers - jnp.mean(answers, axis=0)
+        centered = points - jnp.mean(points, axis=0, keepdims=True)
+        moved = answers - jnp.mean(answers, axis=0, keepdims=True)
         spread = centered.T @ centered
         size = len(spread)
         ridge = _RIDGE * jnp.trace(spread) / size + _TINY
@@ -459,7 +496,8 @@ class _Fitter(NamedTuple):
         """The policy's answers along all paths, `(objectives, samples, steps, dim)`."""
 
         def one_objective(points, losses, grads, key):
-            return jax.vmap(lambda *path: self._along(arrays, *path, key))(points, losses, grads)
+            over_samples = jax.vmap(self._along, in_axes=(None, 0, 0, 0, None))
+            return over_samples(arrays, points, losses, grads, key)
 
         return jax.vmap(one_objective)(paths.points, paths.losses, paths.grads, self.problem.draws.keys)
 
@@ -508,8 +546,8 @@ class _Fitter(NamedTuple):
         def error(arrays, chosen):
             number, sample = chosen // num_samples, chosen % num_samples
             points, losses, grads = (x[number, sample] for x in (paths.points, paths.losses, paths.grads))
-            along = jax.vmap(lambda *args: self._along(arrays, *args))
-            means = along(points, losses, grads, problem.draws.keys[number])
+            along = jax.vmap(self._along, in_axes=(None, 0, 0, 0, 0))
+            means = along(arrays, points, losses, grads, problem.draws.keys[number])
             gaps = problem.blocks(means - targets[number, sample])
             return jnp.mean(jnp.einsum("mtbi,mtbij,mtbj->mt", gaps, weights[number], gaps))
 

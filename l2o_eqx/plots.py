@@ -120,7 +120,8 @@ def plot_families(
 
 
 def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) -> "Figure":
-    """Draws how a meta-training went: losses above, the norm of the meta-gradient below.
+    """Draws how a meta-training went: losses above, the norm of the meta-gradient below; or how far a policy
+    is from the controllers that it is fitted to.
 
     **Arguments:**
 
@@ -142,9 +143,15 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
     else:
         _draw_metric(losses, epochs, metrics["final_loss"], _EMPHASIZED[0], "last step")
     losses.set_ylabel("loss in training")
+    if "teacher_loss" in metrics:
+        # Of a policy search, which has no meta-gradient.
+        _draw_metric(losses, epochs, metrics["teacher_loss"], "#333333", "controllers, mean")
+        _draw_metric(norms, epochs, metrics["disagreement"], "#333333", None)
+        norms.set_ylabel("policy from controllers\n(nats per step)")
+    else:
+        _draw_metric(norms, epochs, metrics["grad_norm"], "#333333", None)
+        norms.set_ylabel("norm of meta-gradient")
     losses.legend(frameon=False, loc="upper right")
-    _draw_metric(norms, epochs, metrics["grad_norm"], "#333333", None)
-    norms.set_ylabel("norm of meta-gradient")
     norms.set_xlabel("super epoch")
     norms.xaxis.get_major_locator().set_params(integer=True)
     for one in axes:

@@ -1,5 +1,7 @@
 """Policies: what they see, and what guided policy search makes of them."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ import pytest
 import l2o_eqx
 from l2o_eqx import policy_search
 from l2o_eqx._devices import Restarts
-from l2o_eqx._policy_search_step import SearchSettings, draw_objectives, init_search
+from l2o_eqx._policy_search_step import Drawn, SearchSettings, init_search
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Mixture, Quadratic
 from l2o_eqx.optimizers import Clipped, LearnedStart, PolicyOptimizer
+from l2o_eqx.weightings import Constant
 
 NUM_STEPS, RATE = 5, 0.05
 
@@ -42,11 +45,11 @@ class Bowls(AbstractObjectiveFamily):
         return Bowl(jr.uniform(ckey, (2,), minval=0.5, maxval=2.0), 0.3 * jr.normal(mkey, (2,)), broken)
 
 
-SMALL = dict(
+SMALL: dict[str, Any] = dict(
     num_steps=NUM_STEPS,
     super_epochs=3,
-    num_objectives=4,
-    num_samples=6,
+    num_objectives=16,
+    num_samples=4,
     inner_iterations=2,
     initial_rate=RATE,
     fit_updates=60,
@@ -71,7 +74,7 @@ def found():
 
 def test_features_are_relative_changes_and_gradients():
     optimizer = PolicyOptimizer(2, 2, 4, floor=0.5, key=jr.key(0))
-    values, grads = [2.0, 0.1, -1.0, 3.0], np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0], [0.25, 0.75]])
+    values, grads = [2.0, 0.1, -1.0, 0.2], np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0], [0.25, 0.75]])
     state, answers = optimizer.init(jnp.zeros(2)), []
     for value, grad in zip(values, grads, strict=True):
         update, state = optimizer.update(
@@ -82,19 +85,22 @@ def test_features_are_relative_changes_and_gradients():
     seen = [
         [0, 0, *grads[0], *nothing],
         [(0.1 - 2) / 2, 0, *grads[1], *grads[0]],
-        [(-1 - 0.1) / 0.5, (-1 - 2) / 2, *grads[2], *grads[1]],
-        [(3 + 1) / 1, (3 - 0.1) / 0.5, *grads[3], *grads[2]],
+        [(-1 - 0.1) / 1, (-1 - 2) / 2, *grads[2], *grads[1]],
+        [(0.2 + 1) / 1, (0.2 - 0.1) / 0.5, *grads[3], *grads[2]],
     ]
-    hidden = np.log1p(np.exp(np.array(seen) @ optimizer.hidden.T + optimizer.hidden_bias))
-    np.testing.assert_allclose(answers, hidden @ optimizer.readout.T + optimizer.readout_bias, rtol=1e-5)
+    w, b, v, c = map(
+        np.asarray, (optimizer.hidden, optimizer.hidden_bias, optimizer.readout, optimizer.readout_bias)
+    )
+    hidden = np.log1p(np.exp(np.array(seen) @ w.T + b))
+    np.testing.assert_allclose(answers, hidden @ v.T + c, rtol=1e-4, atol=1e-6)
 
 
 def test_controllers_begin_as_gradient_descent():
-    settings = SearchSettings(NUM_STEPS, 3, "full", 1, 1, 0.2, RATE, 0.1, 0.01, 0.1, 1, 1)
+    settings = SearchSettings(NUM_STEPS, 3, "full", 1, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
     keys = jr.split(jr.key(2), 3)
-    draws = draw_objectives(Bowls(), keys, Restarts(None))
-    full = init_search(draws, settings, Restarts(None)).controllers
-    diagonal = init_search(draws, settings._replace(structure="diagonal"), Restarts(None)).controllers
+    drawn = Drawn.of(Bowls(), keys, Restarts(None))
+    full = init_search(drawn, settings, Restarts(None)).controllers
+    diagonal = init_search(drawn, settings._replace(structure="diagonal"), Restarts(None)).controllers
     for i, key in enumerate(keys):
         bowl = Bowls().sample(jr.split(key, 3)[0])
         # u = −α·c·(θ − m), at every step and everywhere.
@@ -110,7 +116,7 @@ def test_controllers_begin_as_gradient_descent():
 
 def test_a_policy_learns_more_than_the_descent_it_began_with(found):
     assert found.result == "completed" and not found.failed
-    test = dict(num_steps=NUM_STEPS + 1, num_objectives=32, key=jr.key(9))
+    test: dict[str, Any] = dict(num_steps=NUM_STEPS + 1, num_objectives=32, key=jr.key(9))
     ours = np.mean(l2o_eqx.evaluate(found.optimizer, Bowls(), **test).losses[:, -1])
     descent = np.mean(l2o_eqx.evaluate(optax.sgd(RATE), Bowls(), **test).losses[:, -1])
     assert ours < 0.7 * descent
@@ -149,7 +155,8 @@ def test_restarts_are_searched_for_as_if_alone():
     first = [l2o_eqx.select_restart(result.optimizer, 0) for result in (both, twice)]
     for x, y in zip(*map(jax.tree.leaves, first), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert not np.array_equal(twice.optimizer.readout[0], twice.optimizer.readout[1])
+    trained: Any = twice.optimizer
+    assert not np.array_equal(trained.readout[0], trained.readout[1])
 
 
 def test_what_cannot_be_searched_for_says_so():
@@ -157,8 +164,6 @@ def test_what_cannot_be_searched_for_says_so():
         search(family=Mixture({"a": Bowls(), "b": Quadratic(2)}))
     with pytest.raises(l2o_eqx.ArgumentError, match="learned start is not searched"):
         search(LearnedStart(policy(), jnp.zeros(2)))
-    with pytest.raises(l2o_eqx.ArgumentError, match=r"structure=\.\.\.\)` must be one of"):
-        search(structure="banded")
     with pytest.raises(l2o_eqx.ArgumentError, match="kl_step"):
         search(kl_step=0.0)
     with pytest.raises(l2o_eqx.ArgumentError, match="functions of so many coordinates"):

@@ -80,6 +80,7 @@ class Parts:
         """What `l2o_eqx.policy_search` is told of the settings, beside optimizer and family."""
         meta = self.config.meta
         return {
+            "weighting": self.weighting,
             "meta_optimizer": self.meta_optimizer,
             "validation": self.validation,
             "num_steps": self.lengths[0],
@@ -119,14 +120,7 @@ def build(given: Table) -> Parts:
     meta = _with_num_steps(given.meta, name_of(objective), family)
     _check_horizon(objective, meta)
     strategy = _make("strategies", given.strategy, ("strategy",), _Context(key))
-    length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
-    with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
-        updates = [strategy.num_updates(length) for length in _lengths(meta)]
-    # Of several lengths each is drawn as often as any other, more or less.
-    total = round(meta.super_epochs * sum(updates) / len(updates))
-    if given.trainer.kind == SEARCH:
-        total = meta.super_epochs * given.trainer.inner_iterations * given.trainer.fit_updates
-        _check_search(objective, meta)
+    total = _count_updates(given, strategy, meta, objective)
     weighting = _make("weightings", given.weighting, ("weighting",), _Context(key))
     rates = given.evaluation.learning_rates or l2o.LEARNING_RATES
     _check_names(given.evaluation.against)
@@ -285,6 +279,18 @@ def _with_num_steps(meta: Table, objective: str, family: objectives.AbstractObje
             f"use {label(('meta', 'num_steps'))}"
         )
     return meta.but(num_steps=meta.num_epochs * steps_per_epoch, num_epochs=None)
+
+
+def _count_updates(given: Table, strategy: Any, meta: Table, objective: Table) -> int:
+    """How many updates of the optimizer there are going to be."""
+    if given.trainer.kind == SEARCH:
+        _check_search(objective, meta)
+        return meta.super_epochs * given.trainer.inner_iterations * given.trainer.fit_updates
+    length = "num_steps" if given.meta.num_epochs is None else "num_epochs"
+    with blaming(("strategy",), given.strategy, otherwise=("meta", length)):
+        updates = [strategy.num_updates(length) for length in _lengths(meta)]
+    # Of several lengths each is drawn as often as any other, more or less.
+    return round(meta.super_epochs * sum(updates) / len(updates))
 
 
 def _check_search(objective: Table, meta: Table) -> None:

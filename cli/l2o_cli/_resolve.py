@@ -17,7 +17,7 @@ from ._mixture import MIXTURE, as_table, with_families
 from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, OTHER_OBJECTIVES, PRESETS, kinds_of_line
 from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
-from ._tables import NEEDS, TABLES, TRAINER, Setting, settings
+from ._tables import NEEDS, TABLES, TRAINERS, Setting, settings
 from ._types import FLOAT
 
 Layer = dict[str, Any]
@@ -68,14 +68,13 @@ def resolve(layers: Iterable[Layer]) -> Table:
         raise UsageError(unknown_setting((unknown[0],), "", [*root, *ROLES, *TABLES]))
     config = Table({name: _read(root[name], data.get(name), (name,)) for name in root})
     lines = _lines(config.preset, _table(data, "objective"))
+    lines = _of_trainer(lines, _complete_table("trainer", _table(data, "trainer"), lines).kind)
     for role, group in ROLES.items():
         node, table = _Node(role, role, group, (role,), lines), _table(data, role)
         mixed = role == "objective" and table.get("kind") == MIXTURE
         config[role] = _complete_mixture(node, table) if mixed else _complete(node, table)
-    trainer = ""
     for table in TABLES:
-        config[table] = _complete_table(table, _table(data, table), lines, trainer)
-        trainer = config[TRAINER].kind
+        config[table] = _complete_table(table, _table(data, table), lines)
     if "warmup_updates" in _meta(data):
         return config
     # A preset's is for its own number of super epochs, each of which has one meta-update at least.
@@ -183,14 +182,21 @@ def _read(setting: Setting, value: Any, path: Names) -> Any:
         raise UsageError(f"{label(path)}: got {show(value)!r}{mark} {error}") from None
 
 
-def _complete_table(name: str, given: Layer, lines: Layer, trainer: str) -> Table:
+def _of_trainer(lines: Layer, trainer: str) -> Layer:
+    """Those that hold with a trainer: a line for it alone counts more than one for all."""
+    known = {line: kinds_of_line(line) for line in lines}
+    own = {path: lines[line] for line, (only, path) in known.items() if trainer in only}
+    rest = {line: lines[line] for line, (only, _) in known.items() if not {*only} & {*TRAINERS}}
+    return {**rest, **own}
+
+
+def _complete_table(name: str, given: Layer, lines: Layer) -> Table:
     known = settings(name)
     for stray in given.keys() - known.keys():
         raise UsageError(unknown_setting((name, stray), "", [*known]))
     values = {}
     for own, setting in known.items():
-        # Of two lines that for the trainer chosen counts.
-        value = given.get(own, lines.get(f"{name}[{trainer}].{own}", lines.get(f"{name}.{own}")))
+        value = given.get(own, lines.get(f"{name}.{own}"))
         values[own] = _read(setting, value, (name, own))
     return Table(values)
 

@@ -19,6 +19,7 @@ from ._interrupt import run_interruptibly
 from ._output import Output
 from ._pretrained import Pretrained, run_pretraining, show_pretraining, write_pretraining
 from ._resolve import Table, plain, to_toml
+from ._tables import GRADIENT
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RESTART_FILE = "optimizers/restart-{:03}.safetensors"
@@ -79,7 +80,7 @@ def begin(
     else:
         optimizer = parts.make_optimizer(okey)
     estimator = getattr(parts.strategy, "estimator", None)
-    if estimator is not None:
+    if estimator is not None and config.trainer.kind == GRADIENT:
         with blaming(("strategy",), config.strategy, otherwise=("strategy", "order")):
             estimator.check(optimizer)
     meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts

@@ -68,8 +68,6 @@ _TYPES = {
 _ROWS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))
 _ROWS["root"]["preset"] |= {"type": "|".join(PRESETS), "default": DEFAULT_PRESET}
 TABLES = tuple(name for name in _ROWS if name != "root")
-# The first of them: what the others are if they are not given depends on it, too.
-TRAINER = TABLES[0]
 
 
 @functools.cache
@@ -111,7 +109,7 @@ NEEDS = [
     *(Need(("pretraining", n), ("pretraining", "enabled"), (True,)) for n in _ROWS["pretraining"]),
     *(Need(("validation", n), ("validation", "every"), _ANY) for n in _ROWS["validation"]),
     *(Need(("trainer", n), ("trainer", "kind"), (SEARCH,)) for n in _ROWS["trainer"]),
-    *(Need((table, None), ("trainer", "kind"), (GRADIENT,)) for table in ("strategy", "weighting")),
+    *(Need((table, None), ("trainer", "kind"), (GRADIENT,)) for table in ("strategy",)),
     *(Need(("meta", n), ("trainer", "kind"), (GRADIENT,)) for n in ("average", "per_call")),
     Need(("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),
     Need(("meta", "norm_floor"), ("meta", "normalization"), ("tensor", "part", "global")),

@@ -26,7 +26,8 @@ class PolicyOptimizer(AbstractOptimizer):
 
     At step t it sees, of the last H iterates,
 
-    - f_t − f_{t−i} over max(|f_{t−i}|, `floor`), for i = 1 … H: the relative change of the loss since then;
+    - f_t − f_{t−i} over max(|f_t|, |f_{t−i}|, `floor`), for i = 1 … H: the relative change of the loss since
+        then, which is bounded;
     - ∇f_t, ∇f_{t−1}, …, ∇f_{t−H+1}, as they are;
 
     both zero where there was no such iterate yet. One hidden layer of softplus units answers the step, the
@@ -48,7 +49,7 @@ class PolicyOptimizer(AbstractOptimizer):
     than `dim` coordinates, or an `update` without value.
 
     Reference: Li & Malik 2016, "Learning to optimize" (arXiv:1606.01885), sec. 4: H = 25 and 50 units; there
-    changes are relative to f, which may be 0.
+    changes are relative to one f, which may be 0: a policy trained so diverged on new functions.
     """
 
     hidden: Float[Array, "hidden features"]
@@ -140,7 +141,8 @@ class PolicyOptimizer(AbstractOptimizer):
         dtype = state.losses.dtype
         value = value.astype(dtype)
         known = jnp.arange(self.history) < state.count
-        change = (value - state.losses) / jnp.maximum(jnp.abs(state.losses), self.floor)
+        larger = jnp.maximum(jnp.maximum(jnp.abs(value), jnp.abs(state.losses)), self.floor)
+        change = (value - state.losses) / larger
         newest = ravel_wide(grads).astype(dtype)
         seen = jnp.concatenate([newest[None], state.grads[:-1]])
         features = jnp.concatenate([jnp.where(known, change, 0), seen.ravel()])

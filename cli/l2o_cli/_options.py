@@ -25,6 +25,7 @@ PARTS = {
     "optimizer": "Optimizer",
     "strategy": "Strategy",
     "weighting": "Weighting",
+    "trainer": "Trainer",
     "meta": "Meta-training",
     "pretraining": "Pretraining",
     "validation": "Validation",

@@ -10,7 +10,7 @@ from ._estimator import IN_SHORT
 from ._kinds import NONE, ROLES, kinds, known_kinds, own_kinds, signature
 from ._presets import DEFAULT_OBJECTIVE, DEFAULT_PRESET, PRESETS, kinds_of_line
 from ._signatures import GROUPS, REQUIRED, Parameter, Reference
-from ._tables import TABLES, settings
+from ._tables import SEARCH, TABLES, settings
 from ._types import Type
 
 Path = tuple[str, ...]
@@ -114,7 +114,9 @@ def _by_value(values: dict[str, str]) -> str:
 
 
 def _line(preset: dict[str, Any], name: str) -> Any:
-    return next((value for key, value in preset.items() if kinds_of_line(key)[1] == name), None)
+    lines = ((kinds_of_line(key), value) for key, value in preset.items())
+    # What another trainer than the usual one has is said where that is described.
+    return next((v for (only, path), v in lines if path == name and SEARCH not in only), None)
 
 
 def show(value: Any) -> str:

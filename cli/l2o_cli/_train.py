@@ -45,8 +45,7 @@ def train(
 ) -> None:
     """Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.
 
-    The order of precedence: options, --set, the file of --config, the defaults of the objective.
-
+    Options count before --set, that before the file of --config, that before the objective's defaults.
     A run's config.toml, given to --config, repeats the run.
     """
     file = [read_toml(config)] if config else []

@@ -15,7 +15,8 @@ from ._devices import Restarts
 from ._errors import ArgumentError, check
 from ._meta_step import MetaState, init_meta_state
 from ._meta_train import FailedObjective, MetaSolution, _Course, _fitting
-from ._policy_search_step import Drawn, SearchSettings, Structure, init_search, search_step
+from ._search._problem import Drawn, SearchSettings, Structure
+from ._search._step import init_search, search_step
 from ._snapshots import Keeper, Validation, validation_of
 from ._turns import Turn
 from .callbacks._base import Callback

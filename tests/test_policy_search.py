@@ -13,7 +13,8 @@ import pytest
 import l2o_eqx
 from l2o_eqx import policy_search
 from l2o_eqx._devices import Restarts
-from l2o_eqx._policy_search_step import Drawn, SearchSettings, init_search
+from l2o_eqx._search._problem import Drawn, SearchSettings
+from l2o_eqx._search._step import init_search
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Mixture, Quadratic
 from l2o_eqx.optimizers import Clipped, LearnedStart, PolicyOptimizer
 from l2o_eqx.weightings import Constant

@@ -1,0 +1,1 @@
+"""Guided policy search, piece by piece: what is sampled, what controls it, what learns from it."""

@@ -1,0 +1,177 @@
+"""The objectives of a policy search, flat and in blocks, and samples of what happens on them."""
+
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._devices import Restarts
+from .._draws import Draws, draw
+from .._engine._losses import loss_function, losses_and_grads
+from ..control import LinearGaussian
+from ..objectives import AbstractObjectiveFamily
+from ..weightings import AbstractWeighting
+
+Structure = Literal["full", "diagonal"]
+
+# Where only the diagonal of a Hessian is wanted, it is estimated with so many random signs.
+_PROBES = 8
+
+
+class SearchSettings(NamedTuple):
+    """Those of `policy_search` that a compiled program depends on."""
+
+    num_steps: int
+    num_objectives: int
+    structure: Structure
+    num_samples: int
+    inner_iterations: int
+    kl_step: float
+    initial_rate: float
+    initial_std: float
+    penalty: float
+    dual_rate: float
+    weighting: AbstractWeighting
+    fit_updates: int
+    fit_batch: int
+
+
+class SearchState(eqx.Module):
+    """What a policy search remembers of every objective, beside the policy.
+
+    A trajectory of `dim` coordinates is cut into `blocks` of `size` each: one of all, or all of one.
+
+    **Fields:**
+
+    - `controllers`: ψ; with axes for the objectives and the blocks in front.
+    - `duals`: λ, what closes the gap between what controllers do and what the policy does.
+    - `penalty`: ν.
+    - `multiplier`: of the bound on a controller's step.
+    - `costs`: of the last samples, and how much less the step after them was to cost.
+    - `covariance`: of the policy's noise, the same everywhere.
+    """
+
+    controllers: LinearGaussian
+    duals: Float[Array, "*restarts objectives steps blocks size"]
+    penalty: Float[Array, "*restarts objectives"]
+    multiplier: Float[Array, "*restarts objectives"]
+    costs: Float[Array, "*restarts objectives 2"]
+    covariance: Float[Array, "*restarts blocks size size"]
+
+
+class Problem(NamedTuple):
+    # The draws, and how their params are made of a flat vector.
+    draws: Draws
+    starts: Float[Array, "objectives dim"]
+    unravel: Any
+    settings: SearchSettings
+
+    def blocks(self, flat):
+        """(…, dim) as (…, blocks, size)."""
+        dim = self.starts.shape[-1]
+        shape = (1, dim) if self.settings.structure == "full" else (dim, 1)
+        return flat.reshape(*flat.shape[:-1], *shape)
+
+    def tree(self, flat):
+        """(…, dim) as params with the same axes in front."""
+        leading = flat.shape[:-1]
+        tree = jax.vmap(self.unravel)(flat.reshape(-1, flat.shape[-1]))
+        return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), tree)
+
+    def flat(self, tree):
+        """One vector per objective."""
+        return jax.vmap(lambda x: ravel_pytree(x)[0])(tree)
+
+    def evaluate(self, points, step):
+        """Losses and gradients of all objectives at a point each, `(objectives, dim)`."""
+        draws = self.draws
+        keys = draws.keys
+        losses, grads, _ = losses_and_grads(draws.objectives, self.tree(points), step, keys, draws.states)
+        return losses.astype(points.dtype), self.flat(grads).astype(points.dtype)
+
+    def hessians(self, points, step, key):
+        """The blocks of the Hessians at a point each, `(objectives, blocks, size, size)`."""
+        draws = self.draws
+        arrays = (draws.objectives.own, draws.states, points, draws.keys)
+
+        def one(own, state, point, objective_key):
+            function = loss_function(draws.objectives, own, state, step, objective_key)
+
+            def value(flat):
+                return function(self.unravel(flat))[0].astype(flat.dtype)
+
+            if self.settings.structure == "full":
+                return jax.hessian(value)(point)[None]
+            probes = jr.rademacher(key, (_PROBES, *point.shape), point.dtype)
+            products = jax.vmap(lambda v: jax.jvp(jax.grad(value), (point,), (v,))[1])(probes)
+            return jnp.mean(probes * products, axis=0)[:, None, None]
+
+        return jax.vmap(one)(*arrays)
+
+
+class Drawn(eqx.Module):
+    """The objectives of a whole search and where they start.
+
+    **Fields:**
+
+    - `arrays`: those of each restart on the leading axis, if there are several.
+    - `all`: what the arrays belong to, with what they share.
+    """
+
+    arrays: PyTree
+    all: Draws
+
+    @classmethod
+    def of(cls, family: AbstractObjectiveFamily, keys: Any, runs: Restarts) -> "Drawn":
+        """Draws them.
+
+        **Arguments:**
+
+        - `keys`: one for each objective, or `(restarts, objectives)` of them.
+        """
+        draws = draw(family, keys if runs.count is None else keys.reshape(-1))
+        shape = (*runs.shape, draws.count // (runs.count or 1))
+        return cls(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws.arrays), draws)
+
+    def problem(self, arrays: PyTree, settings: SearchSettings) -> Problem:
+        """Those of one restart."""
+        draws = self.all.with_arrays(arrays)
+        unravel = ravel_pytree(jax.tree.map(lambda x: x[0], draws.params))[1]
+        starts = jax.vmap(lambda x: ravel_pytree(x)[0])(draws.params)
+        return Problem(draws, starts, unravel, settings)
+
+
+class Paths(eqx.Module):
+    # Samples of the controllers' trajectories, flat: where they were, and what an optimizer sees there.
+    points: Float[Array, "objectives samples points dim"]
+    losses: Float[Array, "objectives samples points"]
+    grads: Float[Array, "objectives samples points dim"]
+
+
+def sample(problem: Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> Paths:
+    settings = problem.settings
+    factors = jnp.linalg.cholesky(controllers.covariances)
+
+    def one_sample(key):
+        def step(points, t):
+            number, gains, offsets, factor = t
+            losses, grads = problem.evaluate(points, number)
+            own = problem.blocks(points)
+            noise = jr.normal(jr.fold_in(key, number), own.shape, own.dtype)
+            actions = jnp.einsum("nbij,nbj->nbi", gains, own) + offsets
+            actions = actions + jnp.einsum("nbij,nbj->nbi", factor, noise)
+            return points + actions.reshape(points.shape), (points, losses, grads)
+
+        numbers = jnp.arange(settings.num_steps)
+        by_step = [jnp.moveaxis(x, 2, 0) for x in (controllers.gains, controllers.offsets, factors)]
+        last, found = lax.scan(step, problem.starts, (numbers, *by_step))
+        end = (last, *problem.evaluate(last, jnp.asarray(settings.num_steps)))
+        return [jnp.moveaxis(jnp.concatenate([x, y[None]]), 0, 1) for x, y in zip(found, end, strict=True)]
+
+    points, losses, grads = jax.vmap(one_sample, out_axes=1)(jr.split(key, settings.num_samples))
+    return Paths(points, losses, grads)

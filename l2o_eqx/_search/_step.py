@@ -1,0 +1,163 @@
+"""A policy search's state, and one iteration of it as one compiled program."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, PyTree
+
+from .._devices import Restarts
+from .._draws import losses_of
+from .._engine._losses import select
+from ..control import LinearGaussian, QuadraticCost
+from ..optimizers import AbstractOptimizer
+from . import _controllers as control
+from ._fitter import Fitter
+from ._problem import Drawn, Paths, SearchSettings, SearchState, sample
+
+# Of the multiplier of the step, in all and at once; of the penalty, in all.
+_MULTIPLIER, _CHANGE, _PENALTY = (0.01, 10.0), (0.1, 5.0), (0.01, 100.0)
+
+
+@eqx.filter_jit
+def init_search(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> SearchState:
+    """Controllers that do what gradient descent does, to first order along its way, with noise."""
+
+    def one(arrays):
+        problem = drawn.problem(arrays, settings)
+        shape = problem.blocks(problem.starts).shape
+        num_objectives, blocks, size = shape
+        rate, dtype = settings.initial_rate, problem.starts.dtype
+
+        def step(points, t):
+            _, grads = problem.evaluate(points, t)
+            hessians = problem.hessians(points, t, jr.fold_in(problem.draws.keys[0], t))
+            own = problem.blocks(points)
+            gains = -rate * hessians
+            offsets = -rate * problem.blocks(grads) - jnp.einsum("nbij,nbj->nbi", gains, own)
+            return points - rate * grads, (gains, offsets)
+
+        _, (gains, offsets) = lax.scan(step, problem.starts, jnp.arange(settings.num_steps))
+        eye = settings.initial_std**2 * jnp.eye(size, dtype=dtype)
+        covariances = jnp.broadcast_to(eye, (num_objectives, blocks, settings.num_steps, size, size))
+        controllers = LinearGaussian(jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2), covariances)
+        each = jnp.ones(num_objectives, dtype)
+        return SearchState(
+            controllers,
+            jnp.zeros((num_objectives, settings.num_steps, blocks, size), dtype),
+            settings.penalty * each,
+            each,
+            jnp.full((num_objectives, 2), jnp.nan, dtype),
+            jnp.broadcast_to(eye, (blocks, size, size)),
+        )
+
+    return runs.over(one)(drawn.arrays)
+
+
+@eqx.filter_jit
+def search_step(
+    optimizer: AbstractOptimizer,
+    meta_state: PyTree,
+    search: SearchState,
+    drawn: Drawn,
+    keys: Any,
+    settings: SearchSettings,
+    meta_optimizer: optax.GradientTransformation,
+    runs: Restarts,
+) -> tuple[AbstractOptimizer, PyTree, SearchState, dict[str, Array], Array]:
+    """Samples, improves the controllers, fits the policy to them.
+
+    **Returns:** what of it goes on, the metrics, and which objectives failed.
+    """
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+
+    def one(arrays, meta_state, search, own, key):
+        problem = drawn.problem(own, settings)
+        fitter = Fitter(static, meta_optimizer, problem)
+        skey, hkey, fkey = jr.split(key, 3)
+        paths = sample(problem, search.controllers, skey)
+        weights = control.cost_weights(paths, settings)
+        sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
+        search = eqx.tree_at(lambda s: s.multiplier, search, _adapted(search, sampled))
+        old = search.controllers
+        cost = control.expand(problem, old, weights, hkey)
+        # An objective that is not finite is left out: it teaches nothing, and its controller stays.
+        sound = _finite(sampled, paths, cost)
+        paths, cost = select(sound, paths, 0.0), select(sound, cost, 0.0)
+        before = control.expected(problem, cost, old)
+        carry = (arrays, meta_state, search, fitter.means(arrays, paths))
+
+        def inner(carry, key):
+            arrays, meta_state, search, answers = carry
+            linear = control.linearized(problem, answers, paths, search.covariance)
+            controllers = control.improved(problem, cost, old, linear, search)
+            controllers = _where(sound, controllers, old)
+            search = eqx.tree_at(lambda s: s.controllers, search, controllers)
+            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, search, sound, key)
+            answers = fitter.means(arrays, paths)
+            gaps = answers - control.actions_of(problem, controllers, paths)
+            gap = problem.blocks(jnp.mean(gaps, axis=1))
+            duals = search.duals + settings.dual_rate * search.penalty[:, None, None, None] * gap
+            covariance = control.shared_covariance(controllers, sound)
+            search = eqx.tree_at(lambda s: (s.duals, s.covariance), search, (duals, covariance))
+            return (arrays, meta_state, search, answers), (loss, gaps)
+
+        carry, (losses, gaps) = lax.scan(inner, carry, jr.split(fkey, settings.inner_iterations))
+        arrays, meta_state, search, _ = carry
+        apart = control.disagreement(problem, search.controllers, gaps[-1])
+        gain = before - control.expected(problem, cost, search.controllers)
+        search = eqx.tree_at(
+            lambda s: (s.costs, s.penalty),
+            search,
+            (jnp.stack([sampled, gain], axis=1), _penalties(search.penalty, apart, settings)),
+        )
+        reached = losses_of(eqx.combine(arrays, static), problem.draws, settings.num_steps)
+        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
+        metrics = {
+            "meta_loss": losses[-1],
+            "mean_loss": jnp.mean(reached, where=sound[:, None]),
+            "final_loss": jnp.mean(reached[:, -1], where=sound),
+            "teacher_loss": jnp.mean(paths.losses[..., 1:], where=sound[:, None, None]),
+            "disagreement": jnp.mean(apart, where=sound),
+            "penalty": jnp.mean(search.penalty),
+            "step_multiplier": jnp.mean(search.multiplier),
+            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
+            "failed_objectives": jnp.sum(~sound),
+        }
+        return arrays, meta_state, search, metrics, ~sound
+
+    arrays, *found = runs.over(one)(arrays, meta_state, search, drawn.arrays, keys)
+    return eqx.combine(arrays, static), *found
+
+
+def _adapted(search, sampled):
+    # Levine & Abbeel 2014, sec. 4.3: the best step, were the error of the model quadratic in it.
+    predicted = search.costs[:, 1]
+    actual = search.costs[:, 0] - sampled
+    change = predicted / (2 * jnp.maximum(predicted - actual, 1e-4))
+    new = jnp.clip(search.multiplier * jnp.clip(change, *_CHANGE), *_MULTIPLIER)
+    return jnp.where(jnp.isfinite(change), new, search.multiplier)
+
+
+def _finite(sampled: Array, paths: Paths, cost: QuadraticCost) -> Bool[Array, " objectives"]:
+    each = jax.tree.leaves((sampled, paths.grads, cost))
+    return functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1) for x in each)
+    )
+
+
+def _where(sound: Bool[Array, " objectives"], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(sound.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old)
+
+
+def _penalties(penalty, apart, settings: SearchSettings):
+    # Twice where policy and controllers are more than a step apart, half where less than a tenth of one.
+    new = jnp.where(apart > settings.kl_step, 2 * penalty, penalty)
+    new = jnp.where(apart < settings.kl_step / 10, penalty / 2, new)
+    least, most = (settings.penalty * x for x in _PENALTY)
+    return jnp.clip(new, least, most)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._devices import Placement, Restarts, place
 from ._errors import ArgumentError
+from ._past import Past
 from ._snapshots import Average, Snapshot
 from ._types import Keys, State
 from ._zero_gradients import nonzero
@@ -29,7 +30,7 @@ class MetaState(eqx.Module):
 
     With `restarts` every array but `super_epoch` and the number of optimizers averaged has their axis in
     front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to;
-    `strategy_state` is what the update strategy remembers.
+    `strategy_state` is what the update strategy remembers, `past` what `meta_train` does.
     """
 
     optimizer: AbstractOptimizer
@@ -38,6 +39,11 @@ class MetaState(eqx.Module):
     best: Snapshot | None = None
     average: Average | None = None
     strategy_state: State = None
+    past: Past | None = None
+
+    def alone(self) -> "MetaState":
+        """This state without what `meta_train` keeps beside it."""
+        return dataclasses.replace(self, best=None, average=None, past=None)
 
     def with_kept(self, other: "MetaState") -> "MetaState":
         """This state with the best snapshot and the average of another one."""

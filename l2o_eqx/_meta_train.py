@@ -16,8 +16,9 @@ from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import MetaState, compiled_step, compiled_steps, init_meta_state, objective_keys
-from ._misc import shapes_of
+from ._past import Past
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from ._states import refuse_misfits
 from ._turns import PlacedFamilies, Turn, turns_of
 from ._zero_gradients import GradientWatch
 from .callbacks import StopTraining
@@ -65,6 +66,11 @@ class Progress(eqx.Module):
     without_gradient: tuple[str, ...] = ()
     family: str = ""
 
+    @property
+    def done(self) -> int:
+        """Steps of this work that are done."""
+        return self.super_epoch
+
 
 class FailedObjective(eqx.Module):
     """An objective that was not finite during a super epoch, and was left out from there on.
@@ -86,9 +92,10 @@ class MetaSolution(eqx.Module):
 
     - `optimizer`: the trained optimizer; with `restarts`, a batch of them: see `restart`.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
-    - `metrics`: those of `Progress`, one row per super epoch.
+    - `metrics`: those of `Progress`, one row per super epoch; of a training that went on from a `state`, those
+        from there on.
     - `state`: pass it to `meta_train` to go on.
-    - `failed`: the objectives that were not finite, with their keys.
+    - `failed`: the objectives that were not finite, with their keys; from the very first super epoch on.
     - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
     - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
@@ -173,12 +180,15 @@ def meta_train(
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
         `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
-    - `state`: of an earlier solution with the same settings, to go on where it ended.
+    - `state`: of an earlier solution, a `Progress`, or `load_checkpoint`, with the same settings and `key`, to
+        go on where it ended, bit for bit as if it had not. Optimizer, meta-optimizer, strategy, restarts and
+        key must be those of then; where others do not fit its arrays, one may change them.
 
     **Returns:** a `MetaSolution`.
 
-    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
-    is not above 0 and at most 1, or an optimizer without meta-parameters.
+    **Raises:** `ArgumentError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
+    is not above 0 and at most 1, an optimizer without meta-parameters, or a `state` that does not fit, with
+    the part of it that does not.
 
     **Warns:** with a `ZeroGradientWarning`, after the first super epoch, of meta-parameters that have had no
     gradient.
@@ -208,7 +218,7 @@ def meta_train(
         strategy.num_updates(length)
     runs = Restarts(restarts)
     start = init_meta_state(optimizer, meta_optimizer, strategy, restarts=restarts, key=key)
-    state = _fitting(start, state)
+    state = start if state is None else _fitting(start, state, super_epochs, key)
     valid = validation_of(validation, max(lengths), super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
     keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
@@ -231,18 +241,13 @@ def meta_train(
         num_objectives=num_objectives,
         key=key,
     )
-    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
+    begun, past = int(state.super_epoch), state.past or Past.none_yet(key)
+    name_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
     watch = None
     # Where windows begin anywhere, learned starts have a gradient now and then.
-    if int(state.super_epoch) == 0 and not strategy.begins_anywhere():
-        watch = GradientWatch(start.optimizer, families.families)
-
-    def find_zeros(reached, done):
-        turn = turns[done - 1]
-        return () if watch is None else watch.after(reached, turn.family, turn.num_updates)
-
-    course = _Course(steps, find_failed, find_zeros, keeper, turns, families.fetch)
-    begun = int(state.super_epoch)
+    if not strategy.begins_anywhere() and (begun == 0 or past.watched is not None):
+        watch = GradientWatch(start.optimizer, families.families, past.watched)
+    course = _Course(steps, name_failed, watch, past, keeper, turns, families.fetch)
     ends = [
         done
         for done in range(begun + 1, super_epochs + 1)
@@ -251,14 +256,21 @@ def meta_train(
     return course.run(keeper.start(state), ends, callbacks)
 
 
-def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
-    if given is None:
-        return start
-    if shapes_of(dataclasses.replace(given, best=None, average=None)) != shapes_of(start):
+def _fitting(start: MetaState, given: MetaState, super_epochs: int, key: PRNGKeyArray) -> MetaState:
+    parts = {
+        "optimizer": (start.optimizer, given.optimizer),
+        "meta_optimizer": (start.meta_optimizer_state, given.meta_optimizer_state),
+        "strategy": (start.strategy_state, given.strategy_state),
+    }
+    refuse_misfits("meta_train", parts)
+    if given.past is not None:
+        given.past.check_key(key)
+    done = int(given.super_epoch)
+    if done > super_epochs:
         raise ArgumentError(
-            "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer, strategy and restarts as those given.",
-            argument="state",
+            f"`meta_train(super_epochs={super_epochs})` counts those in all, and `state` has done {done} already.",
+            argument="super_epochs",
+            given=super_epochs,
         )
     return given
 
@@ -270,8 +282,9 @@ class _Course:
 
     - `steps`: some super epochs: `(state, count) -> (state, metrics, which objectives failed, which
         meta-parameters were reached by a gradient)`, all but the state with a row for each.
-    - `find_failed`: who they were.
-    - `find_zeros`: the paths of those never reached, once that is clear.
+    - `name_failed`: which objectives rows of `Past.failed` are.
+    - `watch`: finds meta-parameters that are never reached.
+    - `past`: what is known of the way to the first state.
     - `keeper`: keeps snapshots.
     - `turns`: what each super epoch is of.
     - `fetch`: brings the last state back from the devices.
@@ -280,44 +293,55 @@ class _Course:
     def __init__(
         self,
         steps: Callable[[MetaState, int], tuple[MetaState, dict[str, Any], Any, Any]],
-        find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
-        find_zeros: Callable[[Any, int], tuple[str, ...]],
+        name_failed: Callable[[np.ndarray], tuple[FailedObjective, ...]],
+        watch: GradientWatch | None,
+        past: Past,
         keeper: Keeper,
         turns: Sequence[Turn],
         fetch: Callable[[MetaState], MetaState],
     ):
-        self.steps, self.find_failed, self.keeper, self.fetch = steps, find_failed, keeper, fetch
-        self.find_zeros, self.turns = find_zeros, turns
+        self.steps, self.name_failed, self.watch, self.keeper = steps, name_failed, watch, keeper
+        self.past, self.turns, self.fetch = past, turns, fetch
         self.families = sorted({turn.family for turn in turns})
         self.rows: list[dict[str, Any]] = []
-        self.failed: list[FailedObjective] = []
-        self.without_gradient: tuple[str, ...] = ()
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
+        state = dataclasses.replace(state, past=self.past)
         first = Progress(int(state.super_epoch), self.keeper.super_epochs, {}, state)
         return run(self.step, state, ends, callbacks, first=first, finish=self.finish)
 
     def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
         """One call; `done` super epochs with it."""
         total, count = self.keeper.super_epochs, done - int(state.super_epoch)
-        core, *found = self.steps(dataclasses.replace(state, best=None, average=None), count)
+        core, *found = self.steps(state.alone(), count)
         state, kept = self.keeper.after(core.with_kept(state))
         if done == total:
             state, at_the_end = self.keeper.finish(state)
             kept = kept | at_the_end
         unknown = {name: np.full(np.shape(x), np.nan) for name, x in kept.items()}
         metrics, masks, reached = jax.tree.map(np.asarray, found)
-        failed, zeros, name = (), (), self.turns[done - 1].family
+        known, zeros, name = len(self.past.failed), (), self.turns[done - 1].family
         for i, number in enumerate(range(done - count + 1, done + 1)):
             own = {name: x[i] for name, x in metrics.items()}
             own = jax.tree.map(_to_host, own | (kept if number == done else unknown))
             self.rows.append(self._of_families(own, name))
-            failed += self.find_failed(masks[i], number)
-            zeros += self.find_zeros(reached[i], number)
-        self.failed += failed
-        self.without_gradient += zeros
+            zeros += self._look(masks[i], reached[i], number)
+        state = dataclasses.replace(state, past=self.past)
+        failed = self.name_failed(self.past.failed[known:])
         return state, Progress(done, total, _of_call(self.rows[-count:]), state, failed, zeros, name)
+
+    def _look(self, failed: np.ndarray, reached: np.ndarray, number: int) -> tuple[str, ...]:
+        """Takes note of what a super epoch shows beside metrics, and returns what has no gradient."""
+        past, turn, zeros = self.past, self.turns[number - 1], ()
+        if failed.any():
+            found = [[number, *([-1, *i] if len(i) == 1 else i)] for i in np.argwhere(failed).tolist()]
+            past = dataclasses.replace(past, failed=np.concatenate([past.failed, found]))
+        if self.watch is not None:
+            zeros = self.watch.after(reached, turn.family, turn.num_updates)
+            past = dataclasses.replace(past, watched=self.watch.seen)
+        self.past = past
+        return zeros
 
     def _of_families(self, row: dict[str, Any], turn: str) -> dict[str, Any]:
         # Every row has the metrics of all families.
@@ -338,7 +362,8 @@ class _Course:
         state, rows = self.fetch(state), self.rows
         metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
-        failed, zeros = tuple(self.failed), self.without_gradient
+        failed, watched = self.name_failed(self.past.failed), self.past.watched
+        zeros = () if watched is None else watched.found
         return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
 
 
@@ -352,10 +377,10 @@ def _of_call(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: _to_host(np.asarray(means[name])) if name in means else rows[-1][name] for name in rows[0]}
 
 
-def _failed(mask, super_epoch, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:
+def _failed(rows, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:
     found = []
-    for *restart, objective in np.argwhere(mask).tolist():
-        number = restart[0] if restart else None
+    for super_epoch, restart, objective in rows.tolist():
+        number = None if restart < 0 else restart
         own = runs.key_of(jr.fold_in(key, super_epoch - 1), number)
         drawn_with = objective_keys(own, num_objectives)[objective]
         found.append(FailedObjective(super_epoch, number, drawn_with, turns[super_epoch - 1].family))

@@ -16,7 +16,6 @@ from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import init_meta_state
-from ._misc import shapes_of
 from ._pretrain_step import CHUNK, LossName, PartState, PretrainSettings, init_carried, train_part
 from ._pretraining_report import (
     NUM_SAMPLES,
@@ -28,6 +27,7 @@ from ._pretraining_report import (
     optimizers_in,
     rate_of,
 )
+from ._states import refuse_misfits
 from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
 
@@ -46,6 +46,11 @@ class PretrainProgress(eqx.Module):
     num_updates: int
     losses: Float[np.ndarray, "*restarts updates"]
     state: "PretrainState"
+
+    @property
+    def done(self) -> int:
+        """Steps of this work that are done."""
+        return self.update
 
 
 class PretrainState(eqx.Module):
@@ -232,12 +237,12 @@ def _first_state(starts, settings, runs):
 def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState:
     if given is None:
         return start
-    if shapes_of(given) != shapes_of(start):
-        raise ArgumentError(
-            "`pretrain(state=...)` does not fit: it must come from a pretraining of the same optimizer, "
-            "meta-optimizer and restarts as those given.",
-            argument="state",
-        )
+    names = {"optimizer": "optimizer", "meta_optimizer": "meta_optimizer_state", "carry_state": "state"}
+    parts = {
+        argument: tuple([getattr(part, name) for part in one.parts] for one in (start, given))
+        for argument, name in names.items()
+    }
+    refuse_misfits("pretrain", parts)
     return given
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def remove_debris(folder: str | Path) -> None:
+    """Removes what `replacing` leaves in a folder, and in those in it, when a process is killed.
+
+    **Arguments:**
+
+    - `folder`: in which nobody else writes now.
+    """
+    for path in Path(folder).rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
 
 
 def _sync_folder(folder: Path) -> None:

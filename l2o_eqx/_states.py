@@ -1,0 +1,45 @@
+"""States that trainings go on from: whether they fit."""
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from ._errors import ArgumentError
+from ._misc import shapes_of
+
+
+def refuse_misfits(verb: str, parts: Mapping[str, tuple[PyTree, PyTree]]) -> None:
+    """Refuses a state that is of another training.
+
+    **Arguments:**
+
+    - `verb`: which is given it.
+    - `parts`: by the argument that makes it, what the state would begin with, and what it has.
+
+    **Raises:** `ArgumentError` about the first part that does not fit.
+    """
+    for name, (wanted, given) in parts.items():
+        if shapes_of(wanted) != shapes_of(given):
+            raise ArgumentError(
+                f"`{verb}(state=...)` does not fit `{name}`: {_difference(wanted, given)}. It must come from a "
+                "training of the same optimizer, meta-optimizer, strategy and restarts as those given.",
+                argument="state",
+            )
+
+
+def _difference(wanted, given):
+    # The first array that is another one; else it is the structure, whose text may be long.
+    a, b = _arrays(wanted), _arrays(given)
+    for path in [*a, *(path for path in b if path not in a)]:
+        if a.get(path) != b.get(path):
+            return (
+                f"{path or 'it'} is {b.get(path, 'missing')} in the state, and here {a.get(path, 'missing')}"
+            )
+    return "the arrays are alike, but what is around them is not"
+
+
+def _arrays(tree):
+    leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {jtu.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}

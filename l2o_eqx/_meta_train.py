@@ -92,8 +92,8 @@ class MetaSolution(eqx.Module):
 
     - `optimizer`: the trained optimizer; with `restarts`, a batch of them: see `restart`.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
-    - `metrics`: those of `Progress`, one row per super epoch; of a training that went on from a `state`, those
-        from there on.
+    - `metrics`: those of `Progress`, one row per super epoch; of a training that went on from a `state`,
+        those from there on.
     - `state`: pass it to `meta_train` to go on.
     - `failed`: the objectives that were not finite, with their keys; from the very first super epoch on.
     - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
@@ -180,9 +180,9 @@ def meta_train(
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
         `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
-    - `state`: of an earlier solution, a `Progress`, or `load_checkpoint`, with the same settings and `key`, to
-        go on where it ended, bit for bit as if it had not. Optimizer, meta-optimizer, strategy, restarts and
-        key must be those of then; where others do not fit its arrays, one may change them.
+    - `state`: of an earlier solution, a `Progress`, or `load_checkpoint`, with the same settings and `key`,
+        to go on where it ended, bit for bit as if it had not. Other settings are taken as they are given, if
+        the arrays fit.
 
     **Returns:** a `MetaSolution`.
 
@@ -268,7 +268,7 @@ def _fitting(start: MetaState, given: MetaState, super_epochs: int, key: PRNGKey
     done = int(given.super_epoch)
     if done > super_epochs:
         raise ArgumentError(
-            f"`meta_train(super_epochs={super_epochs})` counts those in all, and `state` has done {done} already.",
+            f"`meta_train(super_epochs={super_epochs})` counts those in all, of which `state` has done {done}.",
             argument="super_epochs",
             given=super_epochs,
         )

@@ -31,8 +31,8 @@ class Past(eqx.Module):
     **Fields:**
 
     - `key`: of the training.
-    - `failed`: of each objective that was not finite its super epoch, its restart, −1 without restarts, and its
-        number in the super epoch.
+    - `failed`: of each objective that was not finite its super epoch, its restart, −1 without restarts, and
+        its number in the super epoch.
     - `watched`: whose gradients are zero; `None` where nobody looks.
     """
 
@@ -49,8 +49,8 @@ class Past(eqx.Module):
         """Raises an `ArgumentError` unless `key` is the training's own."""
         if not np.array_equal(_numbers(self.key), _numbers(key)):
             raise ArgumentError(
-                "`meta_train(state=...)` does not fit: it is of a training with another `key`. Give that one, to "
-                "go on where it ended, or begin anew with `optimizer=state.optimizer`.",
+                "`meta_train(state=...)` does not fit: it is of a training with another `key`. Give that one, "
+                "to go on where it ended, or begin anew with `optimizer=state.optimizer`.",
                 argument="key",
                 given=key,
             )

@@ -268,7 +268,7 @@ def _fitting(start: MetaState, given: MetaState, super_epochs: int, key: PRNGKey
     done = int(given.super_epoch)
     if done > super_epochs:
         raise ArgumentError(
-            f"`meta_train(super_epochs={super_epochs})` counts those in all, of which `state` has done {done}.",
+            f"`meta_train(super_epochs={super_epochs})` counts those in all; `state` has done {done}.",
             argument="super_epochs",
             given=super_epochs,
         )

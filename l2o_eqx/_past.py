@@ -49,8 +49,8 @@ class Past(eqx.Module):
         """Raises an `ArgumentError` unless `key` is the training's own."""
         if not np.array_equal(_numbers(self.key), _numbers(key)):
             raise ArgumentError(
-                "`meta_train(state=...)` does not fit: it is of a training with another `key`. Give that one, "
-                "to go on where it ended, or begin anew with `optimizer=state.optimizer`.",
+                "`meta_train(state=...)` does not fit: it is of a training with another `key`. Give that "
+                "one, to go on where it ended, or begin anew with `optimizer=state.optimizer`.",
                 argument="key",
                 given=key,
             )

@@ -54,10 +54,14 @@ class PretrainProgress(eqx.Module):
 
 
 class PretrainState(eqx.Module):
-    """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
+    """Where a pretraining stands: all that is needed to go on.
+
+    `update` counts those that are done, and `losses` are theirs, as in `PretrainSolution`.
+    """
 
     parts: "tuple[PartState, ...]"
     update: Int[Array, ""]
+    losses: Float[np.ndarray, "*restarts updates"]
 
 
 class PretrainSolution(eqx.Module):
@@ -66,7 +70,8 @@ class PretrainSolution(eqx.Module):
     **Fields:**
 
     - `optimizer`: the pretrained optimizer; with `restarts`, a batch of them.
-    - `losses`: before every update; the mean over the parts of a `PerLayer`.
+    - `losses`: before every update; the mean over the parts of a `PerLayer`. Of one that went on from a
+        `state`, those from there on; that of the solution has all.
     - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
     - `state`: pass it to `pretrain` to go on.
@@ -81,7 +86,7 @@ class PretrainSolution(eqx.Module):
     reason: str | None = None
 
     def write_losses(self, path: str | Path) -> None:
-        """Writes the losses as a CSV file, one row per restart and update.
+        """Writes all losses as a CSV file, one row per restart and update.
 
         **Arguments:**
 
@@ -90,7 +95,7 @@ class PretrainSolution(eqx.Module):
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["restart", "update", "loss"])
-            for restart, losses in enumerate(np.atleast_2d(self.losses)):
+            for restart, losses in enumerate(np.atleast_2d(self.state.losses)):
                 writer.writerows([restart, i + 1, loss] for i, loss in enumerate(losses.tolist()))
 
 
@@ -157,9 +162,10 @@ def pretrain(
     keys, parts = runs.keys(key), optimizers_in(optimizer)
     rates = [rate_of("pretrain", part, learning_rate, runs.shape) for part in parts]
     states = [init_meta_state(part, meta_optimizer, restarts=restarts) for part in parts]
-    state = _fitting(_first_state(states, settings, runs), state)
+    none_yet = np.zeros((*runs.shape, 0), dtype_of(optimizer))
+    state = _fitting(_first_state(states, settings, runs, none_yet), state)
     num_updates = num_samples // batch_size
-    losses = [np.zeros((*runs.shape, 0), dtype_of(optimizer))]
+    losses = [none_yet]
 
     def step(state, end):
         done = int(state.update)
@@ -170,7 +176,7 @@ def pretrain(
             parts.append(part)
             values.append(np.asarray(found)[..., : end - done])
         losses.append(np.mean(values, axis=0))
-        state = PretrainState(tuple(parts), bounds[1])
+        state = PretrainState(tuple(parts), bounds[1], np.concatenate([state.losses, losses[-1]], axis=-1))
         return state, PretrainProgress(end, num_updates, losses[-1], state)
 
     def finish(state, stop):
@@ -226,12 +232,12 @@ def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std
     check_positive("pretrain", input_std=input_std)
 
 
-def _first_state(starts, settings, runs):
+def _first_state(starts, settings, runs, none_yet):
     parts = []
     for start in starts:
         carried = init_carried(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
         parts.append(PartState(start.optimizer, start.meta_optimizer_state, carried))
-    return PretrainState(tuple(parts), jnp.int32(0))
+    return PretrainState(tuple(parts), jnp.int32(0), none_yet)
 
 
 def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState:

@@ -23,20 +23,19 @@ def refuse_misfits(verb: str, parts: Mapping[str, tuple[PyTree, PyTree]]) -> Non
     for name, (wanted, given) in parts.items():
         if shapes_of(wanted) != shapes_of(given):
             raise ArgumentError(
-                f"`{verb}(state=...)` does not fit `{name}`: {_difference(wanted, given)}. It must come from a "
-                "training of the same optimizer, meta-optimizer, strategy and restarts as those given.",
+                f"`{verb}(state=...)` does not fit `{name}`: {_difference(wanted, given)}. It must come from "
+                "a training of the same optimizer, meta-optimizer, strategy and restarts as those given.",
                 argument="state",
             )
 
 
 def _difference(wanted, given):
     # The first array that is another one; else it is the structure, whose text may be long.
-    a, b = _arrays(wanted), _arrays(given)
-    for path in [*a, *(path for path in b if path not in a)]:
-        if a.get(path) != b.get(path):
-            return (
-                f"{path or 'it'} is {b.get(path, 'missing')} in the state, and here {a.get(path, 'missing')}"
-            )
+    here, there = _arrays(wanted), _arrays(given)
+    for path in [*here, *(path for path in there if path not in here)]:
+        one, other = here.get(path, "missing"), there.get(path, "missing")
+        if one != other:
+            return f"{path or 'it'} is {other} in the state, and here {one}"
     return "the arrays are alike, but what is around them is not"
 
 

@@ -22,24 +22,24 @@ _PATTERN = "checkpoint-*.safetensors"
 class Checkpoint(AbstractCallback):
     """Keeps the last states of a `meta_train` or `pretrain` in a folder, to go on from there.
 
-    `meta_train(..., state=load_checkpoint(folder))` goes on, bit for bit as if nothing had happened: a state has
-    the optimizer, those of meta-optimizer and strategy, the best snapshot and the average. Each is a file of its
-    own, there whole or not at all, also after `kill -9`. One is written before the first step, which finds what
-    cannot be stored, and one at the end, also after an error. Those between are written by a thread, while the
-    training goes on.
+    `meta_train(..., state=load_checkpoint(folder))` goes on, bit for bit as if nothing had happened: a state
+    has the optimizer, those of meta-optimizer and strategy, the best snapshot and the average. Each is a file
+    of its own, there whole or not at all, also after `kill -9`. One is written before the first step, which
+    finds what cannot be stored, and one at the end, also after an error. Those between are written by a
+    thread, while the training goes on.
 
     **Arguments:**
 
     - `folder`: is made if it does not exist. What is left in it of a killed process is removed; a folder with
         later states than the first one is refused.
-    - `every`: steps from one to the next: super epochs, or hundreds of updates. If neither this nor `minutes` is
-        given, each.
+    - `every`: steps from one to the next: super epochs, or updates. If neither this nor `minutes` is given,
+        every call of callbacks.
     - `minutes`: the time from one to the next; whatever is due first.
-    - `keep`: how many are kept, the last ones; two at least are of use where disks may fail.
+    - `keep`: how many are kept, the last ones; at least two are of use where disks may fail.
     - `settings`: what JSON can hold, for `load_checkpoint` to compare.
 
-    **Raises:** `ArgumentError` for sizes below 1, or `minutes` that are not positive; at a step `OSError` if the
-    one before could not be written, and `TypeError` before the first step for what cannot be stored.
+    **Raises:** `ArgumentError` for sizes below 1, or `minutes` that are not positive; at a step `OSError` if
+    the one before could not be written, and `TypeError` before the first step for what cannot be stored.
     """
 
     folder: Path = eqx.field(converter=Path)
@@ -60,37 +60,43 @@ class Checkpoint(AbstractCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_debris(self.folder)
         self._refuse_later(progress.done)
-        self._writer.begin(progress, lambda: self._save(progress))
+        self._writer.begin(progress, lambda: self.save(progress))
 
     def on_step(self, progress: Any) -> None:
         if self._writer.is_due(progress, self.every, self.minutes):
-            self._writer.write(progress, lambda: self._save(progress))
+            self._writer.write(progress, lambda: self.save(progress))
         else:
             self._writer.latest = progress
 
     def on_end(self, solution: Any) -> None:
         # Not that of the solution, which may have candidates for the best that a longer training has not.
         del solution
-        self._writer.end(self._save)
+        self._writer.end(self.save)
+
+    def save(self, progress: Any) -> None:
+        """Writes a checkpoint at once, whether it is due or not.
+
+        **Arguments:**
+
+        - `progress`: what callbacks see.
+        """
+        facts = {"done": progress.done, "settings": json.loads(dumps(self.settings))}
+        save(self.folder / _NAME.format(progress.done), progress.state, metadata=facts)
+        for _, path in _found(self.folder)[: -self.keep]:
+            path.unlink(missing_ok=True)
 
     def _refuse_later(self, done: int) -> None:
         # They would be taken for the newest, and are perhaps all that is left of another training.
         for later, path in _found(self.folder):
             if later > done and _is_whole(path):
                 raise ArgumentError(
-                    f"`Checkpoint({self.folder})`: {path.name} is later than the state that the training begins "
-                    "with. Go on with `state=load_checkpoint(...)`, or name another folder.",
+                    f"`Checkpoint({self.folder})`: {path.name} is later than the state that the training "
+                    "begins with. Go on with `state=load_checkpoint(...)`, or name another folder.",
                     argument="folder",
                     given=self.folder,
                 )
             if later > done:
                 path.unlink()
-
-    def _save(self, progress: Any) -> None:
-        facts = {"done": progress.done, "settings": json.loads(dumps(self.settings))}
-        save(self.folder / _NAME.format(progress.done), progress.state, metadata=facts)
-        for _, path in _found(self.folder)[: -self.keep]:
-            path.unlink(missing_ok=True)
 
 
 class _Writer:
@@ -156,8 +162,8 @@ def load_checkpoint(
 
     **Returns:** the state.
 
-    **Raises:** `FileNotFoundError` if there is none; `FileFormatError` if all are damaged; `ArgumentError` if one of
-    the settings is another one, which it names.
+    **Raises:** `FileNotFoundError` if there is none; `FileFormatError` if all are damaged; `ArgumentError` if
+    one of the settings is another one, which it names.
     """
     path = Path(path)
     files = [path] if path.is_file() else [file for _, file in reversed(_found(path))]
@@ -182,8 +188,8 @@ def _compare(path: Path, kept: Any, given: Any) -> None:
     for name in [*given, *(name for name in kept if name not in given)]:
         if kept.get(name) != given.get(name):
             raise ArgumentError(
-                f"{path} is of another training: `{name}` was {kept.get(name)!r} then, and is {given.get(name)!r} "
-                "now.",
+                f"{path} is of another training: `{name}` was {kept.get(name)!r} then, and is "
+                f"{given.get(name)!r} now.",
                 argument="settings",
                 given=given,
             )

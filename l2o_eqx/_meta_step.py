@@ -219,7 +219,6 @@ def compiled_step(
             strategy_state=strategy_state,
         )
         meta_state, reached = result.meta_state
-        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
@@ -230,7 +229,7 @@ def compiled_step(
         failed = placement.collect(failed)
         metrics = {
             **placement.mean(metrics),
-            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
+            "skipped_updates": count_skipped(meta_state),
             "failed_objectives": jnp.sum(failed),
         }
         states = meta_state, result.strategy_state
@@ -246,6 +245,12 @@ def compiled_step(
     meta_state, remembered = states
     next_state = MetaState(optimizer, meta_state, state.super_epoch + 1, strategy_state=remembered)
     return next_state, metrics, failed, reached
+
+
+def count_skipped(meta_state: PyTree) -> Int[Array, "*restarts"]:
+    """How many meta-updates were left out because their gradient was not finite."""
+    found = optax.tree.get_all_with_path(meta_state, "total_notfinite")
+    return sum((n for _, n in found), jnp.asarray(0))
 
 
 def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:

@@ -16,6 +16,7 @@ from ._signatures import find_module
 # A command `name` is the function of that name in the module `_name`; those of entry points come beside them.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
+    "resume": "Go on with a run that was ended, by whatever, from its last checkpoint.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "minimize": "Make a number small that any program of yours returns, in few evaluations.",

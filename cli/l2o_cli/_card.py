@@ -11,7 +11,7 @@ from rich.table import Table
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
-from l2o_eqx.files import dumps, replacing, write_text
+from l2o_eqx.files import dumps, write_text
 
 from ._build import Parts
 from ._interrupt import run_interruptibly
@@ -62,20 +62,21 @@ def run_card(
             return latest
 
 
-def write_card(folder: Path, card: l2o.Card, facts: Mapping[str, Any]) -> None:
+def write_card(folder: Path, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
     """Writes `card.json` and `card.png`.
 
     **Arguments:**
 
     - `folder`: where to.
     - `card`: what; with at least one row.
+    - `output`: is told if the picture cannot be drawn.
     - `facts`: to keep in `card.json` beside the numbers.
     """
     title = card_title(facts, card)
     content = {"format": 1, "title": title, **facts, **card.as_dict()}
     write_text(folder / CARD_FILE, dumps(content, indent=2) + "\n")
-    with replacing(folder / "card.png") as path:
-        plots.plot_card(card.as_dict()["rows"], path, title=title)
+    rows = card.as_dict()["rows"]
+    draw(folder / "card.png", lambda path: plots.plot_card(rows, path, title=title), output)
 
 
 def keep_card(folder: Path | None, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
@@ -89,10 +90,9 @@ def keep_card(folder: Path | None, card: l2o.Card, output: Output, facts: Mappin
     if not card.rows:
         output.say("Interrupted before anything of the card was done.")
         return
-    if folder:
-        write_card(folder, card, facts)
     show_card(card, output, facts)
     if folder:
+        write_card(folder, card, output, facts)
         output.say(f"The card is in {folder}, too: {CARD_FILE} and card.png.")
 
 

@@ -15,6 +15,15 @@ class UsageError(typer.TyperException):
         super().__init__(" ".join(message.split()))
 
 
+class Failure(typer.TyperException):
+    """What went wrong on the way, though nobody made a mistake, e.g. a full disk; `message` is one line."""
+
+    exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
 def suggestion(given: str, possible: Iterable[str]) -> str:
     """The near miss, or all that is possible."""
     possible = list(possible)

@@ -136,12 +136,12 @@ def run(
 
     comparisons = _compare({LEARNED: optimizer}, parts, output, restarts, with_baselines)
     folder = None
+    # First, because it may be that nothing can be written.
+    show_comparisons(comparisons, output, title)
     if out or source.is_dir():
         folder = make_folder(out, source / "evaluations", config.objective.kind)
-        write_comparisons(folder, comparisons, title=title, facts=facts)
-        write_fits(folder, {LEARNED: optimizer}, parts, restarts=restarts)
-    show_comparisons(comparisons, output, title)
-    if folder:
+        write_comparisons(folder, comparisons, output, title=title, facts=facts)
+        write_fits(folder, {LEARNED: optimizer}, parts, output, restarts=restarts)
         output.say(f"Curves and numbers are in {folder}.")
     answer = {"folder": str(folder) if folder else None, **facts, **numbers_of(comparisons)}
     if with_card:

@@ -183,6 +183,17 @@ def load_checkpoint(
     return state
 
 
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The file that `Checkpoint` wrote last, whether it can be read or not; `None` if there is none.
+
+    **Arguments:**
+
+    - `folder`: of checkpoints.
+    """
+    found = _found(Path(folder))
+    return found[-1][1] if found else None
+
+
 def _compare(path: Path, kept: Any, given: Any) -> None:
     kept, given = dict(_flat(kept)), dict(_flat(given))
     for name in [*given, *(name for name in kept if name not in given)]:

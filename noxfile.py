@@ -107,6 +107,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def torture(session: nox.Session) -> None:
-    """Runs that are killed 200 times at any instant and taken up again, compared bit by bit; about an hour."""
+    """Runs that are killed 200 times at any instant and taken up again, compared bit by bit; takes hours."""
     install_project(session)
     session.run("python", "tests/torture.py", *session.posargs)

@@ -1,8 +1,8 @@
 """Runs of `l2o train` that are killed at any instant and taken up again, compared with one that never is.
 
-`nox -s torture -- --kills 200` does it at length; the tests do it with two kills. A run is killed as its process
-starts, compiles, trains, writes a checkpoint, saves, draws or compares: after a random share of the time that a
-whole one takes.
+`nox -s torture -- --kills 200` does it at length; the tests do it with two kills. A run is killed as its
+process starts, compiles, trains, writes a checkpoint, saves, draws or compares: after a random share of the
+time that a whole one takes.
 """
 
 import argparse

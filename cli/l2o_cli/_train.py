@@ -263,9 +263,10 @@ def _meta_train(training: _Training) -> None:
             restarts=training.run.restarts,
             key=training.run.key,
             callbacks=[
-                checkpoint(folder, TRAINING, parts.config, training.run.cadence),
+                # Before the checkpoint, which must not be later than the last line.
                 MetricsWriter(folder / FILE),
                 Events(folder / "tensorboard", output),
+                checkpoint(folder, TRAINING, parts.config, training.run.cadence),
                 show,
             ],
             state=training.begun,

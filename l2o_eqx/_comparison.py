@@ -65,8 +65,8 @@ class Comparison(eqx.Module):
         - `diverged`, the share of them that is not finite (counted as infinite), and `broken`, whether that
             is half or more, so that there is no median;
         - `settings` and `learning_rate`, `None` if it was not tuned, or diverges with all, and `at_edge`,
-            true if the best learning rate is the first or the last of those tried, so that a wider range might
-            be better;
+            true if the best learning rate is the first or the last of those tried, so that a wider range
+            might be better;
         - `evaluations_per_step` of f, and `median_per_evaluation`, the median loss once there have been as
             many evaluations as others have steps;
         - `beaten`, `beaten_low` and `beaten_high`: the share of objectives on which the optimizer `by` ends

@@ -264,4 +264,5 @@ def _mean_of(losses, sound):
     mean = jnp.mean(losses, where=where)
     # A sum of losses near 1e36 overflows where their mean does not.
     scale = jnp.maximum(jnp.max(jnp.abs(losses), where=where, initial=0), 1)
-    return jnp.where(jnp.isfinite(mean), mean, jnp.mean(losses / scale, where=where) * scale)
+    overflows = ~jnp.isfinite(mean) & jnp.isfinite(scale)
+    return jnp.where(overflows, jnp.mean(losses / scale, where=where) * scale, mean)

@@ -20,6 +20,12 @@ from ._errors import Failure, drop_output
 Update = Callable[[float, str], None]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the process here.
+        raise BrokenPipeError
+
+
 class Output:
     """Writes for people unless asked to be quiet; `result` writes for scripts if asked to.
 
@@ -31,7 +37,7 @@ class Output:
 
     def __init__(self, quiet: bool, as_json: bool):
         self.as_json = as_json
-        self.console = Console(stderr=as_json, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=as_json, quiet=quiet, highlight=False, soft_wrap=True)
         # What cannot be shown, because nobody reads on or the disk is full, is no reason to lose work.
         self.failed: OSError | None = None
 
@@ -48,15 +54,14 @@ class Output:
             return
         try:
             self.console.print(*content, **settings)
-        except (OSError, SystemExit) as error:  # Rich leaves where a pipe is closed.
+        except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: BaseException) -> None:
-        self.failed = error if isinstance(error, OSError) else BrokenPipeError()
-        self.console.quiet = True
+    def _give_up(self, error: OSError) -> None:
+        self.failed, self.console.quiet = error, True
         drop_output(self.console.file)
-        if not isinstance(self.failed, BrokenPipeError) and not self.as_json:
-            print(f"l2o: output cannot be written: {self.failed.strerror}; the work goes on", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError) and not self.as_json:
+            print(f"l2o: output cannot be written: {error.strerror}; the work goes on", file=sys.stderr)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """The JSON object, if asked for."""

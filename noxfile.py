@@ -103,3 +103,10 @@ def bench(session: nox.Session) -> None:
     """Speed and memory of meta-training next to what one would write otherwise; takes half an hour."""
     install_project(session)
     session.run("l2o", "bench", *(session.posargs or ["all"]))
+
+
+@nox.session
+def torture(session: nox.Session) -> None:
+    """Runs that are killed 200 times at any instant and taken up again, compared bit by bit; takes hours."""
+    install_project(session)
+    session.run("python", "tests/torture.py", *session.posargs)

@@ -192,4 +192,4 @@ def _validation(curriculum: Curriculum, stage: int, family: Any, key: PRNGKeyArr
 
 def _from_best(state: MetaState) -> MetaState:
     assert state.best is not None
-    return dataclasses.replace(state, optimizer=state.best.optimizer, best=None, average=None)
+    return dataclasses.replace(state, optimizer=state.best.optimizer, best=None, average=None, past=None)

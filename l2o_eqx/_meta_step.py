@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._devices import Placement, Restarts, place
 from ._errors import ArgumentError
+from ._past import Past
 from ._snapshots import Average, Snapshot
 from ._types import Keys, State
 from ._zero_gradients import nonzero
@@ -29,7 +30,7 @@ class MetaState(eqx.Module):
 
     With `restarts` every array but `super_epoch` and the number of optimizers averaged has their axis in
     front. `best` and `average` are what `meta_train` keeps of the way here, if it was asked to;
-    `strategy_state` is what the update strategy remembers.
+    `strategy_state` is what the update strategy remembers, `past` what `meta_train` does.
     """
 
     optimizer: AbstractOptimizer
@@ -38,6 +39,11 @@ class MetaState(eqx.Module):
     best: Snapshot | None = None
     average: Average | None = None
     strategy_state: State = None
+    past: Past | None = None
+
+    def alone(self) -> "MetaState":
+        """This state without what `meta_train` keeps beside it."""
+        return dataclasses.replace(self, best=None, average=None, past=None)
 
     def with_kept(self, other: "MetaState") -> "MetaState":
         """This state with the best snapshot and the average of another one."""
@@ -213,7 +219,6 @@ def compiled_step(
             strategy_state=strategy_state,
         )
         meta_state, reached = result.meta_state
-        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
         failed = jnp.zeros(num_own, bool) if result.sound is None else ~result.sound
         metrics = {
             "meta_loss": jnp.mean(result.meta_losses),
@@ -224,7 +229,7 @@ def compiled_step(
         failed = placement.collect(failed)
         metrics = {
             **placement.mean(metrics),
-            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
+            "skipped_updates": count_skipped(meta_state),
             "failed_objectives": jnp.sum(failed),
         }
         states = meta_state, result.strategy_state
@@ -242,6 +247,12 @@ def compiled_step(
     return next_state, metrics, failed, reached
 
 
+def count_skipped(meta_state: PyTree) -> Int[Array, "*restarts"]:
+    """How many meta-updates were left out because their gradient was not finite."""
+    found = optax.tree.get_all_with_path(meta_state, "total_notfinite")
+    return sum((n for _, n in found), jnp.asarray(0))
+
+
 def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:
     """The keys that a family is asked for objectives with, out of the key of a super epoch and restart."""
     return jr.split(jr.split(key, 3)[0], num_objectives)
@@ -249,4 +260,9 @@ def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:
 
 def _mean_of(losses, sound):
     # A user's strategy may hand back losses of its own shape.
-    return jnp.mean(losses, where=jnp.broadcast_to(sound, losses.shape))
+    where = jnp.broadcast_to(sound, losses.shape)
+    mean = jnp.mean(losses, where=where)
+    # A sum of losses near 1e36 overflows where their mean does not.
+    scale = jnp.maximum(jnp.max(jnp.abs(losses), where=where, initial=0), 1)
+    overflows = ~jnp.isfinite(mean) & jnp.isfinite(scale)
+    return jnp.where(overflows, jnp.mean(losses / scale, where=where) * scale, mean)

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,11 +14,20 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import Restarts
-from ._errors import ArgumentError
+from ._errors import ArgumentError, SkippedUpdatesWarning
 from ._loop import run
-from ._meta_step import MetaState, compiled_step, compiled_steps, init_meta_state, objective_keys
-from ._misc import shapes_of
+from ._meta_step import (
+    MetaState,
+    compiled_step,
+    compiled_steps,
+    count_skipped,
+    init_meta_state,
+    objective_keys,
+)
+from ._past import Past
+from ._rows import Rows
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
+from ._states import refuse_misfits
 from ._turns import PlacedFamilies, Turn, turns_of
 from ._zero_gradients import GradientWatch
 from .callbacks import StopTraining
@@ -53,6 +63,7 @@ class Progress(eqx.Module):
     - `family`: the name of the super epoch's family in a `Mixture`; else empty. A mixture's `meta_loss`,
         `mean_loss` and `final_loss` are metrics of each family, too (`final_loss/<family>`), NaN for super
         epochs of the others.
+    - `skipped_all`: what to do if no meta-update of the first super epoch could be made; else empty.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -64,6 +75,12 @@ class Progress(eqx.Module):
     failed: tuple["FailedObjective", ...] = ()
     without_gradient: tuple[str, ...] = ()
     family: str = ""
+    skipped_all: str = ""
+
+    @property
+    def done(self) -> int:
+        """Steps of this work that are done."""
+        return self.super_epoch
 
 
 class FailedObjective(eqx.Module):
@@ -86,15 +103,18 @@ class MetaSolution(eqx.Module):
 
     - `optimizer`: the trained optimizer; with `restarts`, a batch of them: see `restart`.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the training early.
-    - `metrics`: those of `Progress`, one row per super epoch.
+    - `metrics`: those of `Progress`, one row per super epoch; of a training that went on from a `state`,
+        those from there on.
     - `state`: pass it to `meta_train` to go on.
-    - `failed`: the objectives that were not finite, with their keys.
+    - `failed`: the objectives that were not finite, with their keys; from the very first super epoch on.
     - `best`: the best snapshot by validation, kept beside the last one, which is `optimizer`.
     - `averaged`: the mean of the last optimizers. Both are `None` if not asked for.
     - `reason`: that of the `StopTraining` which ended the training early, if it gave one.
     - `without_gradient`: the paths of meta-parameters whose gradient was exactly zero in every meta-update of
         the first super epoch, and of all restarts. Fewer than four updates do not tell: then it is those of
         the first super epochs that have as many.
+    - `failed_restarts`: those, of a single one 0, whose meta-parameters are not all finite, or of whose last
+        super epoch every meta-update was left out, because no meta-gradient was finite.
     """
 
     optimizer: AbstractOptimizer
@@ -104,6 +124,7 @@ class MetaSolution(eqx.Module):
     failed: tuple[FailedObjective, ...] = ()
     reason: str | None = None
     without_gradient: tuple[str, ...] = ()
+    failed_restarts: tuple[int, ...] = ()
 
     @property
     def best(self) -> Snapshot | None:
@@ -173,15 +194,18 @@ def meta_train(
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
         `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
-    - `state`: of an earlier solution with the same settings, to go on where it ended.
+    - `state`: of an earlier solution, a `Progress`, or `load_checkpoint`, with the same settings and `key`,
+        to go on where it ended, bit for bit as if it had not. Other settings are taken as they are given, if
+        the arrays fit.
 
     **Returns:** a `MetaSolution`.
 
-    **Raises:** `ValueError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
-    is not above 0 and at most 1, or an optimizer without meta-parameters.
+    **Raises:** `ArgumentError` for sizes below 1, a strategy that does not fit `num_steps`, an `average` that
+    is not above 0 and at most 1, an optimizer without meta-parameters, or a `state` that does not fit, with
+    the part of it that does not.
 
     **Warns:** with a `ZeroGradientWarning`, after the first super epoch, of meta-parameters that have had no
-    gradient.
+    gradient; with a `SkippedUpdatesWarning` if none of its meta-gradients was finite.
 
     Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
     approximation by averaging".
@@ -208,7 +232,7 @@ def meta_train(
         strategy.num_updates(length)
     runs = Restarts(restarts)
     start = init_meta_state(optimizer, meta_optimizer, strategy, restarts=restarts, key=key)
-    state = _fitting(start, state)
+    state = start if state is None else fitting("meta_train", start, state, super_epochs, key)
     valid = validation_of(validation, max(lengths), super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
     keeper = Keeper(score, 1 if valid is None else valid.every, average, super_epochs)
@@ -231,18 +255,13 @@ def meta_train(
         num_objectives=num_objectives,
         key=key,
     )
-    find_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
+    begun, past = int(state.super_epoch), state.past or Past.none_yet(key)
+    name_failed = functools.partial(_failed, key=key, num_objectives=num_objectives, runs=runs, turns=turns)
     watch = None
     # Where windows begin anywhere, learned starts have a gradient now and then.
-    if int(state.super_epoch) == 0 and not strategy.begins_anywhere():
-        watch = GradientWatch(start.optimizer, families.families)
-
-    def find_zeros(reached, done):
-        turn = turns[done - 1]
-        return () if watch is None else watch.after(reached, turn.family, turn.num_updates)
-
-    course = _Course(steps, find_failed, find_zeros, keeper, turns, families.fetch)
-    begun = int(state.super_epoch)
+    if not strategy.begins_anywhere() and (begun == 0 or past.watched is not None):
+        watch = GradientWatch(start.optimizer, families.families, past.watched)
+    course = Course(steps, name_failed, watch, past, keeper, turns, families.fetch)
     ends = [
         done
         for done in range(begun + 1, super_epochs + 1)
@@ -251,27 +270,36 @@ def meta_train(
     return course.run(keeper.start(state), ends, callbacks)
 
 
-def _fitting(start: MetaState, given: MetaState | None) -> MetaState:
-    if given is None:
-        return start
-    if shapes_of(dataclasses.replace(given, best=None, average=None)) != shapes_of(start):
+def fitting(verb: str, start: MetaState, given: MetaState, super_epochs: int, key: PRNGKeyArray) -> MetaState:
+    """The state that a training is to go on from, if it fits; raises as `meta_train`."""
+    parts = {
+        "optimizer": (start.optimizer, given.optimizer),
+        "meta_optimizer": (start.meta_optimizer_state, given.meta_optimizer_state),
+        "strategy": (start.strategy_state, given.strategy_state),
+    }
+    refuse_misfits(verb, parts)
+    if given.past is not None:
+        given.past.check_key(verb, key)
+    done = int(given.super_epoch)
+    if done > super_epochs:
         raise ArgumentError(
-            "`meta_train(state=...)` does not fit: it must come from a training of the same optimizer, "
-            "meta-optimizer, strategy and restarts as those given.",
-            argument="state",
+            f"`{verb}(super_epochs={super_epochs})` counts those in all; `state` has done {done}.",
+            argument="super_epochs",
+            given=super_epochs,
         )
     return given
 
 
-class _Course:
+class Course:
     """The way of one training from its first to its last super epoch.
 
     **Arguments:**
 
     - `steps`: some super epochs: `(state, count) -> (state, metrics, which objectives failed, which
         meta-parameters were reached by a gradient)`, all but the state with a row for each.
-    - `find_failed`: who they were.
-    - `find_zeros`: the paths of those never reached, once that is clear.
+    - `name_failed`: which objectives rows of `Past.failed` are.
+    - `watch`: finds meta-parameters that are never reached.
+    - `past`: what is known of the way to the first state.
     - `keeper`: keeps snapshots.
     - `turns`: what each super epoch is of.
     - `fetch`: brings the last state back from the devices.
@@ -280,44 +308,61 @@ class _Course:
     def __init__(
         self,
         steps: Callable[[MetaState, int], tuple[MetaState, dict[str, Any], Any, Any]],
-        find_failed: Callable[[np.ndarray, int], tuple[FailedObjective, ...]],
-        find_zeros: Callable[[Any, int], tuple[str, ...]],
+        name_failed: Callable[[np.ndarray], tuple[FailedObjective, ...]],
+        watch: GradientWatch | None,
+        past: Past,
         keeper: Keeper,
         turns: Sequence[Turn],
         fetch: Callable[[MetaState], MetaState],
     ):
-        self.steps, self.find_failed, self.keeper, self.fetch = steps, find_failed, keeper, fetch
-        self.find_zeros, self.turns = find_zeros, turns
+        self.steps, self.name_failed, self.watch, self.keeper = steps, name_failed, watch, keeper
+        self.past, self.turns, self.fetch = past, turns, fetch
         self.families = sorted({turn.family for turn in turns})
-        self.rows: list[dict[str, Any]] = []
-        self.failed: list[FailedObjective] = []
-        self.without_gradient: tuple[str, ...] = ()
+        self.rows = Rows()
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
+        self.skipped = np.asarray(count_skipped(state.meta_optimizer_state))
+        state = dataclasses.replace(state, past=self.past)
         first = Progress(int(state.super_epoch), self.keeper.super_epochs, {}, state)
         return run(self.step, state, ends, callbacks, first=first, finish=self.finish)
 
     def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
         """One call; `done` super epochs with it."""
         total, count = self.keeper.super_epochs, done - int(state.super_epoch)
-        core, *found = self.steps(dataclasses.replace(state, best=None, average=None), count)
+        core, *found = self.steps(state.alone(), count)
         state, kept = self.keeper.after(core.with_kept(state))
         if done == total:
             state, at_the_end = self.keeper.finish(state)
             kept = kept | at_the_end
         unknown = {name: np.full(np.shape(x), np.nan) for name, x in kept.items()}
         metrics, masks, reached = jax.tree.map(np.asarray, found)
-        failed, zeros, name = (), (), self.turns[done - 1].family
+        known, zeros, name = len(self.past.failed), (), self.turns[done - 1].family
+        skipped_all = ""
         for i, number in enumerate(range(done - count + 1, done + 1)):
             own = {name: x[i] for name, x in metrics.items()}
             own = jax.tree.map(_to_host, own | (kept if number == done else unknown))
             self.rows.append(self._of_families(own, name))
-            failed += self.find_failed(masks[i], number)
-            zeros += self.find_zeros(reached[i], number)
-        self.failed += failed
-        self.without_gradient += zeros
-        return state, Progress(done, total, _of_call(self.rows[-count:]), state, failed, zeros, name)
+            zeros += self._look(masks[i], reached[i], number)
+            if number == 1 and np.all(own["skipped_updates"] >= self.turns[0].num_updates):
+                skipped_all = describe_skipped(self.turns[0].num_updates)
+                warnings.warn(skipped_all, SkippedUpdatesWarning, stacklevel=2)
+        state = dataclasses.replace(state, past=self.past)
+        failed = self.name_failed(self.past.failed[known:])
+        row = _of_call(self.rows.last(count))
+        return state, Progress(done, total, row, state, failed, zeros, name, skipped_all)
+
+    def _look(self, failed: np.ndarray, reached: np.ndarray, number: int) -> tuple[str, ...]:
+        """Takes note of what a super epoch shows beside metrics, and returns what has no gradient."""
+        past, turn, zeros = self.past, self.turns[number - 1], ()
+        if failed.any():
+            found = [[number, *([-1, *i] if len(i) == 1 else i)] for i in np.argwhere(failed).tolist()]
+            past = dataclasses.replace(past, failed=np.concatenate([past.failed, found]))
+        if self.watch is not None:
+            zeros = self.watch.after(reached, turn.family, turn.num_updates)
+            past = dataclasses.replace(past, watched=self.watch.seen)
+        self.past = past
+        return zeros
 
     def _of_families(self, row: dict[str, Any], turn: str) -> dict[str, Any]:
         # Every row has the metrics of all families.
@@ -334,12 +379,33 @@ class _Course:
         """What became of it."""
         if stop is not None and int(state.super_epoch) < self.keeper.super_epochs:
             state, at_the_end = self.keeper.finish(state)
-            self.rows[-1] |= jax.tree.map(_to_host, at_the_end)
-        state, rows = self.fetch(state), self.rows
-        metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+            self.rows.change_last(at_the_end)
+        state, metrics = self.fetch(state), self.rows.columns()
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
-        failed, zeros = tuple(self.failed), self.without_gradient
-        return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
+        failed, watched = self.name_failed(self.past.failed), self.past.watched
+        zeros = () if watched is None else watched.found
+        lost = self._failed_restarts(state)
+        return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros, lost)
+
+    def _failed_restarts(self, state: MetaState) -> tuple[int, ...]:
+        count = np.atleast_1d(count_skipped(state.meta_optimizer_state))
+        before = self.skipped if self.rows.count < 2 else self.rows.last(2)[0]["skipped_updates"]
+        stuck = count - np.atleast_1d(before) >= self.turns[int(state.super_epoch) - 1].num_updates
+        # Where nothing was done, nothing is stuck.
+        bad = stuck & (self.rows.count > 0)
+        for x in jax.tree.leaves(eqx.filter(state.optimizer, eqx.is_inexact_array)):
+            bad = bad | ~np.isfinite(np.asarray(x)).reshape(len(bad), -1).all(axis=1)
+        return tuple(np.flatnonzero(bad).tolist())
+
+
+def describe_skipped(count: int) -> str:
+    """What is said where all meta-updates of the first super epoch, so many, were left out."""
+    return (
+        f"No meta-gradient of the first super epoch was finite, and all of its {count} meta-updates were "
+        "left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller scale. If "
+        "they do not, something in the rule has no derivative, such as a root at 0: add a number under it "
+        "(`eps_root` of optax), or take the estimator of first order (`Backprop()`, `--order first`)."
+    )
 
 
 def _of_call(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -352,10 +418,10 @@ def _of_call(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: _to_host(np.asarray(means[name])) if name in means else rows[-1][name] for name in rows[0]}
 
 
-def _failed(mask, super_epoch, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:
+def _failed(rows, *, key, num_objectives, runs, turns) -> tuple[FailedObjective, ...]:
     found = []
-    for *restart, objective in np.argwhere(mask).tolist():
-        number = restart[0] if restart else None
+    for super_epoch, restart, objective in rows.tolist():
+        number = None if restart < 0 else restart
         own = runs.key_of(jr.fold_in(key, super_epoch - 1), number)
         drawn_with = objective_keys(own, num_objectives)[objective]
         found.append(FailedObjective(super_epoch, number, drawn_with, turns[super_epoch - 1].family))

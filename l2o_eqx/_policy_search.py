@@ -1,7 +1,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from ._checks import check_sizes
 from ._devices import Restarts
 from ._errors import ArgumentError, check
 from ._meta_step import MetaState, init_meta_state
-from ._meta_train import FailedObjective, MetaSolution, _Course, _fitting
+from ._meta_train import Course, FailedObjective, MetaSolution, fitting
+from ._past import Past
 from ._search._problem import Drawn, SearchSettings, Structure
 from ._search._step import init_search, search_step
 from ._snapshots import Keeper, Validation, validation_of
@@ -137,7 +138,8 @@ def policy_search(
     objective_keys = _split(runs.keys(each), num_objectives, restarts)
     drawn = Drawn.of(family, objective_keys, runs)
     search = init_search(drawn, settings, runs)
-    state = _fitting(dataclasses.replace(start, strategy_state=search), state)
+    start = dataclasses.replace(start, strategy_state=search)
+    state = start if state is None else fitting("policy_search", start, state, super_epochs, key)
     valid = validation_of(validation, num_steps, super_epochs, key)
     score = None if valid is None else functools.partial(valid.score, restarts=restarts)
     keeper = Keeper(score, 1 if valid is None else valid.every, None, super_epochs)
@@ -159,17 +161,21 @@ def policy_search(
         metrics, failed = jax.tree.map(lambda x: np.asarray(x)[None], (metrics, failed))
         return state, metrics, failed, failed
 
-    def find_failed(mask, super_epoch):
-        return tuple(
-            FailedObjective(super_epoch, restart[0] if restart else None, jr.split(k, 3)[0])
-            for *restart, number in np.argwhere(mask).tolist()
-            for k in [objective_keys[(*restart, number)]]
-        )
+    def name_failed(rows):
+        return tuple(_failed(*map(int, row), objective_keys) for row in rows)
 
-    turns = [Turn("", OncePerSuperEpoch(), num_steps)] * super_epochs
-    course = _Course(steps, find_failed, lambda *_: (), keeper, turns, lambda state: state)
+    updates = inner_iterations * fit_updates
+    turns = [Turn("", OncePerSuperEpoch(), num_steps, updates)] * super_epochs
+    past = state.past or Past.none_yet(key)
+    course = Course(steps, name_failed, None, past, keeper, turns, lambda state: state)
     begun = int(state.super_epoch)
     return course.run(keeper.start(state), range(begun + 1, super_epochs + 1), callbacks)
+
+
+def _failed(super_epoch: int, restart: int, number: int, keys: Any, /) -> FailedObjective:
+    # A restart of −1 is that of a search without.
+    own = keys[number] if restart < 0 else keys[restart, number]
+    return FailedObjective(super_epoch, None if restart < 0 else restart, jr.split(own, 3)[0])
 
 
 def _split(keys, count, restarts):

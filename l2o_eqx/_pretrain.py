@@ -16,7 +16,6 @@ from ._devices import Restarts
 from ._errors import ArgumentError
 from ._loop import run
 from ._meta_step import init_meta_state
-from ._misc import shapes_of
 from ._pretrain_step import CHUNK, LossName, PartState, PretrainSettings, init_carried, train_part
 from ._pretraining_report import (
     NUM_SAMPLES,
@@ -28,6 +27,7 @@ from ._pretraining_report import (
     optimizers_in,
     rate_of,
 )
+from ._states import refuse_misfits
 from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
 
@@ -47,12 +47,21 @@ class PretrainProgress(eqx.Module):
     losses: Float[np.ndarray, "*restarts updates"]
     state: "PretrainState"
 
+    @property
+    def done(self) -> int:
+        """Steps of this work that are done."""
+        return self.update
+
 
 class PretrainState(eqx.Module):
-    """Where a pretraining stands: all that is needed to go on. `update` counts those that are done."""
+    """Where a pretraining stands: all that is needed to go on.
+
+    `update` counts those that are done, and `losses` are theirs, as in `PretrainSolution`.
+    """
 
     parts: "tuple[PartState, ...]"
     update: Int[Array, ""]
+    losses: Float[np.ndarray, "*restarts updates"]
 
 
 class PretrainSolution(eqx.Module):
@@ -61,11 +70,14 @@ class PretrainSolution(eqx.Module):
     **Fields:**
 
     - `optimizer`: the pretrained optimizer; with `restarts`, a batch of them.
-    - `losses`: before every update; the mean over the parts of a `PerLayer`.
+    - `losses`: before every update; the mean over the parts of a `PerLayer`. Of one that went on from a
+        `state`, those from there on; that of the solution has all.
     - `report`: that of `pretraining_report`, on inputs which the optimizer was not trained on.
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
     - `state`: pass it to `pretrain` to go on.
     - `reason`: that of the `StopTraining` which ended the pretraining early, if it gave one.
+    - `failed_restarts`: those, of a single one 0, whose loss was not finite at any update, or whose
+        meta-parameters are not.
     """
 
     optimizer: AbstractOptimizer
@@ -74,9 +86,10 @@ class PretrainSolution(eqx.Module):
     result: Literal["completed", "stopped"]
     state: PretrainState
     reason: str | None = None
+    failed_restarts: tuple[int, ...] = ()
 
     def write_losses(self, path: str | Path) -> None:
-        """Writes the losses as a CSV file, one row per restart and update.
+        """Writes all losses as a CSV file, one row per restart and update.
 
         **Arguments:**
 
@@ -85,7 +98,7 @@ class PretrainSolution(eqx.Module):
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["restart", "update", "loss"])
-            for restart, losses in enumerate(np.atleast_2d(self.losses)):
+            for restart, losses in enumerate(np.atleast_2d(self.state.losses)):
                 writer.writerows([restart, i + 1, loss] for i, loss in enumerate(losses.tolist()))
 
 
@@ -152,9 +165,10 @@ def pretrain(
     keys, parts = runs.keys(key), optimizers_in(optimizer)
     rates = [rate_of("pretrain", part, learning_rate, runs.shape) for part in parts]
     states = [init_meta_state(part, meta_optimizer, restarts=restarts) for part in parts]
-    state = _fitting(_first_state(states, settings, runs), state)
+    none_yet = np.zeros((*runs.shape, 0), dtype_of(optimizer))
+    state = _fitting(_first_state(states, settings, runs, none_yet), state)
     num_updates = num_samples // batch_size
-    losses = [np.zeros((*runs.shape, 0), dtype_of(optimizer))]
+    losses, known = [none_yet], _Losses(state.losses)
 
     def step(state, end):
         done = int(state.update)
@@ -165,7 +179,7 @@ def pretrain(
             parts.append(part)
             values.append(np.asarray(found)[..., : end - done])
         losses.append(np.mean(values, axis=0))
-        state = PretrainState(tuple(parts), bounds[1])
+        state = PretrainState(tuple(parts), bounds[1], known.with_more(losses[-1]))
         return state, PretrainProgress(end, num_updates, losses[-1], state)
 
     def finish(state, stop):
@@ -183,12 +197,31 @@ def pretrain(
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         pretrained = eqx.tree_at(optimizers_in, optimizer, trained)
         found = np.concatenate(losses, axis=-1)
-        return PretrainSolution(pretrained, found, report, result, state, reason)
+        failed = ~_finite_restarts([state.losses, *_meta_parameters(pretrained)], runs)
+        lost = tuple(np.flatnonzero(failed).tolist())
+        return PretrainSolution(pretrained, found, report, result, state, reason, lost)
 
     done = int(state.update)
     ends = [min(i + CHUNK, num_updates) for i in range(done, num_updates, CHUNK)]
     first = PretrainProgress(done, num_updates, losses[0], state)
     return run(step, state, ends, callbacks, first=first, finish=finish)
+
+
+class _Losses:
+    """Those of all updates, whose array grows as it must: to copy all of them every time would take long."""
+
+    def __init__(self, known: Float[np.ndarray, "*restarts updates"]):
+        self.place, self.count = known, known.shape[-1]
+
+    def with_more(self, new: Float[np.ndarray, "*restarts more"]) -> Float[np.ndarray, "*restarts all"]:
+        """Those known and some more, of which no entry changes any more."""
+        begin, self.count = self.count, self.count + new.shape[-1]
+        if self.count > self.place.shape[-1]:
+            larger = np.empty((*new.shape[:-1], 2 * self.count), new.dtype)
+            larger[..., :begin] = self.place[..., :begin]
+            self.place = larger
+        self.place[..., begin : self.count] = new
+        return self.place[..., : self.count]
 
 
 def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std):
@@ -221,23 +254,36 @@ def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std
     check_positive("pretrain", input_std=input_std)
 
 
-def _first_state(starts, settings, runs):
+def _meta_parameters(optimizer):
+    return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
+
+
+def _finite_restarts(arrays, runs):
+    count = runs.count or 1
+    rows = [np.isfinite(np.asarray(x)).reshape(count, -1).all(axis=1) for x in arrays]
+    return np.all(rows, axis=0)
+
+
+def _first_state(starts, settings, runs, none_yet):
     parts = []
     for start in starts:
         carried = init_carried(start.optimizer, settings.batch_size, runs) if settings.carry_state else None
         parts.append(PartState(start.optimizer, start.meta_optimizer_state, carried))
-    return PretrainState(tuple(parts), jnp.int32(0))
+    return PretrainState(tuple(parts), jnp.int32(0), none_yet)
 
 
 def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState:
     if given is None:
         return start
-    if shapes_of(given) != shapes_of(start):
-        raise ArgumentError(
-            "`pretrain(state=...)` does not fit: it must come from a pretraining of the same optimizer, "
-            "meta-optimizer and restarts as those given.",
-            argument="state",
+    names = {"optimizer": "optimizer", "meta_optimizer": "meta_optimizer_state", "carry_state": "state"}
+    parts = {
+        argument: (
+            [getattr(part, name) for part in start.parts],
+            [getattr(part, name) for part in given.parts],
         )
+        for argument, name in names.items()
+    }
+    refuse_misfits("pretrain", parts)
     return given
 
 

@@ -22,16 +22,20 @@ _STRATEGIES = 2**31 - 9
 
 
 class Turn(NamedTuple):
-    """One super epoch: the name of its family, empty if there is one alone, its strategy and its steps."""
+    """One super epoch: the name of its family, empty if there is one alone, its strategy and its steps.
+
+    `updates` is how many it makes, if the strategy does not say.
+    """
 
     family: str
     strategy: AbstractUpdateStrategy
     num_steps: int
+    updates: int | None = None
 
     @property
     def num_updates(self) -> int:
         """How many meta-updates it makes."""
-        return self.strategy.num_updates(self.num_steps)
+        return self.strategy.num_updates(self.num_steps) if self.updates is None else self.updates
 
     def is_like(self, other: "Turn") -> bool:
         """Whether both are the same program."""

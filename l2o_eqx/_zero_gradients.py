@@ -1,5 +1,6 @@
 """Meta-parameters that no meta-gradient reaches."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from ._errors import ZeroGradientWarning
+from ._past import Watched
 from .objectives import AbstractObjectiveFamily, params_shapes
 from .optimizers import AbstractOptimizer, Groups
 
@@ -34,18 +36,21 @@ class GradientWatch:
     - `optimizer`: to be trained; perhaps a batch of restarts.
     - `families`: what it is trained on, by name. Groups that their params do not have are not expected to
         have a gradient.
+    - `seen`: what another one has seen, to go on from there.
     """
 
-    def __init__(self, optimizer: AbstractOptimizer, families: Mapping[str, AbstractObjectiveFamily]):
+    def __init__(
+        self,
+        optimizer: AbstractOptimizer,
+        families: Mapping[str, AbstractObjectiveFamily],
+        seen: Watched | None = None,
+    ):
         meta_params = eqx.filter(optimizer, eqx.is_inexact_array)
         leaves = jax.tree_util.tree_leaves_with_path(meta_params)
         self.paths = [jax.tree_util.keystr(path) for path, _ in leaves]
         has_part = np.any([_with_part(optimizer, family) for family in families.values()], axis=0)
         self.expected = np.asarray([x.size > 0 for _, x in leaves]) & has_part
-        self.reached = np.zeros(len(leaves), bool)
-        self.num_updates = 0
-        self.to_come = {*families}
-        self.judged = False
+        self.seen = seen or Watched(np.zeros(len(leaves), bool), 0, tuple(sorted(families)))
 
     def after(
         self, reached: Bool[np.ndarray, "*restarts leaves"], family: str, num_updates: int
@@ -60,16 +65,16 @@ class GradientWatch:
 
         **Returns:** the paths of those that never had any, in all restarts; once, when it judges.
         """
-        if self.judged:
+        seen = self.seen
+        if seen.judged:
             return ()
-        self.reached |= np.any(np.asarray(reached).reshape(-1, len(self.paths)), axis=0)
-        self.num_updates += num_updates
-        self.to_come.discard(family)
-        if self.to_come or self.num_updates < _ENOUGH_UPDATES:
+        reached = seen.reached | np.any(np.asarray(reached).reshape(-1, len(self.paths)), axis=0)
+        to_come = tuple(name for name in seen.to_come if name != family)
+        self.seen = seen = Watched(reached, seen.num_updates + num_updates, to_come)
+        if to_come or seen.num_updates < _ENOUGH_UPDATES:
             return ()
-        self.judged = True
-        found = np.flatnonzero(self.expected & ~self.reached)
-        paths = tuple(self.paths[i] for i in found)
+        paths = tuple(self.paths[i] for i in np.flatnonzero(self.expected & ~reached))
+        self.seen = dataclasses.replace(seen, judged=True, found=paths)
         if paths:
             warnings.warn(describe_zero_gradients(paths), ZeroGradientWarning, stacklevel=2)
         return paths

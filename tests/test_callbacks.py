@@ -1,5 +1,6 @@
 """What a training does between its steps: callbacks, when they are called, and the files that they write."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers import ScaledGradient, stop_at
 
 import l2o_eqx
 from l2o_eqx import StopTraining, callbacks
+from l2o_eqx._rows import Rows
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.strategies import EveryWindow
 
@@ -86,15 +88,22 @@ def test_metrics_are_written_and_read(restarts, tmp_path):
 
 
 def test_a_resumed_training_goes_on_in_its_files(tmp_path):
-    metrics, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "state.safetensors"
+    metrics, folder = tmp_path / "metrics.jsonl", tmp_path / "checkpoints"
     whole = train(super_epochs=4)
-    train(callbacks.MetricsWriter(metrics), callbacks.Checkpoint(checkpoint, every=2), super_epochs=3)
-    with pytest.raises(RuntimeError):  # a third super epoch is in one file, not in the other
-        train(callbacks.MetricsWriter(metrics), callbacks.Checkpoint(checkpoint, every=2), fail_at(3))
-    state = l2o_eqx.load(checkpoint, classes=[ScaledGradient])
+    kept = callbacks.Checkpoint(folder, every=2)
+    with pytest.raises(RuntimeError, match="gone"):
+        train(callbacks.MetricsWriter(metrics), kept, fail_at(3), super_epochs=4)
+    # As if the process had been killed: a third super epoch is in one file, not in the other.
+    (folder / "checkpoint-000000003.safetensors").unlink()
+    (folder / ".checkpoint-000000003.0123abcd.safetensors").write_bytes(b"half")
+    state = callbacks.load_checkpoint(folder, classes=[ScaledGradient])
     assert int(state.super_epoch) == 2
-    resumed = train(callbacks.MetricsWriter(metrics), state=state, super_epochs=4)
-    assert eqx.tree_equal(resumed.optimizer, whole.optimizer)
+    resumed = train(kept, callbacks.MetricsWriter(metrics), state=state, super_epochs=4)
+    assert eqx.tree_equal(resumed.state, whole.state)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint-000000002.safetensors",
+        "checkpoint-000000004.safetensors",
+    ]
     found = callbacks.read_metrics(metrics)
     np.testing.assert_array_equal(found["super_epoch"], [1, 2, 3, 4])
     np.testing.assert_array_equal(found["final_loss"], whole.metrics["final_loss"])
@@ -111,10 +120,87 @@ def fail_at(count):
 
 @pytest.mark.parametrize("stop", [None, 1])
 def test_the_last_state_is_kept_however_training_ends(stop, tmp_path):
-    path = tmp_path / "state.safetensors"
-    solution = train(callbacks.Checkpoint(path, every=100), *([] if stop is None else [stop_at(stop)]))
-    state = l2o_eqx.load(path, classes=[ScaledGradient])
+    kept = callbacks.Checkpoint(tmp_path, every=100, keep=1)
+    solution = train(kept, *([] if stop is None else [stop_at(stop)]))
+    state = callbacks.load_checkpoint(tmp_path, classes=[ScaledGradient])
     assert eqx.tree_equal(state, solution.state) and int(state.super_epoch) == (stop or 3)
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_stopped_training_keeps_no_candidate_of_its_end(tmp_path):
+    """The validation at the end of one that is stopped is none of the one that goes on."""
+    settings: dict[str, Any] = {"validation": dataclasses.replace(VALIDATION, every=2), "super_epochs": 5}
+    settings |= {"average": 0.8, "scale": 3.0}
+    whole = train(**settings)
+    stopped = train(callbacks.Checkpoint(tmp_path), stop_at(3), **settings)
+    assert stopped.best is not None and int(stopped.best.super_epoch) == 3
+    state = callbacks.load_checkpoint(tmp_path, classes=[ScaledGradient])
+    assert int(state.best.super_epoch) < 3
+    assert eqx.tree_equal(train(state=state, **settings).state, whole.state)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    train(callbacks.Checkpoint(tmp_path, settings={"a": {"b": 1, "c": (2, 3)}}))
+    last = tmp_path / "checkpoint-000000003.safetensors"
+    last.write_bytes(last.read_bytes()[:-3])
+    same = {"a": {"b": 1, "c": [2, 3]}}
+    state = callbacks.load_checkpoint(tmp_path, settings=same, classes=[ScaledGradient])
+    assert int(state.super_epoch) == 2
+    with pytest.raises(l2o_eqx.ArgumentError, match=r"`a\.b` was 1 then, and is 5 now"):
+        callbacks.load_checkpoint(tmp_path, settings={"a": {"b": 5}}, classes=[ScaledGradient])
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        callbacks.load_checkpoint(tmp_path / "elsewhere")
+    # A training from the beginning does not replace what there is; one that goes on replaces what is damaged.
+    with pytest.raises(l2o_eqx.ArgumentError, match="later") as caught:
+        train(callbacks.Checkpoint(tmp_path))
+    assert caught.value.argument == "folder"
+    assert eqx.tree_equal(train(callbacks.Checkpoint(tmp_path), state=state).state, train().state)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(28, "No space left on device", str(path))
+
+    def fill(progress):
+        monkeypatch.setattr("l2o_eqx.callbacks._checkpoint.save", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        train(callbacks.Checkpoint(tmp_path), fill)
+    assert int(callbacks.load_checkpoint(tmp_path, classes=[ScaledGradient]).super_epoch) == 1
+
+
+class Unstorable(ScaledGradient):
+    function: Any = eqx.field(static=True, default=lambda x: x)
+
+
+def test_what_cannot_be_stored_is_said_before_the_first_step(tmp_path):
+    seen, optimizer = [], Unstorable(jnp.float32(0.1), jnp.float32(0.0))
+    with pytest.raises(TypeError, match="function"):
+        l2o_eqx.meta_train(
+            optimizer,
+            Quadratic(2),
+            EveryWindow(3),
+            num_steps=6,
+            key=jr.key(0),
+            callbacks=[callbacks.Checkpoint(tmp_path), seen.append],
+        )
+    assert not seen
+
+
+def test_a_state_that_does_not_fit_is_refused_with_its_part():
+    state = train().state
+    refused = [
+        (dict(super_epochs=2, state=state), "super_epochs", "has done 3"),
+        (dict(key=jr.key(1), state=state), "key", "another `key`"),
+        (dict(restarts=2, state=state), "state", r"`optimizer`: \.\w+ is float32\[\] in the state"),
+        (dict(meta_optimizer=optax.sgd(0.1), state=state), "state", "`meta_optimizer`"),
+    ]
+    for change, argument, message in refused:
+        with pytest.raises(l2o_eqx.ArgumentError, match=message) as caught:
+            train(**{"super_epochs": 4, **change})
+        assert caught.value.argument == argument
+    done = train(state=state)
+    assert done.result == "completed" and eqx.tree_equal(done.state, state)
 
 
 @pytest.mark.parametrize("restarts", [None, 2])
@@ -136,7 +222,9 @@ def test_a_best_snapshot_needs_a_validation(tmp_path):
         train(callbacks.BestSnapshot(tmp_path / "best.safetensors"))
     assert caught.value.argument == "validation"
     with pytest.raises(l2o_eqx.ArgumentError, match="every"):
-        callbacks.Checkpoint(tmp_path / "state.safetensors", every=0)
+        callbacks.Checkpoint(tmp_path, every=0)
+    with pytest.raises(l2o_eqx.ArgumentError, match="minutes"):
+        callbacks.Checkpoint(tmp_path, minutes=0.0)
 
 
 @pytest.mark.parametrize("restarts", [None, 2])
@@ -178,3 +266,22 @@ def test_a_comparison_can_be_stopped_between_and_in_optimizers():
     stopped = compare(1.1)
     assert stopped.result == "stopped" and not stopped.learning_rates and stopped.learned == ("first",)
     assert compare(3).result == "completed"
+
+
+def test_a_training_keeps_nothing_of_the_devices_of_what_is_over():
+    counts = []
+    train(lambda progress: counts.append(len(jax.live_arrays())), restarts=2, super_epochs=9)
+    assert counts[2] == counts[-1]
+
+
+def test_rows_grow_and_hold_what_comes():
+    rows = Rows()
+    for i in range(200):
+        rows.append({"a": i, "b": np.float32([i, 0.5]), "c": float("nan") if i % 2 else 0.25})
+    rows.change_last({"a": 0.5, "b": np.float64([1 / 3, 2])})
+    columns = rows.columns()
+    assert columns["a"].tolist() == [*range(199), 0.5] and columns["b"][-1].tolist() == [1 / 3, 2]
+    assert np.isnan(columns["c"]).sum() == 100 and columns["c"].dtype == float
+    assert [row["a"] for row in rows.last(2)] == [198, 0.5] and len(rows.last(500)) == 200
+    columns["a"][:] = 0
+    assert rows.last(200)[7]["a"] == 7

@@ -15,6 +15,7 @@ from l2o_eqx import policy_search
 from l2o_eqx._devices import Restarts
 from l2o_eqx._search._problem import Drawn, SearchSettings
 from l2o_eqx._search._step import init_search
+from l2o_eqx.callbacks import Checkpoint, load_checkpoint
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Mixture, Quadratic
 from l2o_eqx.optimizers import Clipped, LearnedStart, PolicyOptimizer
 from l2o_eqx.weightings import Constant
@@ -124,10 +125,10 @@ def test_a_policy_learns_more_than_the_descent_it_began_with(found):
     assert found.metrics["teacher_loss"][-1] < found.metrics["teacher_loss"][0]
 
 
-def test_a_search_goes_on_where_it_ended(found):
-    half = search(super_epochs=2)
-    rest = search(state=half.state)
-    for x, y in zip(jax.tree.leaves(rest.state), jax.tree.leaves(found.state), strict=True):
+def test_a_search_goes_on_where_it_ended(found, tmp_path):
+    search(super_epochs=2, callbacks=[Checkpoint(tmp_path)])
+    rest = search(state=load_checkpoint(tmp_path))
+    for x, y in zip(jax.tree.leaves(rest.state.alone()), jax.tree.leaves(found.state.alone()), strict=True):
         np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(rest.metrics["meta_loss"][-1], found.metrics["meta_loss"][-1])
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ._errors import describe, drop_output
 from ._kinds import entry_points, import_reference
 from ._signatures import find_module
 
 # A command `name` is the function of that name in the module `_name`; those of entry points come beside them.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
+    "resume": "Go on with a run that was ended, by whatever, from its last checkpoint.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "minimize": "Make a number small that any program of yours returns, in few evaluations.",
@@ -91,6 +93,15 @@ class _Commands(TyperGroup):
             print(f"l2o: {message}", file=sys.stderr)
             code = error.exit_code
         except typer.Abort:
+            code = 1
+        except BrokenPipeError:
+            drop_output(sys.stdout)
+            code = 0
+        except Exception as error:
+            reason = describe(error)
+            if reason is None:
+                raise
+            print(f"l2o: {reason}", file=sys.stderr)
             code = 1
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -11,11 +11,12 @@ from rich.table import Table
 
 import l2o_eqx as l2o
 from l2o_eqx import plots
-from l2o_eqx.files import dumps, replacing, write_text
+from l2o_eqx.files import dumps, write_text
 
 from ._build import Parts
 from ._interrupt import run_interruptibly
 from ._output import Output, show_number
+from ._pictures import draw
 
 CARD_FILE = "card.json"
 
@@ -62,20 +63,21 @@ def run_card(
             return latest
 
 
-def write_card(folder: Path, card: l2o.Card, facts: Mapping[str, Any]) -> None:
+def write_card(folder: Path, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
     """Writes `card.json` and `card.png`.
 
     **Arguments:**
 
     - `folder`: where to.
     - `card`: what; with at least one row.
+    - `output`: is told if the picture cannot be drawn.
     - `facts`: to keep in `card.json` beside the numbers.
     """
     title = card_title(facts, card)
     content = {"format": 1, "title": title, **facts, **card.as_dict()}
     write_text(folder / CARD_FILE, dumps(content, indent=2) + "\n")
-    with replacing(folder / "card.png") as path:
-        plots.plot_card(card.as_dict()["rows"], path, title=title)
+    rows = card.as_dict()["rows"]
+    draw(folder / "card.png", lambda path: plots.plot_card(rows, path, title=title), output)
 
 
 def keep_card(folder: Path | None, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
@@ -89,10 +91,9 @@ def keep_card(folder: Path | None, card: l2o.Card, output: Output, facts: Mappin
     if not card.rows:
         output.say("Interrupted before anything of the card was done.")
         return
-    if folder:
-        write_card(folder, card, facts)
     show_card(card, output, facts)
     if folder:
+        write_card(folder, card, output, facts)
         output.say(f"The card is in {folder}, too: {CARD_FILE} and card.png.")
 
 
@@ -121,7 +122,7 @@ def show_card(card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
     for row in card.rows:
         won = row.ratio is not None and row.ratio <= 1
         table.add_row(row.name, *_cells(row, several), style="bold green" if won else None)
-    output.console.print(table)
+    output.show(table)
     for note in _notes(card, several):
         output.say(note)
 

@@ -18,6 +18,7 @@ from l2o_eqx.objectives._mixture import families_of
 from ._build import Parts, baselines_of
 from ._mixture import name_of
 from ._output import Output, Update
+from ._pictures import draw
 from ._resolve import plain
 
 LEARNED = "learned"
@@ -70,24 +71,23 @@ def _show_progress(update: Update, before: int, family: str, progress: l2o.Compa
 
 
 def write_comparisons(
-    folder: Path, comparisons: Comparisons, *, title: str, facts: Mapping[str, Any]
+    folder: Path, comparisons: Comparisons, output: Output, *, title: str, facts: Mapping[str, Any]
 ) -> None:
     """Writes `comparison.json`, `curves.png` and the CSV files; of several, those of each in a folder.
 
     **Arguments:** as of `write_comparison`.
     """
     if "" in comparisons:
-        write_comparison(folder, comparisons[""], title=title, facts=facts)
+        write_comparison(folder, comparisons[""], output, title=title, facts=facts)
         return
     for name, comparison in comparisons.items():
         own = folder / "families" / re.sub(r"[^\w.-]", "-", name)
-        own.mkdir(parents=True)
-        write_comparison(own, comparison, title=f"{name}: {title}", facts={**facts, "family": name})
+        own.mkdir(parents=True, exist_ok=True)
+        write_comparison(own, comparison, output, title=f"{name}: {title}", facts={**facts, "family": name})
     content = {"format": 1, "title": title, **facts, **numbers_of(comparisons)}
     write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
-    with replacing(folder / "curves.png") as path:
-        curves = {name: comparison.curves() for name, comparison in comparisons.items()}
-        plots.plot_families(curves, path, title=title)
+    curves = {name: comparison.curves() for name, comparison in comparisons.items()}
+    draw(folder / "curves.png", lambda path: plots.plot_families(curves, path, title=title), output)
 
 
 def numbers_of(comparisons: Comparisons) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _row(name: str, comparison: l2o.Comparison) -> tuple[str, float, float, floa
 
 
 def write_comparison(
-    folder: Path, comparison: l2o.Comparison, *, title: str, facts: Mapping[str, Any]
+    folder: Path, comparison: l2o.Comparison, output: Output, *, title: str, facts: Mapping[str, Any]
 ) -> None:
     """Writes `curves.csv`, `final_losses.csv`, `comparison.json` and `curves.png`.
 
@@ -134,9 +134,12 @@ def write_comparison(
 
     - `folder`: where to.
     - `comparison`: what.
+    - `output`: is told if a picture cannot be drawn.
     - `title`: of the figure.
     - `facts`: to keep in `comparison.json` beside the numbers.
     """
+    content = {"format": 1, "title": title, **facts, **numbers(comparison)}
+    write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
     with replacing(folder / "curves.csv") as path:
         comparison.write_curves(path)
     if _searching(comparison):
@@ -144,10 +147,9 @@ def write_comparison(
             comparison.write_curves(path, by_evaluations=True)
     with replacing(folder / "final_losses.csv") as path:
         comparison.write_final_losses(path)
-    content = {"format": 1, "title": title, **facts, **numbers(comparison)}
-    write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
-    with replacing(folder / "curves.png") as path:
-        plots.plot_curves(comparison.curves(), path, title=title)
+    draw(
+        folder / "curves.png", lambda path: plots.plot_curves(comparison.curves(), path, title=title), output
+    )
 
 
 def numbers(comparison: l2o.Comparison) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from l2o_eqx.optimizers import GradientDescent, LearnedStart
 
 from ._build import Parts, build
 from ._output import Output
+from ._pictures import draw
 from ._resolve import Table
 
 JOINT = "joint"
@@ -101,7 +102,9 @@ def _best_rate(start: Any, parts: Parts, restarts: int | None, key: PRNGKeyArray
     return float(rates[int(np.argmin(np.median(medians, axis=0)))])
 
 
-def write_fits(folder: Path, learners: Mapping[str, Any], parts: Parts, *, restarts: int | None) -> None:
+def write_fits(
+    folder: Path, learners: Mapping[str, Any], parts: Parts, output: Output, *, restarts: int | None
+) -> None:
     """Writes `fits.csv` and `fits.png` of learners, with restarts of the first, if the tasks are curves.
 
     **Arguments:**
@@ -109,6 +112,7 @@ def write_fits(folder: Path, learners: Mapping[str, Any], parts: Parts, *, resta
     - `folder`: where to.
     - `learners`: by name, each one or a batch of `restarts`.
     - `parts`: with the family.
+    - `output`: is told if the picture cannot be drawn.
     """
     if not are_curves(parts.family):
         return
@@ -123,8 +127,8 @@ def write_fits(folder: Path, learners: Mapping[str, Any], parts: Parts, *, resta
     )
     with replacing(folder / "fits.csv") as path:
         plots.write_fits(fits, path)
-    with replacing(folder / "fits.png") as path:
-        plots.plot_fits(fits, path, title=f"{config.objective.kind}: unseen tasks")
+    title = f"{config.objective.kind}: unseen tasks"
+    draw(folder / "fits.png", lambda path: plots.plot_fits(fits, path, title=title), output)
 
 
 def _with_many_points(config: Table, family: Any) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from filelock import FileLock, Timeout
 
-from ._errors import UsageError
+from ._errors import Failure, UsageError
+
+CONFIG, RECORD = "config.toml", "run.json"
 
 
 def make_folder(out: Path | None, parent: Path, name: str) -> Path:
@@ -55,18 +59,63 @@ def exists(out: Path | None) -> UsageError:
     return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder")
 
 
-class Record:
-    """`run.json`: how the run came about and how it ended.
+def read_record(folder: Path, label: str = "RUN") -> dict[str, Any]:
+    """What `run.json` says. Of a run whose process is gone without a word, it is made to say so first.
+
+    **Raises:** `UsageError`, about the argument called `label`, if there is none, or it cannot be read.
+    """
+    path = folder / RECORD
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it is no table")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{label}: {folder} is no run folder, {path} cannot be read: {reason}") from None
+    if facts.get("result") == "running":
+        with contextlib.suppress(OSError, Timeout), Lock(folder):
+            facts |= {"result": "killed", "ended": None}
+            _write(path, facts)
+    return facts
+
+
+class Lock:
+    """The right to write in a run folder: of one process at a time, and no longer than it lives.
 
     **Arguments:**
 
-    - `path`: the file.
-    - `facts`: to write at once.
+    - `folder`: the run's.
     """
 
-    def __init__(self, path: Path, **facts: Any):
-        self.path = path
-        self.facts = {"format": 1, **facts, "started": now(), "ended": None, "result": "running"}
+    def __init__(self, folder: Path):
+        self._lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+
+    def __enter__(self) -> "Lock":
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+class Record:
+    """`run.json`: how the run came about and how it ended. Whoever has it, has the folder.
+
+    **Arguments:**
+
+    - `folder`: of the run.
+    - `facts`: to write at once.
+
+    **Raises:** `UsageError` if another process is at work in the folder.
+    """
+
+    def __init__(self, folder: Path, **facts: Any):
+        self.path, self._lock = folder / RECORD, Lock(folder)
+        try:
+            self._lock.__enter__()
+        except Timeout:
+            raise UsageError(f"{folder}: another process is at work in this run folder") from None
+        self.facts = {"format": 1, "started": now(), **facts, "ended": None, "result": "running"}
         self._write()
 
     def add(self, **facts: Any) -> None:
@@ -81,22 +130,34 @@ class Record:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Records an unforeseen end, Ctrl-C and a closed pipe included."""
+        """Records an unforeseen end, Ctrl-C included, and gives the folder back at any."""
         try:
             yield
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            self.finish("stopped")
+            self._try_to_finish("stopped")
             raise
         except BaseException as error:
-            self.finish("failed", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+            if not isinstance(error, Failure):
+                self._try_to_finish("failed", error=f"{type(error).__name__}: {error}".partition("\n")[0])
             raise
+        finally:
+            self._lock.__exit__()
+
+    def _try_to_finish(self, result: str, **facts: Any) -> None:
+        # On a full disk what went wrong counts for more than that it cannot be written down.
+        with contextlib.suppress(OSError):
+            self.finish(result, **facts)
 
     def _write(self) -> None:
-        from l2o_eqx.files import dumps, write_text
+        _write(self.path, self.facts)
 
-        write_text(self.path, dumps(self.facts, indent=2) + "\n")
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    from l2o_eqx.files import dumps, write_text
+
+    write_text(path, dumps(facts, indent=2) + "\n")
 
 
 def now() -> str:

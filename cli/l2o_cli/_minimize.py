@@ -7,19 +7,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._errors import UsageError, suggestion
+from ._errors import UsageError, in_brief, suggestion
 from ._evaluator import Evaluation, Evaluator
 from ._folder import exists, make_folder
 from ._interrupt import interrupted
 from ._options import OUTPUT, AsJson, Cache, Cores, Quiet
 from ._start import start
+from ._toml import read_toml_file
 
 if TYPE_CHECKING:
     import l2o_eqx as l2o
@@ -187,11 +187,10 @@ def _report(run: _Run, output: "Output") -> None:
 def _read_space(path: Path) -> dict[str, Any]:
     """The boxes in a file, as the tree of keywords."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"option '--space': {path} cannot be read: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
+        table = read_toml_file(path)
+    except OSError as error:
+        raise UsageError(f"option '--space': {path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise UsageError(f"option '--space': {path} is not TOML: {error}") from None
     if not table:
         raise UsageError(f"option '--space': {path} has no table; write one, such as [x] low = 0 high = 1")
@@ -215,10 +214,10 @@ def _read_box(table: Any, name: str) -> Any:
     for key, value in table.items():
         if key not in _BOX:
             raise UsageError(f"option '--space': {name} has no {key!r}; {suggestion(key, _BOX)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number if key in ("log", "integer") else not number:
-            kind = "true or false" if key in ("log", "integer") else "a number"
-            raise UsageError(f"option '--space': {name}.{key}: got {value!r}, must be {kind}")
+        wanted = bool if key in ("log", "integer") else int | float
+        if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+            kind = "true or false" if wanted is bool else "a number"
+            raise UsageError(f"option '--space': {name}.{key}: got {in_brief(repr(value))}, must be {kind}")
     if missing := [key for key in ("low", "high") if key not in table]:
         raise UsageError(f"option '--space': {name}.{missing[0]} must be given")
     return table

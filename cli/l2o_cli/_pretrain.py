@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._checkpoints import DEFAULT_MINUTES, Cadence, Every, Minutes
 from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
@@ -35,6 +36,8 @@ def pretrain(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    checkpoint_every: Every = None,
+    checkpoint_minutes: Minutes = DEFAULT_MINUTES,
     cores: Cores = None,
     cache: Cache = True,
     quiet: Quiet = False,
@@ -59,10 +62,10 @@ def pretrain(
     start(cores=cores, cache=cache)
     from ._output import Output
 
-    run(checked, out, Output(quiet, as_json))
+    run(checked, out, Output(quiet, as_json), Cadence(checkpoint_every, checkpoint_minutes))
 
 
-def run(given: Table, out: Path | None, output: "Output") -> None:
+def run(given: Table, out: Path | None, output: "Output", cadence: Cadence | None = None) -> None:
     """Pretrains and keeps everything in a folder.
 
     **Arguments:**
@@ -70,15 +73,24 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
     - `given`: a checked configuration.
     - `out`: the folder, which must not exist; `None` for one in `runs`.
     - `output`: what the user sees.
+    - `cadence`: how often the state is kept.
 
     **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
     """
     check_free(out)
-    from ._run import begin, pretrain_first, save_optimizers
+    from ._run import begin
 
-    name = f"pretrained-{given.optimizer.kind}"
-    made = begin(given, out, output, name=name, describe=_intention)
-    folder = made.folder
+    work(begin(given, out, output, kind="pretrain", cadence=cadence or Cadence(), describe=_intention))
+
+
+def work(made: "Run") -> None:
+    """Pretrains, from wherever the run stands.
+
+    **Raises:** as `run`.
+    """
+    from ._run import pretrain_first, save_optimizers
+
+    folder, output = made.folder, made.output
     with made.record.failing():
         try:
             pretrain_first(made)
@@ -111,6 +123,6 @@ def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
 def _stop(made: "Run") -> None:
     folder = made.folder
     made.record.finish("stopped", optimizers=[])
-    made.output.say(f"Interrupted; no optimizer was saved. The settings are in {folder}.")
+    made.output.say(f"Interrupted; no optimizer was saved. `l2o resume {folder}` goes on.")
     made.output.result({"folder": str(folder), "result": "stopped", "files": []})
     interrupted()

@@ -1,6 +1,7 @@
 """Pretraining, alone or before a training: run it, keep it, show it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from l2o_eqx.files import replacing
 
 from ._build import Parts
 from ._output import Output
+from ._pictures import draw
 
 FILE = "pretraining.csv"
 
@@ -29,14 +31,22 @@ class Pretrained:
     def facts(self) -> dict[str, Any]:
         """What `run.json` and `--json` have of it; with restarts, numbers are lists."""
         return {
-            "num_updates": self.solution.losses.shape[-1],
+            "num_updates": self.solution.state.losses.shape[-1],
             "before": _numbers(self.before),
             "after": _numbers(self.solution.report),
+            "failed_restarts": list(self.solution.failed_restarts),
         }
 
 
 def run_pretraining(
-    optimizer: Any, parts: Parts, output: Output, *, restarts: int | None, key: PRNGKeyArray
+    optimizer: Any,
+    parts: Parts,
+    output: Output,
+    *,
+    restarts: int | None,
+    key: PRNGKeyArray,
+    state: l2o.PretrainState | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Pretrained:
     """`l2o_eqx.pretrain`, and how far the optimizer was from its aim before.
 
@@ -46,6 +56,8 @@ def run_pretraining(
     - `parts`: with the settings `pretraining`.
     - `output`: shows the progress.
     - `key`: draws the inputs.
+    - `state`: to go on from.
+    - `callbacks`: beside that which shows the progress.
     """
     settings = parts.config.pretraining
     input_std = settings.input_std
@@ -69,17 +81,18 @@ def run_pretraining(
             meta_optimizer=optax.adam(settings.meta_learning_rate, eps=settings.eps),
             restarts=restarts,
             key=key,
-            callbacks=[show],
+            callbacks=[*callbacks, show],
+            state=state,
         )
     return Pretrained(solution, before)
 
 
-def write_pretraining(folder: Path, pretrained: Pretrained) -> None:
+def write_pretraining(folder: Path, pretrained: Pretrained, output: Output) -> None:
     """Writes `pretraining.csv` and `pretraining.png`."""
     with replacing(folder / FILE) as path:
         pretrained.solution.write_losses(path)
-    with replacing(folder / "pretraining.png") as path:
-        plots.plot_pretraining(pretrained.solution.losses, path)
+    losses = pretrained.solution.state.losses
+    draw(folder / "pretraining.png", lambda path: plots.plot_pretraining(losses, path), output)
 
 
 def show_pretraining(pretrained: Pretrained, output: Output) -> None:

@@ -2,19 +2,21 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.random as jr
 
 import l2o_eqx as l2o
-from l2o_eqx.files import write_text
+from l2o_eqx.files import remove_debris, write_text
 from l2o_eqx.objectives import Mixture
 
 from ._build import Parts, blaming, build
-from ._folder import Record, make_folder
+from ._checkpoints import PRETRAINING, Cadence, checkpoint, state_of
+from ._errors import Failure
+from ._folder import CONFIG, Record, make_folder, now
 from ._interrupt import run_interruptibly
 from ._output import Output
 from ._pretrained import Pretrained, run_pretraining, show_pretraining, write_pretraining
@@ -27,6 +29,8 @@ RESTART_PATTERN = "optimizers/restart-*.safetensors"
 LAST_FILE = "optimizer-last.safetensors"
 LAST_RESTART_FILE = "optimizers-last/restart-{:03}.safetensors"
 
+# What `run.json` says of an end, which is none where the run goes on.
+_OF_AN_END = ("format", "ended", "result", "error", "comparison", "optimizers", "super_epochs_done")
 # Far from the small numbers that splitting the seed's key amounts to.
 _PRETRAINING = 1000
 
@@ -43,6 +47,7 @@ class Run:
     key: Any
     comparison_key: Any
     pretraining_key: Any
+    cadence: Cadence
     pretraining: dict[str, Any] | None = None
 
     @property
@@ -57,7 +62,8 @@ def begin(
     out: Path | None,
     output: Output,
     *,
-    name: str,
+    kind: Literal["train", "pretrain"],
+    cadence: Cadence,
     describe: Callable[[Parts, int, str], str],
 ) -> Run:
     """Makes the untrained optimizer, and the folder with what is known at the start.
@@ -65,16 +71,61 @@ def begin(
     **Arguments:**
 
     - `given`, `out`, `output`: as in `train`.
-    - `name`: that of the folder in `runs`.
+    - `kind`: the command.
+    - `cadence`: how often the state is kept.
     - `describe`: `(parts, number of meta-parameters, how many coordinates) -> what is going to be done`.
 
     **Raises:** `UsageError` before anything is written.
     """
     parts = build(given)
+    optimizer = _untrained(parts)
+    first = given.objective.kind if kind == "train" else "pretrained"
+    folder = make_folder(out, Path("runs"), f"{first}-{given.optimizer.kind}")
+    # The settings first: with them alone a run can be taken up.
+    write_text(folder / CONFIG, to_toml(parts.config))
+    meta_parameters = l2o.count_meta_parameters(optimizer) // parts.config.meta.restarts
+    coordinates = coordinates_of(parts.family)
+    record = Record(
+        folder,
+        **l2o.environment(),
+        kind=kind,
+        command=["l2o", *sys.argv[1:]],
+        seed=parts.config.seed,
+        data=parts.data,
+        num_meta_parameters=meta_parameters,
+        num_coordinates=coordinates,
+    )
+    output.say(describe(parts, meta_parameters, _in_words(coordinates)))
+    return _run(parts, output, optimizer, folder, record, cadence)
+
+
+def take_up(given: Table, facts: Mapping[str, Any], folder: Path, output: Output, cadence: Cadence) -> Run:
+    """The run of a folder as it was begun, to go on.
+
+    **Arguments:**
+
+    - `given`: its checked configuration.
+    - `facts`: of its `run.json`.
+    - `folder`, `output`, `cadence`: as in `begin`.
+
+    **Raises:** `UsageError` if another process is at work there.
+    """
+    parts = build(given)
+    here = l2o.environment()
+    optimizer = _untrained(parts)
+    earlier = [
+        *facts.get("resumed", []),
+        {"at": now(), "versions": here["versions"], "device": here["device"]},
+    ]
+    kept = {name: value for name, value in facts.items() if name not in _OF_AN_END}
+    record = Record(folder, **{**kept, "resumed": earlier})
+    remove_debris(folder)
+    return _run(parts, output, optimizer, folder, record, cadence)
+
+
+def _untrained(parts: Parts) -> Any:
     config = parts.config
-    root = jr.key(config.seed)
-    okey, key, comparison_key = jr.split(root, 3)
-    pretraining_key = jr.fold_in(root, _PRETRAINING)
+    okey, *_ = jr.split(jr.key(config.seed), 3)
     if config.meta.restarts > 1:
         optimizer = eqx.filter_vmap(parts.make_optimizer)(jr.split(okey, config.meta.restarts))
     else:
@@ -83,22 +134,14 @@ def begin(
     if estimator is not None and config.trainer.kind == GRADIENT:
         with blaming(("strategy",), config.strategy, otherwise=("strategy", "order")):
             estimator.check(optimizer)
-    meta_parameters = l2o.count_meta_parameters(optimizer) // config.meta.restarts
-    coordinates = coordinates_of(parts.family)
+    return optimizer
 
-    folder = make_folder(out, Path("runs"), name)
-    write_text(folder / "config.toml", to_toml(config))
-    record = Record(
-        folder / "run.json",
-        **l2o.environment(),
-        command=["l2o", *sys.argv[1:]],
-        seed=config.seed,
-        data=parts.data,
-        num_meta_parameters=meta_parameters,
-        num_coordinates=coordinates,
-    )
-    output.say(describe(parts, meta_parameters, _in_words(coordinates)))
-    return Run(parts, output, optimizer, folder, record, key, comparison_key, pretraining_key)
+
+def _run(parts: Parts, output: Output, optimizer: Any, folder: Path, record: Record, cadence: Cadence) -> Run:
+    root = jr.key(parts.config.seed)
+    _, key, comparison_key = jr.split(root, 3)
+    pretraining_key = jr.fold_in(root, _PRETRAINING)
+    return Run(parts, output, optimizer, folder, record, key, comparison_key, pretraining_key, cadence)
 
 
 def coordinates_of(family: Any) -> int | dict[str, int]:
@@ -128,14 +171,27 @@ def pretrain_first(run: Run) -> None:
             run.output,
             restarts=run.restarts,
             key=run.pretraining_key,
+            state=state_of(run.folder, PRETRAINING, run.parts.config),
+            callbacks=[checkpoint(run.folder, PRETRAINING, run.parts.config, run.cadence)],
         )
 
     pretrained = run_interruptibly(work)
-    write_pretraining(run.folder, pretrained)
+    write_pretraining(run.folder, pretrained, run.output)
     run.optimizer = pretrained.solution.optimizer
     run.pretraining = pretrained.facts
     run.record.add(pretraining=run.pretraining)
     show_pretraining(pretrained, run.output)
+    _tell_failed(run, pretrained.solution.failed_restarts)
+
+
+def _tell_failed(run: Run, failed: Sequence[int]) -> None:
+    advice = "a smaller --pretrain-omega or --pretrain-meta-learning-rate may help"
+    if len(failed) == run.parts.config.meta.restarts:
+        run.record.finish("failed", error="the pretraining has diverged", optimizers=[])
+        raise Failure(f"the pretraining has diverged, its loss is not finite; {advice}")
+    if failed:
+        which = ", ".join(map(str, failed))
+        run.output.say(f"The pretraining of restart {which} has diverged; {advice}.", "yellow")
 
 
 def save_optimizers(run: Run, optimizer: Any, *, last: bool = False, **facts: Any) -> list[str]:

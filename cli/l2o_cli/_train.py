@@ -1,7 +1,8 @@
 """`l2o train`. What starts JAX is imported once the settings are resolved."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,11 +10,13 @@ import typer
 
 import l2o_eqx as l2o
 
-from ._folder import check_free
+from ._checkpoints import DEFAULT_MINUTES, TRAINING, Cadence, Every, Minutes, checkpoint, state_of
+from ._errors import Failure, describe
+from ._folder import CONFIG, check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._mixture import name_of
 from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
-from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
+from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve, to_toml
 from ._start import start
 from ._tables import SEARCH
 
@@ -36,6 +39,8 @@ def train(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    checkpoint_every: Every = None,
+    checkpoint_minutes: Minutes = DEFAULT_MINUTES,
     cores: Cores = None,
     cache: Cache = True,
     quiet: Quiet = False,
@@ -56,13 +61,15 @@ def train(
     start(cores=cores, cache=cache)
     from ._output import Output
 
-    run(checked, out, Output(quiet, as_json))
+    run(checked, out, Output(quiet, as_json), Cadence(checkpoint_every, checkpoint_minutes))
 
 
 @dataclasses.dataclass
 class _Training:
     run: "Run"
     solution: "l2o.MetaSolution | None" = None
+    # Where it was taken up.
+    begun: "l2o.MetaState | None" = None
     # Where it stood if it was left behind in compiled code, without a solution.
     latest: "l2o.Progress | None" = None
     failed_so_far: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
@@ -75,7 +82,7 @@ class _Training:
     @property
     def state(self) -> "l2o.MetaState | None":
         known = self.solution or self.latest
-        return None if known is None else known.state
+        return self.begun if known is None else known.state
 
     @property
     def done(self) -> int:
@@ -87,14 +94,12 @@ class _Training:
 
     @property
     def skipped(self) -> int:
-        import numpy as np
+        from l2o_eqx._meta_step import count_skipped
 
-        if self.solution is not None:
-            return int(np.max(self.solution.metrics["skipped_updates"][-1]))
-        return 0 if self.latest is None else int(np.max(self.latest.metrics["skipped_updates"]))
+        return 0 if self.state is None else int(count_skipped(self.state.meta_optimizer_state).max())
 
 
-def run(given: Table, out: Path | None, output: "Output") -> None:
+def run(given: Table, out: Path | None, output: "Output", cadence: Cadence | None = None) -> None:
     """Trains, compares and keeps everything in a folder.
 
     **Arguments:**
@@ -102,18 +107,29 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
     - `given`: a checked configuration.
     - `out`: the folder, which must not exist; `None` for one in `runs`.
     - `output`: what the user sees.
+    - `cadence`: how often the state is kept.
 
-    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C.
+    **Raises:** `UsageError` before anything is written; `typer.Exit(130)` after Ctrl-C; `Failure` if
+    something cannot be written.
     """
     check_free(out)
-    from ._run import begin, pretrain_first
+    from ._run import begin
 
-    name = f"{given.objective.kind}-{given.optimizer.kind}"
-    training = _Training(begin(given, out, output, name=name, describe=_intention))
-    with training.run.record.failing():
+    work(begin(given, out, output, kind="train", cadence=cadence or Cadence(), describe=_intention))
+
+
+def work(run: "Run") -> None:
+    """Trains and compares, from wherever the run stands.
+
+    **Raises:** as `run`.
+    """
+    from ._run import pretrain_first
+
+    training, output = _Training(run), run.output
+    with run.record.failing(), _rescuing(training):
         try:
-            if given.pretraining.enabled:
-                pretrain_first(training.run)
+            if run.parts.config.pretraining.enabled:
+                pretrain_first(run)
             run_interruptibly(lambda: _meta_train(training), on_first=lambda: _ask(training))
             result = "stopped" if training.wants_to_stop else "completed"
         except KeyboardInterrupt:
@@ -123,14 +139,61 @@ def run(given: Table, out: Path | None, output: "Output") -> None:
         if result == "stopped":
             _stop(training)
         try:
-            comparisons = run_interruptibly(lambda: _compare(training))
+            comparisons, learners = run_interruptibly(lambda: _compare(training))
         except KeyboardInterrupt:
             files = _finish(training, "completed", comparison="interrupted")
-            output.say(f"Interrupted. The trained optimizer is in {training.run.folder}.")
+            output.say(
+                f"Interrupted. The trained optimizer is in {run.folder}; "
+                f"`l2o resume {run.folder}` compares it."
+            )
             output.result({"folder": str(training.run.folder), "result": "stopped", "files": files})
             interrupted()
+        from ._comparison import facts_of, show_comparisons, title_of
+
+        # On a full disk, what is shown is all that one has of it.
+        show_comparisons(comparisons, output, title_of(facts_of(run.parts, 0)))
+        _keep(training, comparisons, learners)
         _finish(training, "completed", comparison="completed")
         _report(training, comparisons)
+
+
+@contextlib.contextmanager
+def _rescuing(training: _Training) -> Iterator[None]:
+    # What cannot be written ends a run; the optimizer is the smallest of its files, and worth the most.
+    try:
+        yield
+    except OSError as error:
+        run, done = training.run, training.done
+        reason = describe(error)
+        rescued = done and run_interruptibly(lambda: _rescue(training))
+        with contextlib.suppress(OSError):
+            run.record.finish("failed", error=reason, super_epochs_done=done)
+        where = "the optimizer so far is saved, and " if rescued else ""
+        raise Failure(
+            f"{reason}. After {done} super epochs {where}`l2o resume {run.folder}` goes on from the last "
+            "checkpoint"
+        ) from None
+
+
+def _rescue(training: _Training) -> bool:
+    from l2o_eqx.files import write_text
+
+    from ._run import save_optimizers
+    from ._taken import taken_from
+
+    run, state = training.run, training.state
+    assert state is not None
+    try:
+        # The folder may be gone.
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_optimizers(run, taken_from(state)[0], super_epochs_done=training.done)
+        write_text(run.folder / CONFIG, to_toml(run.parts.config))
+        if training.latest is not None:
+            (run.folder / TRAINING).mkdir(exist_ok=True)
+            checkpoint(run.folder, TRAINING, run.parts.config, run.cadence).save(training.latest)
+    except OSError:
+        return False
+    return True
 
 
 def _intention(parts: "Parts", meta_parameters: int, coordinates: str) -> str:
@@ -178,9 +241,11 @@ def _meta_train(training: _Training) -> None:
 
     parts, meta = training.run.parts, training.run.parts.config.meta
     folder, output = training.run.folder, training.run.output
+    training.begun = state_of(folder, TRAINING, parts.config)
     with output.progress("training", meta.super_epochs, "compiling") as update, warnings.catch_warnings():
         # It is said in words.
         warnings.simplefilter("ignore", l2o.ZeroGradientWarning)
+        warnings.simplefilter("ignore", l2o.SkippedUpdatesWarning)
 
         def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
             training.latest = progress
@@ -188,6 +253,8 @@ def _meta_train(training: _Training) -> None:
             metrics = median_over_restarts(progress.metrics)
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
             update(progress.super_epoch, status)
+            if progress.skipped_all:
+                output.say(progress.skipped_all, "yellow")
             if progress.without_gradient:
                 training.without_gradient = progress.without_gradient
                 output.say(describe_zero_gradients(progress.without_gradient), "yellow")
@@ -196,7 +263,14 @@ def _meta_train(training: _Training) -> None:
         common: dict[str, Any] = dict(
             restarts=training.run.restarts,
             key=training.run.key,
-            callbacks=[MetricsWriter(folder / FILE), Events(folder / "tensorboard"), show],
+            callbacks=[
+                # Before the checkpoint, which must not be later than the last line.
+                MetricsWriter(folder / FILE),
+                Events(folder / "tensorboard", output),
+                checkpoint(folder, TRAINING, parts.config, training.run.cadence),
+                show,
+            ],
+            state=training.begun,
         )
         if parts.config.trainer.kind == SEARCH:
             training.solution = l2o.policy_search(
@@ -219,13 +293,14 @@ def _stop(training: _Training) -> None:
     if training.state is None:
         training.run.output.say(
             "Stopped before the first super epoch was over: the optimizer is untrained and was not "
-            f"saved. The settings are in {training.run.folder}."
+            f"saved. `l2o resume {training.run.folder}` begins again."
         )
     else:
         epochs = f"{training.done} of {training.run.parts.config.meta.super_epochs}"
         training.run.output.say(
             f"Stopped after {epochs} super epochs, without a comparison. The optimizer so far is "
-            f"in {training.run.folder / saved[0]}; `l2o evaluate {training.run.folder}` compares it."
+            f"in {training.run.folder / saved[0]}; `l2o resume {training.run.folder}` goes on, "
+            f"`l2o evaluate {training.run.folder}` compares it as it is."
         )
     training.run.output.result({"folder": str(training.run.folder), "result": "stopped", "files": saved})
     interrupted()
@@ -237,6 +312,7 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
     done = training.done
     files = optimizer_files(training.run.parts.config) if done else []
     skipped = training.skipped
+    lost = list(training.solution.failed_restarts) if training.solution else []
     if training.taken is not None:
         facts["taken"] = training.taken
     training.run.record.finish(
@@ -245,11 +321,19 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
         skipped_updates=skipped,
         failed_objectives=[_described(failed) for failed in training.failed],
         without_gradient=list(training.without_gradient),
+        failed_restarts=lost,
         optimizers=files,
         **facts,
     )
     if skipped:
         training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
+    if lost:
+        which = f"restart {', '.join(map(str, lost))}" if training.run.restarts else "the training"
+        training.run.output.say(
+            f"{which} has failed: no meta-gradient of its last super epoch was finite. Begin with smaller "
+            "steps, or a smaller --meta-learning-rate.",
+            "yellow",
+        )
     if training.failed:
         training.run.output.say(
             f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "
@@ -269,9 +353,9 @@ def _described(failed: "l2o.FailedObjective") -> dict[str, Any]:
 def _save(training: _Training) -> None:
     from l2o_eqx import plots
     from l2o_eqx.callbacks import read_metrics
-    from l2o_eqx.files import replacing
 
     from ._metrics import FILE
+    from ._pictures import draw
     from ._run import save_optimizers
     from ._taken import describe_taken, taken_from
 
@@ -286,13 +370,19 @@ def _save(training: _Training) -> None:
         save_optimizers(run, training.optimizer, super_epochs_done=done, taken=training.taken)
         save_optimizers(run, state.optimizer, last=True, super_epochs_done=done)
         run.output.say(describe_taken(training.taken, done))
-    with replacing(run.folder / "training.png") as path:
-        plots.plot_training(read_metrics(run.folder / FILE), path)
+    if training.solution is None and training.latest is not None:
+        # Left behind in compiled code, it has not kept where it ended.
+        checkpoint(run.folder, TRAINING, run.parts.config, run.cadence).save(training.latest)
+    draw(
+        run.folder / "training.png",
+        lambda path: plots.plot_training(read_metrics(run.folder / FILE), path),
+        run.output,
+    )
 
 
-def _compare(training: _Training) -> "Comparisons":
-    from ._comparison import LEARNED, UNTRAINED, facts_of, run_comparisons, title_of, write_comparisons
-    from ._few_shot import JOINT, can_be_joint, train_jointly, write_fits
+def _compare(training: _Training) -> "tuple[Comparisons, dict[str, Any]]":
+    from ._comparison import LEARNED, UNTRAINED, run_comparisons
+    from ._few_shot import JOINT, can_be_joint, train_jointly
 
     run = training.run
     optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
@@ -307,20 +397,25 @@ def _compare(training: _Training) -> "Comparisons":
         restarts=run.restarts,
         key=run.comparison_key,
     )
-    facts = facts_of(training.run.parts, training.run.parts.config.seed)
-    write_comparisons(training.run.folder, comparisons, title=title_of(facts), facts=facts)
-    learners = {name: optimizers[name] for name in (LEARNED, JOINT) if name in optimizers}
-    write_fits(run.folder, learners, run.parts, restarts=run.restarts)
-    return comparisons
+    return comparisons, {name: optimizers[name] for name in (LEARNED, JOINT) if name in optimizers}
+
+
+def _keep(training: _Training, comparisons: "Comparisons", learners: dict[str, Any]) -> None:
+    from ._comparison import facts_of, title_of, write_comparisons
+    from ._few_shot import write_fits
+
+    run = training.run
+    facts = facts_of(run.parts, run.parts.config.seed)
+    write_comparisons(run.folder, comparisons, run.output, title=title_of(facts), facts=facts)
+    write_fits(run.folder, learners, run.parts, run.output, restarts=run.restarts)
 
 
 def _report(training: _Training, comparisons: "Comparisons") -> None:
-    from ._comparison import facts_of, numbers_of, show_comparisons, title_of
+    from ._comparison import numbers_of
     from ._run import optimizer_files
 
     folder, output = training.run.folder, training.run.output
     files = optimizer_files(training.run.parts.config)
-    show_comparisons(comparisons, output, title_of(facts_of(training.run.parts, 0)))
     first = folder / files[0]
     output.say(
         f"Everything is in {folder}. Compare on other draws, longer, or on something else: "

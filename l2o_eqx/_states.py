@@ -1,0 +1,44 @@
+"""States that trainings go on from: whether they fit."""
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from ._errors import ArgumentError
+from ._misc import shapes_of
+
+
+def refuse_misfits(verb: str, parts: Mapping[str, tuple[PyTree, PyTree]]) -> None:
+    """Refuses a state that is of another training.
+
+    **Arguments:**
+
+    - `verb`: which is given it.
+    - `parts`: by the argument that makes it, what the state would begin with, and what it has.
+
+    **Raises:** `ArgumentError` about the first part that does not fit.
+    """
+    for name, (wanted, given) in parts.items():
+        if shapes_of(wanted) != shapes_of(given):
+            raise ArgumentError(
+                f"`{verb}(state=...)` does not fit `{name}`: {_difference(wanted, given)}. It must come from "
+                "a training of the same optimizer, meta-optimizer, strategy and restarts as those given.",
+                argument="state",
+            )
+
+
+def _difference(wanted, given):
+    # The first array that is another one; else it is the structure, whose text may be long.
+    here, there = _arrays(wanted), _arrays(given)
+    for path in [*here, *(path for path in there if path not in here)]:
+        one, other = here.get(path, "missing"), there.get(path, "missing")
+        if one != other:
+            return f"{path or 'it'} is {other} in the state, and here {one}"
+    return "the arrays are alike, but what is around them is not"
+
+
+def _arrays(tree):
+    leaves = jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {jtu.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}

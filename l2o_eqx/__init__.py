@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ._devices import use_cores as use_cores
     from ._environment import environment as environment
     from ._errors import ArgumentError as ArgumentError
+    from ._errors import SkippedUpdatesWarning as SkippedUpdatesWarning
     from ._errors import ZeroGradientWarning as ZeroGradientWarning
     from ._evaluate import EvaluationProgress as EvaluationProgress
     from ._evaluate import Trajectories as Trajectories
@@ -118,7 +119,7 @@ _NAMES = {
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
         "_environment": "environment",
-        "_errors": "ArgumentError ZeroGradientWarning",
+        "_errors": "ArgumentError SkippedUpdatesWarning ZeroGradientWarning",
         "_evaluate": "EvaluationProgress Trajectories evaluate",
         "_generalization": "CardProgress generalization_card",
         "_imitate": "ImitationSolution imitate",

@@ -1,3 +1,4 @@
+import contextlib
 import sys
 from typing import Any, Literal
 
@@ -115,6 +116,13 @@ def as_optax(
             given=output,
             possible=("update", "rms"),
         )
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise ArgumentError(
+            f"`as_optax({type(optimizer).__name__})` makes a transformation out of an optimizer of this "
+            "package, or of your own `AbstractOptimizer`; optax's own are transformations already.",
+            argument="optimizer",
+            given=optimizer,
+        )
     if optimizer.is_black_box():
         name = type(optimizer).__name__
         raise ArgumentError(
@@ -160,7 +168,8 @@ def _init(optimizer, num_steps, params):
     params = wide(as_arrays(params, where=_where(optimizer), argument="params"))
     spread = is_spread(params)
     init = _init_by_entry if spread else _init_in_blocks
-    return TransformationState(spread_out(init, params, optimizer, params, num_steps), spread)
+    with _explaining(optimizer):
+        return TransformationState(spread_out(init, params, optimizer, params, num_steps), spread)
 
 
 def _update(optimizer, output, updates, state, params, given):
@@ -182,12 +191,53 @@ def _update(optimizer, output, updates, state, params, given):
     wanted = {name: given[name] for name in optimizer.wants() if given[name] is not None}
     if "value" in wanted:
         wanted["value"] = as_value(wanted["value"], grads)
+    with _explaining(optimizer):
+        _check_same_as_in_init(optimizer, grads, state, where)
     step = _update_by_entry if state.spread else _update_in_blocks
     where_to = (grads if params is None else params, state.inner)
-    changes, inner = keep_spread(step, where_to, optimizer, Seen(grads, **wanted), state.inner, params)
+    with _explaining(optimizer):
+        changes, inner = keep_spread(step, where_to, optimizer, Seen(grads, **wanted), state.inner, params)
     if output == "rms":
         changes = jax.tree.map(jnp.negative, unit_rms(changes))
     return with_dtypes(changes, like, treedef), TransformationState(inner, state.spread)
+
+
+@contextlib.contextmanager
+def _explaining(optimizer):
+    # What goes wrong with shapes says little of its cause, which is hardly ever the optimizer's own.
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{_where(optimizer)} cannot run on these arrays: {str(error).partition(chr(10))[0]} Of a batch "
+            "of restarts, take one by `select_restart(optimizer, i)`.",
+            argument="optimizer",
+            given=optimizer,
+        ) from error
+
+
+def _check_same_as_in_init(optimizer, grads, state, where):
+    if not isinstance(state, TransformationState):
+        raise ArgumentError(
+            f"{where}: `update` is given a {type(state).__name__} for the state that `init` returns.",
+            argument="state",
+            given=state,
+        )
+    if state.spread:
+        return
+    wanted = eqx.filter_eval_shape(_init_in_blocks, optimizer, grads, None)
+    if _shapes(wanted) != _shapes(state.inner):
+        raise ArgumentError(
+            f"{where}: `update` is given gradients of another structure or other shapes than the params that "
+            "`init` was given.",
+            argument="updates",
+        )
+
+
+def _shapes(tree):
+    return [x.shape for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
 
 
 def _init_in_blocks(optimizer, params, num_steps):

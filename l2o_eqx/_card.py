@@ -81,7 +81,7 @@ class Card:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(tuple(_row(row) for row in content["rows"]), tuple(content["names"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is no card: {type(error).__name__}: {error}") from None
 
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -195,12 +196,14 @@ class _Runner:
     ) -> Comparison:
         """What there is."""
         tunings = self.tunings
+        # Where all that was tried diverges, nothing is the best of it.
+        tuned = {name: one for name, one in tunings.items() if np.isfinite(one.losses_by_rate).any()}
         return Comparison(
             self.known,
-            {name: one.learning_rate for name, one in tunings.items()},
+            {name: one.learning_rate for name, one in tuned.items()},
             {name: one.losses_by_rate for name, one in tunings.items()},
             tried,
-            {name: one.settings for name, one in tunings.items()},
+            {name: one.settings for name, one in tuned.items()},
             learned,
             last,
             result,

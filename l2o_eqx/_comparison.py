@@ -30,7 +30,7 @@ class Comparison(eqx.Module):
     **Fields:**
 
     - `trajectories`: by name, on the same draws for all.
-    - `learning_rates`: by name, the tuned ones.
+    - `learning_rates`: by name, the tuned ones; none of what diverges with all of them.
     - `tuning_losses`: by name, the median final loss over the tuning draws for every learning rate in
         `tried`, with whatever else suits it best; infinite where runs diverge, NaN for a rate not tried.
     - `tried`: the learning rates.
@@ -64,8 +64,9 @@ class Comparison(eqx.Module):
         - `name`; `median`, `mean`, `q25` and `q75` of the final losses over all objectives (and restarts);
         - `diverged`, the share of them that is not finite (counted as infinite), and `broken`, whether that
             is half or more, so that there is no median;
-        - `settings` and `learning_rate`, `None` if it was not tuned, and `at_edge`, true if the best learning
-            rate is the first or the last of those tried, so that a wider range might be better;
+        - `settings` and `learning_rate`, `None` if it was not tuned, or diverges with all, and `at_edge`,
+            true if the best learning rate is the first or the last of those tried, so that a wider range
+            might be better;
         - `evaluations_per_step` of f, and `median_per_evaluation`, the median loss once there have been as
             many evaluations as others have steps;
         - `beaten`, `beaten_low` and `beaten_high`: the share of objectives on which the optimizer `by` ends

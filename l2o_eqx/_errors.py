@@ -39,6 +39,10 @@ class ZeroGradientWarning(UserWarning):
     """Meta-parameters whose meta-gradient is always zero, which `meta_train` cannot train."""
 
 
+class SkippedUpdatesWarning(UserWarning):
+    """All meta-updates of the first super epoch were left out, because no meta-gradient was finite."""
+
+
 def check(message: str, **arguments: tuple[Any, bool]) -> None:
     """Raises an `ArgumentError` for the first argument that is not as it must be.
 

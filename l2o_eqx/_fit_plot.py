@@ -9,6 +9,7 @@ import numpy as np
 
 from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
+from .files import read_rows
 
 if TYPE_CHECKING:
     from jaxtyping import PRNGKeyArray
@@ -123,14 +124,10 @@ def read_fits(path: str | Path) -> Fits:
     **Raises:** `ValueError` if the file is another one.
     """
     found: dict[int, dict[tuple[str, int], list[list[float]]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != _COLUMNS:
-            raise ValueError(f"{path} is no file of fits: its columns are {reader.fieldnames}.")
-        for row in reader:
-            series = found.setdefault(int(row["task"]), {})
-            point = [float(row["x"]), float(row["y"])]
-            series.setdefault((row["series"], int(row["steps"])), []).append(point)
+    for row in read_rows(path, _COLUMNS, "fits"):
+        series = found.setdefault(int(row["task"]), {})
+        point = [float(row["x"]), float(row["y"])]
+        series.setdefault((row["series"], int(row["steps"])), []).append(point)
     return [{name: np.array(points).T for name, points in found[i].items()} for i in sorted(found)]
 
 

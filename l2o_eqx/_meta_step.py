@@ -260,4 +260,9 @@ def objective_keys(key: PRNGKeyArray, num_objectives: int) -> Keys:
 
 def _mean_of(losses, sound):
     # A user's strategy may hand back losses of its own shape.
-    return jnp.mean(losses, where=jnp.broadcast_to(sound, losses.shape))
+    where = jnp.broadcast_to(sound, losses.shape)
+    mean = jnp.mean(losses, where=where)
+    # A sum of losses near 1e36 overflows where their mean does not.
+    scale = jnp.maximum(jnp.max(jnp.abs(losses), where=where, initial=0), 1)
+    overflows = ~jnp.isfinite(mean) & jnp.isfinite(scale)
+    return jnp.where(overflows, jnp.mean(losses / scale, where=where) * scale, mean)

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import Restarts
-from ._errors import ArgumentError
+from ._errors import ArgumentError, SkippedUpdatesWarning
 from ._loop import run
 from ._meta_step import MetaState, compiled_step, compiled_steps, init_meta_state, objective_keys
 from ._past import Past
@@ -54,6 +55,7 @@ class Progress(eqx.Module):
     - `family`: the name of the super epoch's family in a `Mixture`; else empty. A mixture's `meta_loss`,
         `mean_loss` and `final_loss` are metrics of each family, too (`final_loss/<family>`), NaN for super
         epochs of the others.
+    - `skipped_all`: what to do if no meta-update of the first super epoch could be made; else empty.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -65,6 +67,7 @@ class Progress(eqx.Module):
     failed: tuple["FailedObjective", ...] = ()
     without_gradient: tuple[str, ...] = ()
     family: str = ""
+    skipped_all: str = ""
 
     @property
     def done(self) -> int:
@@ -191,7 +194,7 @@ def meta_train(
     the part of it that does not.
 
     **Warns:** with a `ZeroGradientWarning`, after the first super epoch, of meta-parameters that have had no
-    gradient.
+    gradient; with a `SkippedUpdatesWarning` if none of its meta-gradients was finite.
 
     Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
     approximation by averaging".
@@ -322,14 +325,19 @@ class _Course:
         unknown = {name: np.full(np.shape(x), np.nan) for name, x in kept.items()}
         metrics, masks, reached = jax.tree.map(np.asarray, found)
         known, zeros, name = len(self.past.failed), (), self.turns[done - 1].family
+        skipped_all = ""
         for i, number in enumerate(range(done - count + 1, done + 1)):
             own = {name: x[i] for name, x in metrics.items()}
             own = jax.tree.map(_to_host, own | (kept if number == done else unknown))
             self.rows.append(self._of_families(own, name))
             zeros += self._look(masks[i], reached[i], number)
+            if number == 1 and np.all(self.rows[-1]["skipped_updates"] >= self.turns[0].num_updates):
+                skipped_all = describe_skipped(self.turns[0].num_updates)
+                warnings.warn(skipped_all, SkippedUpdatesWarning, stacklevel=2)
         state = dataclasses.replace(state, past=self.past)
         failed = self.name_failed(self.past.failed[known:])
-        return state, Progress(done, total, _of_call(self.rows[-count:]), state, failed, zeros, name)
+        row = _of_call(self.rows[-count:])
+        return state, Progress(done, total, row, state, failed, zeros, name, skipped_all)
 
     def _look(self, failed: np.ndarray, reached: np.ndarray, number: int) -> tuple[str, ...]:
         """Takes note of what a super epoch shows beside metrics, and returns what has no gradient."""
@@ -365,6 +373,16 @@ class _Course:
         failed, watched = self.name_failed(self.past.failed), self.past.watched
         zeros = () if watched is None else watched.found
         return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
+
+
+def describe_skipped(count: int) -> str:
+    """What is said where all meta-updates of the first super epoch, so many, were left out."""
+    return (
+        f"No meta-gradient of the first super epoch was finite, and all of its {count} meta-updates were "
+        "left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller scale. If "
+        "they do not, something in the rule has no derivative, such as a root at 0: add a number under it "
+        "(`eps_root` of optax), or take the estimator of first order (`Backprop()`, `--order first`)."
+    )
 
 
 def _of_call(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

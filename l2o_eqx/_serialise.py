@@ -3,6 +3,7 @@ in JSON. A file cannot make us run code: no pickle, no constructors, no imports 
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib
 import itertools
@@ -254,6 +255,8 @@ def _restore(x: np.ndarray, name: str, kind: str) -> Any:
 
 
 def _read(path: StrPath) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not the file of an optimizer", str(path))
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["l2o_eqx"])
@@ -262,7 +265,11 @@ def _read(path: StrPath) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         if header.pop("sha256") != _digest(header, arrays):
             raise FileFormatError(f"{path} is damaged: the content does not match its sha256.")
-    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as e:
+    except OSError as e:
+        if e.filename is not None or str(path) in str(e):
+            raise
+        raise OSError(e.errno, e.strerror or str(e), str(path)) from e
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
         if isinstance(e, FileFormatError):
             raise
         raise FileFormatError(f"{path} is damaged or not from `l2o_eqx.save`: {e!r}.") from e

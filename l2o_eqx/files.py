@@ -1,12 +1,13 @@
-"""Files that are written whole or not at all, and strict JSON. Does not start JAX."""
+"""Files that are written whole or not at all, strict JSON, and CSV. Does not start JAX."""
 
 import contextlib
+import csv
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,31 @@ def dumps(content: Any, indent: int | None = None) -> str:
     - `indent`: as in `json.dumps`.
     """
     return json.dumps(_plain(content), indent=indent, allow_nan=False)
+
+
+def read_rows(path: str | Path, columns: Sequence[str], what: str) -> list[dict[str, str]]:
+    """The rows of a CSV file that was written whole.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `columns`: that it must have.
+    - `what`: it is, for people: `"curves"`.
+
+    **Raises:** `ValueError` if it has other columns, or is cut off.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        try:
+            if reader.fieldnames != list(columns):
+                raise ValueError(f"{path} is no file of {what}: its columns are {reader.fieldnames}.")
+            rows = list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{path} is damaged: {error}.") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{path} is damaged: line {number} has not {len(columns)} columns.")
+    return rows
 
 
 def _plain(x: Any) -> Any:

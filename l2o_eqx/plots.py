@@ -1,6 +1,5 @@
 """Figures of comparisons, trainings and objectives. Matplotlib is imported when the first one is drawn."""
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from ._fit_plot import plot_fits as plot_fits
 from ._fit_plot import read_fits as read_fits
 from ._fit_plot import write_fits as write_fits
 from ._objective_plot import plot_objective as plot_objective
+from .files import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,13 +190,9 @@ def read_curves(path: str | Path) -> dict[str, np.ndarray]:
     **Raises:** `ValueError` if the file is another one.
     """
     rows: dict[str, list[list[float]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["optimizer", "step", "q25", "median", "q75"]:
-            raise ValueError(f"{path} is no file of curves: its columns are {reader.fieldnames}.")
-        for row in reader:
-            values = [float(row[column]) for column in ("q25", "median", "q75")]
-            rows.setdefault(row["optimizer"], []).append(values)
+    for row in read_rows(path, ["optimizer", "step", "q25", "median", "q75"], "curves"):
+        values = [float(row[column]) for column in ("q25", "median", "q75")]
+        rows.setdefault(row["optimizer"], []).append(values)
     return {name: np.array(values).T for name, values in rows.items()}
 
 
@@ -212,12 +208,8 @@ def read_pretraining(path: str | Path) -> np.ndarray:
     **Raises:** `ValueError` if the file is another one.
     """
     rows: dict[str, list[float]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["restart", "update", "loss"]:
-            raise ValueError(f"{path} is no file of a pretraining: its columns are {reader.fieldnames}.")
-        for row in reader:
-            rows.setdefault(row["restart"], []).append(float(row["loss"]))
+    for row in read_rows(path, ["restart", "update", "loss"], "a pretraining"):
+        rows.setdefault(row["restart"], []).append(float(row["loss"]))
     losses = np.array(list(rows.values()))
     return losses[0] if len(losses) == 1 else losses
 

@@ -3,9 +3,16 @@
 
 def main() -> None:
     """The console script `l2o`."""
+    import io
+    import sys
+
     from ._app import app
     from ._interrupt import leave
 
+    # What a terminal has no character for ends nothing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except SystemExit as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ._errors import describe, drop_output
 from ._kinds import entry_points, import_reference
 from ._signatures import find_module
 
@@ -92,6 +93,15 @@ class _Commands(TyperGroup):
             print(f"l2o: {message}", file=sys.stderr)
             code = error.exit_code
         except typer.Abort:
+            code = 1
+        except BrokenPipeError:
+            drop_output(sys.stdout)
+            code = 0
+        except Exception as error:
+            reason = describe(error)
+            if reason is None:
+                raise
+            print(f"l2o: {reason}", file=sys.stderr)
             code = 1
         sys.exit(code if isinstance(code, int) else 0)
 

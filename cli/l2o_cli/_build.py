@@ -21,9 +21,11 @@ from jaxtyping import PRNGKeyArray
 import l2o_eqx as l2o
 from l2o_eqx import data, objectives, optimizers, strategies, weightings
 from l2o_eqx.objectives._episodes import HeldOutClasses
+from l2o_eqx.objectives._mixture import families_of
 
 from ._errors import UsageError
 from ._kinds import DIGIT_KINDS, LIBRARY, NONE, load, signature
+from ._memory import refuse_too_large, refuse_too_many
 from ._mixture import MIXTURE, name_of
 from ._resolve import Table, resolve
 from ._settings import label
@@ -120,6 +122,7 @@ def build(given: Table) -> Parts:
     def make_optimizer(key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
         return _make("optimizers", given.optimizer, ("optimizer",), _Context(key, family=family))
 
+    _check_memory(config, family, make_optimizer)
     _check_pretraining(config, make_optimizer)
     return Parts(
         config,
@@ -131,6 +134,22 @@ def build(given: Table) -> Parts:
         _make_validation(config, family, digits),
         make_optimizer,
     )
+
+
+def _check_memory(config: Table, family: Any, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:
+    validated = config.validation.num_objectives if config.validation.every else 0
+    compared = config.evaluation.num_objectives + config.evaluation.num_tuning_objectives
+    count = max(config.meta.num_objectives, compared, validated)
+    for one in families_of(family).values():
+
+        def draw(key: PRNGKeyArray, family: Any = one) -> Any:
+            objective = family.sample(key)
+            return objective, objective.init(key)
+
+        refuse_too_large(("objective",), f"a batch of {count:,} objectives", draw, count)
+    # Beside the optimizer there are gradients and moments.
+    copies = 4 * config.meta.restarts
+    refuse_too_large(("optimizer",), "a training of the optimizer", make_optimizer, copies)
 
 
 @contextlib.contextmanager
@@ -196,6 +215,8 @@ def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) ->
     if group == "objectives" and table.kind in DIGIT_KINDS:
         arguments = {name: x for name, x in arguments.items() if name not in _DIGITS}
         arguments["digits"] = context.digits
+    if group == "objectives" and "dim" in table:
+        refuse_too_many(path, table["dim"])
     with blaming(path, table, known):
         return getattr(constructor, "make", constructor)(**arguments)
 

@@ -121,7 +121,7 @@ def show_card(card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
     for row in card.rows:
         won = row.ratio is not None and row.ratio <= 1
         table.add_row(row.name, *_cells(row, several), style="bold green" if won else None)
-    output.console.print(table)
+    output.show(table)
     for note in _notes(card, several):
         output.say(note)
 

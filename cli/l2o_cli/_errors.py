@@ -1,7 +1,10 @@
 """Mistakes of the user: one line on stderr, exit code 2."""
 
+import contextlib
 import difflib
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import typer
 
@@ -22,6 +25,28 @@ class Failure(typer.TyperException):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+def drop_output(stream: Any) -> None:
+    """Sends what is still to be printed nowhere, for Python not to fail once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def describe(error: BaseException) -> str | None:
+    """One line about what the machine refuses: to write a file, or memory; `None` for any other error."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]
+    first = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    return f"out of memory: {first}; smaller sizes, or fewer at a time, take less" if out_of_memory else None
+
+
+def in_brief(text: str) -> str:
+    """The beginning of a text that may be very long."""
+    return text if len(text) <= 80 else f"{text[:70]}... ({len(text):,} characters)"
 
 
 def suggestion(given: str, possible: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import typer
 
 import l2o_eqx as l2o
 
-from ._errors import UsageError
+from ._errors import Failure, UsageError, describe
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
@@ -138,10 +138,14 @@ def run(
     folder = None
     # First, because it may be that nothing can be written.
     show_comparisons(comparisons, output, title)
+    unwritten = None
     if out or source.is_dir():
-        folder = make_folder(out, source / "evaluations", config.objective.kind)
-        write_comparisons(folder, comparisons, output, title=title, facts=facts)
-        write_fits(folder, {LEARNED: optimizer}, parts, output, restarts=restarts)
+        try:
+            folder = make_folder(out, source / "evaluations", config.objective.kind)
+            write_comparisons(folder, comparisons, output, title=title, facts=facts)
+            write_fits(folder, {LEARNED: optimizer}, parts, output, restarts=restarts)
+        except (OSError, UsageError) as error:
+            unwritten = describe(error) or str(error)
         output.say(f"Curves and numbers are in {folder}.")
     answer = {"folder": str(folder) if folder else None, **facts, **numbers_of(comparisons)}
     if with_card:
@@ -150,6 +154,8 @@ def run(
         keep_card(folder, card, output, facts)
         answer["card"] = card.as_dict()
     output.result(answer)
+    if unwritten:
+        raise Failure(f"{unwritten}; nothing was kept but what is shown")
     if with_card and not answer["card"]["complete"]:
         interrupted()
 

@@ -1,5 +1,6 @@
 """Ctrl-C, and what ends a program from outside, while compiled code runs."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -89,7 +90,8 @@ def interrupted() -> NoReturn:
 def leave(code: int) -> NoReturn:
     """Ends the process; at once if a thread was left behind in compiled code."""
     if _Abandoned.any:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from ._folder import exists, make_folder
 from ._interrupt import interrupted
 from ._options import OUTPUT, AsJson, Cache, Cores, Quiet
 from ._start import start
+from ._toml import read_toml_file
 
 if TYPE_CHECKING:
     import l2o_eqx as l2o
@@ -187,11 +187,10 @@ def _report(run: _Run, output: "Output") -> None:
 def _read_space(path: Path) -> dict[str, Any]:
     """The boxes in a file, as the tree of keywords."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"option '--space': {path} cannot be read: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
+        table = read_toml_file(path)
+    except OSError as error:
+        raise UsageError(f"option '--space': {path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise UsageError(f"option '--space': {path} is not TOML: {error}") from None
     if not table:
         raise UsageError(f"option '--space': {path} has no table; write one, such as [x] low = 0 high = 1")

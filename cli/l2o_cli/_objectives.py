@@ -150,6 +150,9 @@ def _tuned_adam(family: Any, steps: int, key: Any) -> dict[str, Any]:
     comparison = l2o.compare(
         {"Adam": baseline}, family, num_steps=steps, num_objectives=1, num_tuning_objectives=32, key=key
     )
+    if "Adam" not in comparison.settings:
+        # It diverges with every rate: there is no path to draw.
+        return {}
     setting = comparison.settings["Adam"]
     name = f"Adam from {setting['learning_rate']:.3g} on a cosine"
     return {name: FromOptax(baseline.with_settings(steps, **setting))}

@@ -274,7 +274,7 @@ def _config_in(path: Path) -> Layer:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(size, 2**26)))
         return json.loads(header["__metadata__"]["l2o_eqx"])["metadata"].get("config") or {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
         return {}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from ._errors import Failure, drop_output
+
 # (number done, what to say about it)
 Update = Callable[[float, str], None]
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the process here.
+        raise BrokenPipeError
 
 
 class Output:
@@ -28,18 +37,45 @@ class Output:
 
     def __init__(self, quiet: bool, as_json: bool):
         self.as_json = as_json
-        self.console = Console(stderr=as_json, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=as_json, quiet=quiet, highlight=False, soft_wrap=True)
+        # What cannot be shown, because nobody reads on or the disk is full, is no reason to lose work.
+        self.failed: OSError | None = None
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line of text, wrapped by the terminal alone."""
-        self.console.print(text, style=style, markup=False)
+        self._print(text, style=style, markup=False)
+
+    def show(self, table: Table) -> None:
+        """A table."""
+        self._print(table)
+
+    def _print(self, *content: Any, **settings: Any) -> None:
+        if self.failed is not None:
+            return
+        try:
+            self.console.print(*content, **settings)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.failed, self.console.quiet = error, True
+        drop_output(self.console.file)
+        if not isinstance(error, BrokenPipeError) and not self.as_json:
+            print(f"l2o: output cannot be written: {error.strerror}; the work goes on", file=sys.stderr)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """The JSON object, if asked for."""
         if self.as_json:
             from l2o_eqx.files import dumps
 
-            typer.echo(dumps(content, indent=2))
+            try:
+                typer.echo(dumps(content, indent=2))
+                sys.stdout.flush()
+            except BrokenPipeError:
+                drop_output(sys.stdout)
+            except OSError as error:
+                drop_output(sys.stdout)
+                raise Failure(f"the result cannot be written: {error.strerror}") from None
 
     @contextmanager
     def progress(self, name: str, total: float, waiting: str, *, percent: bool = False) -> Iterator[Update]:
@@ -52,7 +88,7 @@ class Output:
         - `waiting`: shown until the first one is done; may be empty.
         - `percent`: shows the share that is done and not the numbers.
         """
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.failed is None:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -113,7 +149,7 @@ class Output:
                 "broken" if row["broken"] else "" if row["beaten"] is None else f"{row['beaten']:.0%}",
                 style="bold green" if row["name"] == highlighted else None,
             )
-        self.console.print(table)
+        self.show(table)
         for note in [*_remarks(rows, highlighted), *notes]:
             self.say(note)
 
@@ -147,7 +183,7 @@ class Output:
                 "" if math.isnan(wins) else f"{wins:.0%}",
                 style="bold green" if ahead else None,
             )
-        self.console.print(table)
+        self.show(table)
         for note in notes:
             self.say(note)
 

@@ -3,14 +3,13 @@
 import ast
 import dataclasses
 import json
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from ._errors import UsageError
+from ._errors import UsageError, in_brief
 from ._estimator import with_estimator
 from ._kinds import NONE, ROLES, kind_name, own_kinds, signature
 from ._mixture import MIXTURE, as_table, with_families
@@ -18,6 +17,7 @@ from ._presets import DEFAULT_OBJECTIVE, FORMER_PRESET, OTHER_OBJECTIVES, PRESET
 from ._settings import OLD_KINDS, OLD_SETTINGS, OLD_VALUES, label, show, unknown_setting
 from ._signatures import REQUIRED, Parameter, Reference, Signature
 from ._tables import NEEDS, TABLES, Setting, settings
+from ._toml import parse_toml, read_toml_file
 from ._types import FLOAT
 
 Layer = dict[str, Any]
@@ -147,7 +147,9 @@ def _table(data: Layer, name: str) -> Layer:
     if isinstance(value, str) and name in ROLES:
         value = {"kind": value}
     if not isinstance(value, dict):
-        raise UsageError(f"{label((name,))}: got {show(value)!r}, must be a table")
+        raise UsageError(f"{label((name,))}: got {in_brief(show(value))!r}, must be a table")
+    if not isinstance(value.get("kind", ""), str):
+        raise UsageError(f"{label((name, 'kind'))}: got {in_brief(show(value['kind']))!r}, must be a name")
     return with_families(value, label((name,))) if name == "objective" else value
 
 
@@ -158,7 +160,7 @@ def _lines(preset: str, objective: Layer) -> Layer:
     table: Any = objective
     while isinstance(table, dict):
         kind, table = table.get("kind", kind), table.get("family")
-    kind = table if isinstance(table, str) else kind
+    kind = table if isinstance(table, str) else kind if isinstance(kind, str) else None
     known = PRESETS[preset]
     if kind == MIXTURE and kind not in known:
         kind = OTHER_OBJECTIVES
@@ -178,7 +180,7 @@ def _read(setting: Setting, value: Any, path: Names) -> Any:
         return setting.read(value)
     except ValueError as error:
         mark = "," if "must" in str(error) else ";"
-        raise UsageError(f"{label(path)}: got {show(value)!r}{mark} {error}") from None
+        raise UsageError(f"{label(path)}: got {in_brief(show(value))!r}{mark} {error}") from None
 
 
 def _complete_table(name: str, given: Layer, lines: Layer) -> Table:
@@ -376,11 +378,10 @@ def read_toml(path: Path) -> Layer:
     **Raises:** `UsageError` if it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"option '--config': {path} cannot be read: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
+        return read_toml_file(path)
+    except OSError as error:
+        raise UsageError(f"option '--config': {path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise UsageError(f"option '--config': {path} is not TOML: {error}") from None
 
 
@@ -400,8 +401,8 @@ def _read_assignment(text: str) -> Layer:
     name, equals, value = text.partition("=")
     for written in (value, json.dumps(value)):
         try:
-            layer = tomllib.loads(f"{name} = {written}")
-        except tomllib.TOMLDecodeError:
+            layer = parse_toml(f"{name} = {written}")
+        except ValueError:
             continue
         if equals and value.strip():
             return layer

@@ -1,7 +1,13 @@
 """How a command starts JAX: on which cores, and with which programs of earlier calls."""
 
+import contextlib
+import glob
 import os
+import re
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 _CACHE_BYTES = 2**30
 
@@ -35,3 +41,32 @@ def start(*, cores: int | None = None, cache: bool = True) -> None:
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    if cache:
+        heal(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+
+# What JAX warns of, with the name of the program.
+_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.<>-]+)'")
+
+
+def heal(folder: Path) -> None:
+    """From now on removes damaged programs from a cache, instead of warning of them at every start.
+
+    JAX compiles such a program again, but does not write it where there is something already.
+
+    **Arguments:**
+
+    - `folder`: of the cache.
+    """
+    show = warnings.showwarning
+
+    def remove(message: Warning | str, *where: Any, **more: Any) -> None:
+        found = _DAMAGED.match(str(message))
+        if found is None:
+            show(message, *where, **more)
+            return
+        for path in folder.glob(f"{glob.escape(found[1])}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    warnings.showwarning = remove

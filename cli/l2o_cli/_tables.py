@@ -52,7 +52,7 @@ class Setting:
         if self.below is not None and x >= self.below:
             raise ValueError(f"must be less than {self.below:g}")
         if self.most is not None and x > self.most:
-            raise ValueError(f"must be less than or equal to {self.most:g}")
+            raise ValueError(f"must be less than or equal to {self.most:.10g}")
 
 
 _TYPES = {

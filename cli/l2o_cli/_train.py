@@ -11,7 +11,7 @@ import typer
 import l2o_eqx as l2o
 
 from ._checkpoints import DEFAULT_MINUTES, TRAINING, Cadence, Every, Minutes, checkpoint, state_of
-from ._errors import Failure
+from ._errors import Failure, describe
 from ._folder import CONFIG, check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._mixture import name_of
@@ -164,7 +164,7 @@ def _rescuing(training: _Training) -> Iterator[None]:
         yield
     except OSError as error:
         run, done = training.run, training.done
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        reason = describe(error)
         rescued = done and run_interruptibly(lambda: _rescue(training))
         with contextlib.suppress(OSError):
             run.record.finish("failed", error=reason, super_epochs_done=done)
@@ -243,6 +243,7 @@ def _meta_train(training: _Training) -> None:
     with output.progress("training", meta.super_epochs, "compiling") as update, warnings.catch_warnings():
         # It is said in words.
         warnings.simplefilter("ignore", l2o.ZeroGradientWarning)
+        warnings.simplefilter("ignore", l2o.SkippedUpdatesWarning)
 
         def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
             training.latest = progress
@@ -250,6 +251,8 @@ def _meta_train(training: _Training) -> None:
             metrics = median_over_restarts(progress.metrics)
             status = f"meta-loss {metrics['meta_loss']:.4g}, final loss {metrics['final_loss']:.4g}"
             update(progress.super_epoch, status)
+            if progress.skipped_all:
+                output.say(progress.skipped_all, "yellow")
             if progress.without_gradient:
                 training.without_gradient = progress.without_gradient
                 output.say(describe_zero_gradients(progress.without_gradient), "yellow")

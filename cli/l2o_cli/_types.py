@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+from ._errors import in_brief
+
 _SEQUENCES = (tuple, list, frozenset, set, collections.abc.Sequence)
 
 
@@ -63,6 +65,8 @@ class Type:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         values = value if isinstance(value, list | tuple | set | frozenset) else [value]
+        if self.scalar and not values:
+            raise ValueError("must have an entry")
         if self.length not in (None, len(values)) and not (self.scalar and len(values) == 1):
             raise ValueError(f"must have {self.length} entries{' or one' if self.scalar else ''}")
         read = []
@@ -70,18 +74,25 @@ class Type:
             try:
                 read.append(item.read(one))
             except ValueError as error:
-                raise ValueError(f"{one!r} {error}") from None
+                raise ValueError(f"{in_brief(repr(one))} {error}") from None
         return read[0] if self.scalar and len(read) == 1 else self.container(read)
+
+
+# Of the integers that compiled programs count with.
+_LARGEST = 2**31 - 1
 
 
 def _read_int(_: Type, value: Any) -> int:
     try:
         number = int(value)
-        if not isinstance(value, bool) and number == (value if not isinstance(value, str) else number):
-            return number
+        whole = not isinstance(value, bool) and number == (value if not isinstance(value, str) else number)
     except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError("must be an integer")
+        whole = False
+    if not whole:
+        raise ValueError("must be an integer")
+    if abs(number) > _LARGEST:
+        raise ValueError(f"must be between -{_LARGEST} and {_LARGEST}")
+    return number
 
 
 def _read_float(_: Type, value: Any) -> float:

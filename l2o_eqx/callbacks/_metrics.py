@@ -53,9 +53,29 @@ class MetricsWriter(AbstractCallback):
 def _lines_up_to(path: Path, super_epoch: int) -> list[str]:
     if not super_epoch or not path.exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    return [line for line in lines if json.loads(line)["super_epoch"] <= super_epoch]
+    kept = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                whole = line.endswith("\n") and _row_of(line)["super_epoch"] <= super_epoch
+            except ValueError:
+                whole = False
+            if not whole:
+                break  # What follows a line that is damaged, or later, is no part of this training.
+            kept.append(line)
+    return kept
+
+
+def _row_of(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    numbers = {name: x for name, x in row.items() if name != "restarts"} if isinstance(row, dict) else {}
+    alike = all(x is None or isinstance(x, int | float) for x in numbers.values())
+    if not alike or numbers.get("super_epoch") is None:
+        raise ValueError("it is no row of metrics")
+    return row
 
 
 def median_over_restarts(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -77,9 +97,19 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
 
     **Returns:** the metrics by name, one row per super epoch, NaN for what was not finite; with restarts, one
     column for each.
+
+    **Raises:** `ValueError` if it is another file, or damaged.
     """
+    rows = []
     with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.endswith("\n")]
+        for number, line in enumerate(file, start=1):
+            try:
+                rows += [_row_of(line)] if line.endswith("\n") else []
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged in line {number}: {error}.") from None
     names = [name for name in rows[0] if name != "restarts"] if rows else []
-    values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
-    return {name: np.array(column, float) for name, column in values.items()}
+    try:
+        values = {name: [row.get("restarts", {}).get(name, row[name]) for row in rows] for name in names}
+        return {name: np.array(column, float) for name, column in values.items()}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its rows are not alike: {error!r}.") from None

@@ -18,6 +18,12 @@ Remainder = Literal["skip", "train"]
 
 def check_fits(name: str, window: int, shortest: int, num_steps: int) -> None:
     """Refuses, in the name of a strategy, a window that is longer than the super epoch."""
+    if num_steps < shortest:
+        raise ArgumentError(
+            f"`{name}`: a super epoch needs at least {shortest} steps, for one window. Got {num_steps}.",
+            argument="num_steps",
+            given=num_steps,
+        )
     if window > num_steps:
         raise ArgumentError(
             f"`{name}(window={window})`: the window is longer than the super epoch of {num_steps} steps. It "

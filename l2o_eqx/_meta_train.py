@@ -16,7 +16,14 @@ from ._checks import check_sizes
 from ._devices import Restarts
 from ._errors import ArgumentError, SkippedUpdatesWarning
 from ._loop import run
-from ._meta_step import MetaState, compiled_step, compiled_steps, init_meta_state, objective_keys
+from ._meta_step import (
+    MetaState,
+    compiled_step,
+    compiled_steps,
+    count_skipped,
+    init_meta_state,
+    objective_keys,
+)
 from ._past import Past
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
 from ._states import refuse_misfits
@@ -105,6 +112,8 @@ class MetaSolution(eqx.Module):
     - `without_gradient`: the paths of meta-parameters whose gradient was exactly zero in every meta-update of
         the first super epoch, and of all restarts. Fewer than four updates do not tell: then it is those of
         the first super epochs that have as many.
+    - `failed_restarts`: those, of a single one 0, whose meta-parameters are not all finite, or of whose last
+        super epoch every meta-update was left out, because no meta-gradient was finite.
     """
 
     optimizer: AbstractOptimizer
@@ -114,6 +123,7 @@ class MetaSolution(eqx.Module):
     failed: tuple[FailedObjective, ...] = ()
     reason: str | None = None
     without_gradient: tuple[str, ...] = ()
+    failed_restarts: tuple[int, ...] = ()
 
     @property
     def best(self) -> Snapshot | None:
@@ -310,6 +320,7 @@ class _Course:
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
+        self.skipped = np.asarray(count_skipped(state.meta_optimizer_state))
         state = dataclasses.replace(state, past=self.past)
         first = Progress(int(state.super_epoch), self.keeper.super_epochs, {}, state)
         return run(self.step, state, ends, callbacks, first=first, finish=self.finish)
@@ -372,7 +383,18 @@ class _Course:
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         failed, watched = self.name_failed(self.past.failed), self.past.watched
         zeros = () if watched is None else watched.found
-        return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros)
+        lost = self._failed_restarts(state)
+        return MetaSolution(state.optimizer, result, metrics, state, failed, reason, zeros, lost)
+
+    def _failed_restarts(self, state: MetaState) -> tuple[int, ...]:
+        count = np.atleast_1d(count_skipped(state.meta_optimizer_state))
+        before = self.skipped if len(self.rows) < 2 else self.rows[-2]["skipped_updates"]
+        stuck = count - np.atleast_1d(before) >= self.turns[int(state.super_epoch) - 1].num_updates
+        # Where nothing was done, nothing is stuck.
+        bad = stuck & bool(self.rows)
+        for x in jax.tree.leaves(eqx.filter(state.optimizer, eqx.is_inexact_array)):
+            bad = bad | ~np.isfinite(np.asarray(x)).reshape(len(bad), -1).all(axis=1)
+        return tuple(np.flatnonzero(bad).tolist())
 
 
 def describe_skipped(count: int) -> str:

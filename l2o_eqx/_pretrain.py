@@ -76,6 +76,8 @@ class PretrainSolution(eqx.Module):
     - `result`: `"completed"`, or `"stopped"` if a callback ended the pretraining early.
     - `state`: pass it to `pretrain` to go on.
     - `reason`: that of the `StopTraining` which ended the pretraining early, if it gave one.
+    - `failed_restarts`: those, of a single one 0, whose loss was not finite at any update, or whose
+        meta-parameters are not.
     """
 
     optimizer: AbstractOptimizer
@@ -84,6 +86,7 @@ class PretrainSolution(eqx.Module):
     result: Literal["completed", "stopped"]
     state: PretrainState
     reason: str | None = None
+    failed_restarts: tuple[int, ...] = ()
 
     def write_losses(self, path: str | Path) -> None:
         """Writes all losses as a CSV file, one row per restart and update.
@@ -194,7 +197,9 @@ def pretrain(
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         pretrained = eqx.tree_at(optimizers_in, optimizer, trained)
         found = np.concatenate(losses, axis=-1)
-        return PretrainSolution(pretrained, found, report, result, state, reason)
+        failed = ~_finite_restarts([state.losses, *_meta_parameters(pretrained)], runs)
+        lost = tuple(np.flatnonzero(failed).tolist())
+        return PretrainSolution(pretrained, found, report, result, state, reason, lost)
 
     done = int(state.update)
     ends = [min(i + CHUNK, num_updates) for i in range(done, num_updates, CHUNK)]
@@ -230,6 +235,16 @@ def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std
             given=optimizer,
         )
     check_positive("pretrain", input_std=input_std)
+
+
+def _meta_parameters(optimizer):
+    return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
+
+
+def _finite_restarts(arrays, runs):
+    count = runs.count or 1
+    rows = [np.isfinite(np.asarray(x)).reshape(count, -1).all(axis=1) for x in arrays]
+    return np.all(rows, axis=0)
 
 
 def _first_state(starts, settings, runs, none_yet):

@@ -14,6 +14,7 @@ import optax
 
 from ._errors import ArgumentError
 from ._misc import tree_norm
+from ._retreat import retreat as retreat
 from .optimizers import AbstractOptimizer
 
 Normalization = Literal["tensor", "part", "global", "clip", "none"]
@@ -33,6 +34,7 @@ def default_meta_optimizer(
     total_updates: int | None = None,
     final_share: float = 0.0,
     drop_norm: float | None = None,
+    retreat_after: int = 20,
 ) -> optax.GradientTransformation:
     """Unit norm of every weight tensor, then Adam, as in the thesis (with Keras's ε = 1e-7).
 
@@ -53,9 +55,12 @@ def default_meta_optimizer(
         rate then falls along a cosine. If `None`, it stays where it is.
     - `final_share`: the share of `learning_rate` that the cosine ends at.
     - `drop_norm`: a meta-gradient of at least this global norm counts as zero, see `drop_spikes`.
+    - `retreat_after`: so many meta-gradients in a row that are not finite take back the last update and halve
+        those that follow, see `retreat`.
 
     **Raises:** `ValueError` for an unknown normalization, a warm-up that is as long as the training, a
-    negative one, a `final_share` outside of 0 to 1, or a `drop_norm` that is not positive.
+    negative one, a `final_share` outside of 0 to 1, a `drop_norm` that is not positive, or a `retreat_after`
+    below 1.
 
     Reference: thesis sec. 5.3.2; Loshchilov & Hutter 2017, "SGDR" (arXiv:1608.03983), for the cosine.
     """
@@ -76,7 +81,7 @@ def default_meta_optimizer(
     chain = optax.chain(before[normalization](), optax.adam(rate, b1, b2, eps))
     if drop_norm is not None:
         chain = optax.chain(drop_spikes(drop_norm), chain)
-    return optax.apply_if_finite(chain, max_consecutive_errors=2**30)
+    return retreat(chain, retreat_after)
 
 
 def _schedule(

@@ -227,6 +227,7 @@ VALUES = {
     "meta.norm_floor": ("1e-6", 1e-6),
     "meta.clip_norm": ("2", 2.0),
     "meta.drop_norm": ("3", 3.0),
+    "meta.retreat_after": ("7", 7),
     "meta.b1": ("0.8", 0.8),
     "meta.b2": ("0.95", 0.95),
     "meta.eps": ("1e-9", 1e-9),

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import l2o_eqx
-from l2o_eqx.meta_optimizers import default_meta_optimizer, drop_spikes, unit_norm
+from l2o_eqx.meta_optimizers import default_meta_optimizer, drop_spikes, retreat, unit_norm
 
 
 def rates(num_updates, **settings):
@@ -34,7 +34,7 @@ def test_defaults_are_the_thesis_bit_for_bit(getkey):
     ours = default_meta_optimizer(1e-2)
     plain = optax.apply_if_finite(optax.chain(unit_norm(), optax.adam(1e-2, eps=1e-7)), 2**30)
     states = ours.init(phi), plain.init(phi)
-    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    assert jax.tree.structure(states[0].inner) == jax.tree.structure(states[1])
     for _ in range(3):
         grads: Any = jax.tree.map(lambda x: jr.normal(getkey(), x.shape), phi)
         (one, two), states = zip(
@@ -121,3 +121,33 @@ def test_unit_norm():
 def test_errors_name_the_argument(settings, message):
     with pytest.raises(ValueError, match=message):
         default_meta_optimizer(**settings)
+
+
+def test_a_retreat_takes_back_the_last_update_and_halves_those_to_come():
+    optimizer = retreat(optax.trace(0.5), 3)
+    phi, bad = jnp.zeros(2), jnp.array([jnp.nan, 1.0])
+    state, seen = optimizer.init(phi), []
+    one = jnp.ones(2)
+    for grads in (one, one, bad, bad, one, bad, bad, bad, bad, bad, bad, one, one):
+        updates, state = optimizer.update(grads, state, phi)
+        phi = phi + updates
+        seen.append(float(phi[0]))
+    # The trace is 1, 1.5, 1.75 at the finite ones. Three in a row take the last one back; three more find
+    # nothing to take back. Then the trace goes on from 1.5, a quarter as large.
+    after = [2.5 + 0.25 * 1.75, 2.5 + 0.25 * (1.75 + 1.875)]
+    np.testing.assert_allclose(seen, [1, 2.5, 2.5, 2.5, 4.25, 4.25, 4.25, 2.5, 2.5, 2.5, 2.5, *after])
+    assert int(optax.tree.get(state, "total_notfinite")) == 8 and float(state.scale) == 0.25
+    for wrong in ({"after": 0}, {"after": 1, "factor": 1.0}):
+        with pytest.raises(l2o_eqx.ArgumentError, match=[*wrong][-1]):
+            retreat(optax.identity(), **wrong)
+
+
+def test_a_retreat_of_one_restart_is_of_no_concern_to_the_others():
+    optimizer = retreat(optax.sgd(1.0), 2)
+    phi = jnp.zeros((2, 3))
+    state = jax.vmap(optimizer.init)(phi)
+    for bad in (0.0, jnp.inf, jnp.inf, 0.0):
+        grads = jnp.ones((2, 3)).at[0, 0].add(bad)
+        updates, state = jax.vmap(optimizer.update)(grads, state)
+        phi = phi + updates
+    np.testing.assert_array_equal(phi, [[-0.5] * 3, [-4.0] * 3])

@@ -34,6 +34,7 @@ class Pretrained:
             "num_updates": self.solution.state.losses.shape[-1],
             "before": _numbers(self.before),
             "after": _numbers(self.solution.report),
+            "failed_restarts": list(self.solution.failed_restarts),
         }
 
 

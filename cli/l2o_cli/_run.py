@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from l2o_eqx.objectives import Mixture
 
 from ._build import Parts, blaming, build
 from ._checkpoints import PRETRAINING, Cadence, checkpoint, state_of
+from ._errors import Failure
 from ._folder import CONFIG, Record, make_folder, now
 from ._interrupt import run_interruptibly
 from ._output import Output
@@ -179,6 +180,17 @@ def pretrain_first(run: Run) -> None:
     run.pretraining = pretrained.facts
     run.record.add(pretraining=run.pretraining)
     show_pretraining(pretrained, run.output)
+    _tell_failed(run, pretrained.solution.failed_restarts)
+
+
+def _tell_failed(run: Run, failed: Sequence[int]) -> None:
+    advice = "a smaller --pretrain-omega or --pretrain-meta-learning-rate may help"
+    if len(failed) == run.parts.config.meta.restarts:
+        run.record.finish("failed", error="the pretraining has diverged", optimizers=[])
+        raise Failure(f"the pretraining has diverged, its loss is not finite; {advice}")
+    if failed:
+        which = ", ".join(map(str, failed))
+        run.output.say(f"The pretraining of restart {which} has diverged; {advice}.", "yellow")
 
 
 def save_optimizers(run: Run, optimizer: Any, *, last: bool = False, **facts: Any) -> list[str]:

@@ -306,6 +306,7 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
     done = training.done
     files = optimizer_files(training.run.parts.config) if done else []
     skipped = training.skipped
+    lost = list(training.solution.failed_restarts) if training.solution else []
     if training.taken is not None:
         facts["taken"] = training.taken
     training.run.record.finish(
@@ -314,11 +315,19 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
         skipped_updates=skipped,
         failed_objectives=[_described(failed) for failed in training.failed],
         without_gradient=list(training.without_gradient),
+        failed_restarts=lost,
         optimizers=files,
         **facts,
     )
     if skipped:
         training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
+    if lost:
+        which = f"restart {', '.join(map(str, lost))}" if training.run.restarts else "the training"
+        training.run.output.say(
+            f"{which} has failed: no meta-gradient of its last super epoch was finite. Begin with smaller "
+            "steps, or a smaller --meta-learning-rate.",
+            "yellow",
+        )
     if training.failed:
         training.run.output.say(
             f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "

@@ -168,7 +168,7 @@ def pretrain(
     none_yet = np.zeros((*runs.shape, 0), dtype_of(optimizer))
     state = _fitting(_first_state(states, settings, runs, none_yet), state)
     num_updates = num_samples // batch_size
-    losses = [none_yet]
+    losses, known = [none_yet], _Losses(state.losses)
 
     def step(state, end):
         done = int(state.update)
@@ -179,7 +179,7 @@ def pretrain(
             parts.append(part)
             values.append(np.asarray(found)[..., : end - done])
         losses.append(np.mean(values, axis=0))
-        state = PretrainState(tuple(parts), bounds[1], np.concatenate([state.losses, losses[-1]], axis=-1))
+        state = PretrainState(tuple(parts), bounds[1], known.with_more(losses[-1]))
         return state, PretrainProgress(end, num_updates, losses[-1], state)
 
     def finish(state, stop):
@@ -205,6 +205,23 @@ def pretrain(
     ends = [min(i + CHUNK, num_updates) for i in range(done, num_updates, CHUNK)]
     first = PretrainProgress(done, num_updates, losses[0], state)
     return run(step, state, ends, callbacks, first=first, finish=finish)
+
+
+class _Losses:
+    """Those of all updates, whose array grows as it must: to copy all of them every time would take long."""
+
+    def __init__(self, known: Float[np.ndarray, "*restarts updates"]):
+        self.place, self.count = known, known.shape[-1]
+
+    def with_more(self, new: Float[np.ndarray, "*restarts more"]) -> Float[np.ndarray, "*restarts all"]:
+        """Those known and some more, of which no entry changes any more."""
+        begin, self.count = self.count, self.count + new.shape[-1]
+        if self.count > self.place.shape[-1]:
+            larger = np.empty((*new.shape[:-1], 2 * self.count), new.dtype)
+            larger[..., :begin] = self.place[..., :begin]
+            self.place = larger
+        self.place[..., begin : self.count] = new
+        return self.place[..., : self.count]
 
 
 def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from l2o_cli._app import app
 from l2o_cli._errors import UsageError
 from l2o_cli._folder import read_record
@@ -106,7 +107,7 @@ def test_any_option_is_taken_or_named(data, monkeypatch, tmp_path):
     result = CliRunner().invoke(app, ["train", *words])
     assert result.exception is None or isinstance(result.exception, SystemExit), words
     assert result.exit_code in (0, 2)
-    assert result.exit_code == 0 or result.stderr.startswith("l2o: ") and result.stderr.count("\n") == 1
+    assert result.exit_code == 0 or (result.stderr.startswith("l2o: ") and result.stderr.count("\n") == 1)
 
 
 @pytest.fixture(scope="module")

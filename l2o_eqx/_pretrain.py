@@ -277,7 +277,10 @@ def _fitting(start: PretrainState, given: PretrainState | None) -> PretrainState
         return start
     names = {"optimizer": "optimizer", "meta_optimizer": "meta_optimizer_state", "carry_state": "state"}
     parts = {
-        argument: tuple([getattr(part, name) for part in one.parts] for one in (start, given))
+        argument: (
+            [getattr(part, name) for part in start.parts],
+            [getattr(part, name) for part in given.parts],
+        )
         for argument, name in names.items()
     }
     refuse_misfits("pretrain", parts)

@@ -54,14 +54,14 @@ def retreat(
             argument="factor",
             given=factor,
         )
-    finite_only = optax.apply_if_finite(inner, max_consecutive_errors=2**30)
+    finite_only: Any = optax.apply_if_finite(inner, max_consecutive_errors=2**30)
 
     def init(params: PyTree) -> RetreatState:
         state = finite_only.init(params)
         zeros = optax.tree.zeros_like(params)
         return RetreatState(state, zeros, tuple(jax.tree.leaves(state.inner_state)), jnp.ones(()))
 
-    def update(updates: PyTree, state: RetreatState, params: PyTree = None) -> tuple[PyTree, RetreatState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, found = finite_only.update(updates, state.inner, params)
         forward = jax.tree.map(lambda u: u * state.scale.astype(u.dtype), updates)
         back = found.notfinite_count >= after

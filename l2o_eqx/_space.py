@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float
 
 from ._errors import ArgumentError, check
 
+# Twice that is still a number.
+_LARGEST = 1e300
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -37,9 +40,9 @@ class Box:
 
     def __post_init__(self):
         low, high = self.low, self.high
-        given = f"Got low={low}, high={high}."
-        finite = math.isfinite(low) and math.isfinite(high)
-        check(f"`Box(low=..., high=...)` must be finite. {given}", low=(low, finite))
+        given = f"Got low={low!s:.40}, high={high!s:.40}."
+        finite = abs(low) <= _LARGEST and abs(high) <= _LARGEST
+        check(f"`Box(low=..., high=...)` must be finite, and at most {_LARGEST}. {given}", low=(low, finite))
         check(f"`Box(low=..., high=...)`: low must be below high. {given}", high=(high, low < high))
         check(f"`Box(log=True, low=...)` needs ends above 0. {given}", low=(low, low > 0 or not self.log))
         whole = float(low).is_integer() and float(high).is_integer()

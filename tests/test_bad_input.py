@@ -20,6 +20,7 @@ from l2o_cli._app import app
 from l2o_cli._build import build
 from l2o_cli._errors import Failure, UsageError, describe, in_brief
 from l2o_cli._memory import refuse_too_large, refuse_too_many, total_memory
+from l2o_cli._minimize import _read_space, _space_of
 from l2o_cli._output import Output
 from l2o_cli._pictures import draw
 from l2o_cli._resolve import read_assignments, read_toml, resolve
@@ -139,12 +140,13 @@ def test_memory_is_counted_in_whole_numbers():
     ],
 )
 def test_what_the_machine_refuses_is_one_line(error, text, monkeypatch):
-    assert text in describe(error) and "\n" not in describe(error)
+    line = describe(error)
+    assert line is not None and text in line and "\n" not in line
     assert describe(RuntimeError("a bug")) is None
 
     monkeypatch.setattr("l2o_cli._plot.FIGURES", _Failing(error))
     result = CliRunner().invoke(app, ["plot", "."])
-    assert result.exit_code == 1 and result.stderr == f"l2o: {describe(error)}\n"
+    assert result.exit_code == 1 and result.stderr == f"l2o: {line}\n"
 
 
 class _Failing(dict[str, str]):
@@ -153,6 +155,20 @@ class _Failing(dict[str, str]):
 
     def __iter__(self):
         raise self.error
+
+
+def test_a_space_has_numbers_and_switches(tmp_path):
+    path = tmp_path / "space.toml"
+    for box in (
+        "{low=0, high=1, log=''}",
+        "{low=0, high=1e308}",
+        f"{{low=0, high={10**400}}}",
+        "{low=true, high=2}",
+    ):
+        path.write_text(f"x = {box}")
+        with pytest.raises(UsageError, match="--space") as caught:
+            _space_of(_read_space(path))
+        assert len(caught.value.format_message()) < 300
 
 
 # Output.

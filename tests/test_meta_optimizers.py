@@ -31,7 +31,7 @@ def test_names_of_before():
 def test_defaults_are_the_thesis_bit_for_bit(getkey):
     """Without the new settings: unit norm per tensor and Adam with Keras's ε."""
     phi: Any = {"a": jr.normal(getkey(), (3, 4)), "b": jr.normal(getkey(), (2,))}
-    ours = default_meta_optimizer(1e-2)
+    ours: Any = default_meta_optimizer(1e-2)
     plain = optax.apply_if_finite(optax.chain(unit_norm(), optax.adam(1e-2, eps=1e-7)), 2**30)
     states = ours.init(phi), plain.init(phi)
     assert jax.tree.structure(states[0].inner) == jax.tree.structure(states[1])
@@ -124,7 +124,7 @@ def test_errors_name_the_argument(settings, message):
 
 
 def test_a_retreat_takes_back_the_last_update_and_halves_those_to_come():
-    optimizer = retreat(optax.trace(0.5), 3)
+    optimizer: Any = retreat(optax.trace(0.5), 3)
     phi, bad = jnp.zeros(2), jnp.array([jnp.nan, 1.0])
     state, seen = optimizer.init(phi), []
     one = jnp.ones(2)
@@ -143,7 +143,7 @@ def test_a_retreat_takes_back_the_last_update_and_halves_those_to_come():
 
 
 def test_a_retreat_of_one_restart_is_of_no_concern_to_the_others():
-    optimizer = retreat(optax.sgd(1.0), 2)
+    optimizer: Any = retreat(optax.sgd(1.0), 2)
     phi = jnp.zeros((2, 3))
     state = jax.vmap(optimizer.init)(phi)
     for bad in (0.0, jnp.inf, jnp.inf, 0.0):

@@ -39,7 +39,9 @@ def metrics_of(run: pathlib.Path) -> list[dict[str, Any]]:
 
 def events_of(run: pathlib.Path) -> list[tuple[int, str, float]]:
     """Step, name and value of everything that TensorBoard would show of a run."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
+
+    event_type: Any = vars(event_pb2)["Event"]
 
     found = []
     for path in sorted((run / "tensorboard").iterdir()):
@@ -47,7 +49,7 @@ def events_of(run: pathlib.Path) -> list[tuple[int, str, float]]:
         while content:
             # A record is its length, a checksum of that, the event, and a checksum of it.
             (size,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + size])
+            event = event_type.FromString(content[12 : 12 + size])
             content = content[16 + size :]
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
     return sorted(found)

@@ -16,6 +16,7 @@ from l2o_eqx.files import dumps, write_text
 from ._build import Parts
 from ._interrupt import run_interruptibly
 from ._output import Output, show_number
+from ._pictures import draw
 
 CARD_FILE = "card.json"
 

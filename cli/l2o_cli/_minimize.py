@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._errors import UsageError, suggestion
+from ._errors import UsageError, in_brief, suggestion
 from ._evaluator import Evaluation, Evaluator
 from ._folder import exists, make_folder
 from ._interrupt import interrupted
@@ -214,10 +214,10 @@ def _read_box(table: Any, name: str) -> Any:
     for key, value in table.items():
         if key not in _BOX:
             raise UsageError(f"option '--space': {name} has no {key!r}; {suggestion(key, _BOX)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number if key in ("log", "integer") else not number:
-            kind = "true or false" if key in ("log", "integer") else "a number"
-            raise UsageError(f"option '--space': {name}.{key}: got {value!r}, must be {kind}")
+        wanted = bool if key in ("log", "integer") else int | float
+        if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+            kind = "true or false" if wanted is bool else "a number"
+            raise UsageError(f"option '--space': {name}.{key}: got {in_brief(repr(value))}, must be {kind}")
     if missing := [key for key in ("low", "high") if key not in table]:
         raise UsageError(f"option '--space': {name}.{missing[0]} must be given")
     return table

@@ -85,10 +85,9 @@ _LARGEST = 2**31 - 1
 def _read_int(_: Type, value: Any) -> int:
     try:
         number = int(value)
-        whole = not isinstance(value, bool) and number == (value if not isinstance(value, str) else number)
     except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
+        raise ValueError("must be an integer") from None
+    if isinstance(value, bool) or (not isinstance(value, str) and number != value):
         raise ValueError("must be an integer")
     if abs(number) > _LARGEST:
         raise ValueError(f"must be between -{_LARGEST} and {_LARGEST}")

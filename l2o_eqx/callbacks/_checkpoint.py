@@ -169,18 +169,20 @@ def load_checkpoint(
     files = [path] if path.is_file() else [file for _, file in reversed(_found(path))]
     if not files:
         raise FileNotFoundError(f"{path}: there is no checkpoint")
-    for file in files:
-        try:
-            facts = load_metadata(file)
-            state = load(file, classes=classes)
-        except FileFormatError:
-            if file == files[-1]:
-                raise
-            continue
-        break
+    facts, state = _first_whole(files, classes)
     if settings is not None:
         _compare(path, facts.get("settings", {}), json.loads(dumps(settings)))
     return state
+
+
+def _first_whole(files: Sequence[Path], classes: Sequence[type]) -> tuple[dict[str, Any], Any]:
+    first, *rest = files
+    try:
+        return load_metadata(first), load(first, classes=classes)
+    except FileFormatError:
+        if not rest:
+            raise
+        return _first_whole(rest, classes)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

@@ -17,22 +17,16 @@ DEFAULT_MINUTES = 1.0
 
 Every = Annotated[
     int | None,
-    typer.Option(
-        "--checkpoint-every",
-        min=1,
-        help="Super epochs from one checkpoint to the next.",
-        metavar="INT",
-        rich_help_panel=OUTPUT,
-    ),
+    typer.Option(min=1, help="Super epochs between checkpoints.", metavar="INT", rich_help_panel=OUTPUT),
 ]
 Minutes = Annotated[
     float,
     typer.Option(
-        "--checkpoint-minutes",
         min=0.001,
-        help="Minutes from one checkpoint to the next, if that is sooner; `l2o resume` begins at the last.",
+        help="Or minutes, if sooner.",
         metavar="FLOAT",
         rich_help_panel=OUTPUT,
+        show_default="1",
     ),
 ]
 

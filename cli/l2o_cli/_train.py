@@ -51,7 +51,7 @@ def train(
 
     The order of precedence: options, --set, the file of --config, the defaults of the objective.
 
-    A run's config.toml, given to --config, repeats the run; `l2o resume` goes on with one that was ended.
+    A run's config.toml, given to --config, repeats the run.
     """
     file = [read_toml(config)] if config else []
     given = [*read_assignments(assignments or []), settings]

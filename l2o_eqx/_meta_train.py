@@ -25,6 +25,7 @@ from ._meta_step import (
     objective_keys,
 )
 from ._past import Past
+from ._rows import Rows
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
 from ._states import refuse_misfits
 from ._turns import PlacedFamilies, Turn, turns_of
@@ -316,7 +317,7 @@ class _Course:
         self.steps, self.name_failed, self.watch, self.keeper = steps, name_failed, watch, keeper
         self.past, self.turns, self.fetch = past, turns, fetch
         self.families = sorted({turn.family for turn in turns})
-        self.rows: list[dict[str, Any]] = []
+        self.rows = Rows()
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
@@ -342,12 +343,12 @@ class _Course:
             own = jax.tree.map(_to_host, own | (kept if number == done else unknown))
             self.rows.append(self._of_families(own, name))
             zeros += self._look(masks[i], reached[i], number)
-            if number == 1 and np.all(self.rows[-1]["skipped_updates"] >= self.turns[0].num_updates):
+            if number == 1 and np.all(own["skipped_updates"] >= self.turns[0].num_updates):
                 skipped_all = describe_skipped(self.turns[0].num_updates)
                 warnings.warn(skipped_all, SkippedUpdatesWarning, stacklevel=2)
         state = dataclasses.replace(state, past=self.past)
         failed = self.name_failed(self.past.failed[known:])
-        row = _of_call(self.rows[-count:])
+        row = _of_call(self.rows.last(count))
         return state, Progress(done, total, row, state, failed, zeros, name, skipped_all)
 
     def _look(self, failed: np.ndarray, reached: np.ndarray, number: int) -> tuple[str, ...]:
@@ -377,9 +378,8 @@ class _Course:
         """What became of it."""
         if stop is not None and int(state.super_epoch) < self.keeper.super_epochs:
             state, at_the_end = self.keeper.finish(state)
-            self.rows[-1] |= jax.tree.map(_to_host, at_the_end)
-        state, rows = self.fetch(state), self.rows
-        metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+            self.rows.change_last(at_the_end)
+        state, metrics = self.fetch(state), self.rows.columns()
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         failed, watched = self.name_failed(self.past.failed), self.past.watched
         zeros = () if watched is None else watched.found
@@ -388,10 +388,10 @@ class _Course:
 
     def _failed_restarts(self, state: MetaState) -> tuple[int, ...]:
         count = np.atleast_1d(count_skipped(state.meta_optimizer_state))
-        before = self.skipped if len(self.rows) < 2 else self.rows[-2]["skipped_updates"]
+        before = self.skipped if self.rows.count < 2 else self.rows.last(2)[0]["skipped_updates"]
         stuck = count - np.atleast_1d(before) >= self.turns[int(state.super_epoch) - 1].num_updates
         # Where nothing was done, nothing is stuck.
-        bad = stuck & bool(self.rows)
+        bad = stuck & (self.rows.count > 0)
         for x in jax.tree.leaves(eqx.filter(state.optimizer, eqx.is_inexact_array)):
             bad = bad | ~np.isfinite(np.asarray(x)).reshape(len(bad), -1).all(axis=1)
         return tuple(np.flatnonzero(bad).tolist())

@@ -15,6 +15,7 @@ from helpers import ScaledGradient, stop_at
 
 import l2o_eqx
 from l2o_eqx import StopTraining, callbacks
+from l2o_eqx._rows import Rows
 from l2o_eqx.objectives import Quadratic
 from l2o_eqx.strategies import EveryWindow
 
@@ -265,3 +266,22 @@ def test_a_comparison_can_be_stopped_between_and_in_optimizers():
     stopped = compare(1.1)
     assert stopped.result == "stopped" and not stopped.learning_rates and stopped.learned == ("first",)
     assert compare(3).result == "completed"
+
+
+def test_a_training_keeps_nothing_of_the_devices_of_what_is_over():
+    counts = []
+    train(lambda progress: counts.append(len(jax.live_arrays())), restarts=2, super_epochs=9)
+    assert counts[2] == counts[-1]
+
+
+def test_rows_grow_and_hold_what_comes():
+    rows = Rows()
+    for i in range(200):
+        rows.append({"a": i, "b": np.float32([i, 0.5]), "c": float("nan") if i % 2 else 0.25})
+    rows.change_last({"a": 0.5, "b": np.float64([1 / 3, 2])})
+    columns = rows.columns()
+    assert columns["a"].tolist() == [*range(199), 0.5] and columns["b"][-1].tolist() == [1 / 3, 2]
+    assert np.isnan(columns["c"]).sum() == 100 and columns["c"].dtype == float
+    assert [row["a"] for row in rows.last(2)] == [198, 0.5] and len(rows.last(500)) == 200
+    columns["a"][:] = 0
+    assert rows.last(200)[7]["a"] == 7

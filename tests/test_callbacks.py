@@ -299,8 +299,8 @@ def test_a_failed_restart_is_named_and_harms_no_other():
 def test_rows_grow_and_hold_what_comes():
     rows = Rows()
     for i in range(200):
-        rows.append({"a": i, "b": np.float32([i, 0.5]), "c": float("nan") if i % 2 else 0.25})
-    rows.change_last({"a": 0.5, "b": np.float64([1 / 3, 2])})
+        rows.append({"a": i, "b": np.array([i, 0.5], np.float32), "c": float("nan") if i % 2 else 0.25})
+    rows.change_last({"a": 0.5, "b": np.array([1 / 3, 2.0])})
     columns = rows.columns()
     assert columns["a"].tolist() == [*range(199), 0.5] and columns["b"][-1].tolist() == [1 / 3, 2]
     assert np.isnan(columns["c"]).sum() == 100 and columns["c"].dtype == float

@@ -1,5 +1,6 @@
 """What users may hand to the tool by mistake: each gives one line, and costs nothing of what was done."""
 
+import dataclasses
 import errno
 import inspect
 import io
@@ -20,12 +21,14 @@ from l2o_cli._app import app
 from l2o_cli._build import build
 from l2o_cli._errors import Failure, UsageError, describe, in_brief
 from l2o_cli._memory import refuse_too_large, refuse_too_many, total_memory
+from l2o_cli._metrics import Events
 from l2o_cli._minimize import _read_space, _space_of
 from l2o_cli._output import Output
 from l2o_cli._pictures import draw
 from l2o_cli._resolve import read_assignments, read_toml, resolve
 from l2o_cli._start import heal
 from l2o_cli._toml import parse_toml
+from torture import events_of
 from typer.testing import CliRunner
 
 import l2o_eqx as l2o
@@ -214,6 +217,35 @@ def test_a_picture_that_cannot_be_drawn_is_told(tmp_path, capsys):
     draw(tmp_path / "a.png", fail, Output(False, False))
     assert "a.png was not drawn: too large" in capsys.readouterr().out.replace("\n", "")
     assert not [*tmp_path.iterdir()]
+
+
+def test_events_are_those_of_tensorboard_and_end_nothing(tmp_path, capsys):
+    from tensorboardX.record_writer import RecordWriter
+
+    events = Events(tmp_path / "tensorboard", Output(False, False))
+    state = l2o.init_meta_state(ScaledGradient(jnp.ones(()), jnp.ones(())), optax.sgd(0.1))
+    first = l2o.Progress(0, 3, {}, state)
+    events.on_start(first)
+    events.on_step(dataclasses.replace(first, super_epoch=1, metrics={"loss": 0.5, "bad": float("nan")}))
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert events_of(tmp_path) == [(1, "loss", 0.5)]
+    # The same framing and checksums as tensorboardX's own.
+    content, theirs = path.read_bytes(), tmp_path / "theirs"
+    writer = RecordWriter(str(theirs))
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        writer.write(content[12 : 12 + size])
+        content = content[16 + size :]
+    writer.close()
+    assert theirs.read_bytes() == path.read_bytes()
+    file: Any = events._file
+    file._file.close()
+    file._file = _Broken(OSError(errno.ENOSPC, "no space"))
+    for i in (2, 3):
+        events.on_step(dataclasses.replace(first, super_epoch=i, metrics={"loss": 0.5}))
+    assert capsys.readouterr().out.count("no events for TensorBoard any more: no space") == 1
+    assert not path.exists()
+    events.on_end(None)
 
 
 # Files.

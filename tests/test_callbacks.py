@@ -274,11 +274,33 @@ def test_a_training_keeps_nothing_of_the_devices_of_what_is_over():
     assert counts[2] == counts[-1]
 
 
+def test_a_failed_restart_is_named_and_harms_no_other():
+    def lost(rates, **settings):
+        optimizer = ScaledGradient(jnp.asarray(rates), jnp.zeros(2))
+        asked: dict[str, Any] = {
+            "num_steps": 6,
+            "super_epochs": 3,
+            "restarts": 2,
+            "key": jr.key(0),
+            **settings,
+        }
+        return l2o_eqx.meta_train(optimizer, Quadratic(2), EveryWindow(3), **asked)
+
+    both, one = lost([0.1, 0.2]), lost([0.1, jnp.nan])
+    assert both.failed_restarts == () and one.failed_restarts == (1,) and both.failed == ()
+    np.testing.assert_array_equal(both.metrics["final_loss"][:, 0], one.metrics["final_loss"][:, 0])
+    # The objectives that it could not do are told from the start, also where a training goes on.
+    half = lost([0.1, jnp.nan], callbacks=[stop_at(2)])
+    assert half.failed_restarts == (1,) and {f.super_epoch for f in half.failed} == {1, 2}
+    resumed = lost([0.1, jnp.nan], state=half.state)
+    assert eqx.tree_equal(resumed.failed, one.failed) and {f.restart for f in one.failed} == {1}
+
+
 def test_rows_grow_and_hold_what_comes():
     rows = Rows()
     for i in range(200):
-        rows.append({"a": i, "b": np.float32([i, 0.5]), "c": float("nan") if i % 2 else 0.25})
-    rows.change_last({"a": 0.5, "b": np.float64([1 / 3, 2])})
+        rows.append({"a": i, "b": np.array([i, 0.5], np.float32), "c": float("nan") if i % 2 else 0.25})
+    rows.change_last({"a": 0.5, "b": np.array([1 / 3, 2.0])})
     columns = rows.columns()
     assert columns["a"].tolist() == [*range(199), 0.5] and columns["b"][-1].tolist() == [1 / 3, 2]
     assert np.isnan(columns["c"]).sum() == 100 and columns["c"].dtype == float

@@ -143,6 +143,7 @@ def test_keys_of_restarts(getkey):
         EveryStep(4, Recorded()),
     ],
 )
+@pytest.mark.filterwarnings("ignore::l2o_eqx.SkippedUpdatesWarning")
 def test_if_all_fail_the_update_is_left_out(strategy, getkey):
     """Instead of a gradient of zero, which a meta-optimizer with momentum would move on."""
     optimizer = CoordinatewiseLSTM((3,), key=getkey())

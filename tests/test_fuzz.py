@@ -94,7 +94,7 @@ def test_any_setting_is_resolved_or_named(pairs):
         assert resolve([parse_toml(to_toml(config))]) == config
 
 
-@settings(fuzz, max_examples=30)
+@settings(fuzz, max_examples=15)
 @given(data=st.data())
 def test_any_option_is_taken_or_named(data, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

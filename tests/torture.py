@@ -20,7 +20,7 @@ from typing import Any
 SETTINGS = (
     *("--preset", "thesis", "--dim", "2", "--num-steps", "6", "--window", "3", "--num-objectives", "2"),
     *("--hidden-sizes", "3", "--eval-objectives", "2", "--tuning-objectives", "2"),
-    *("--learning-rates", "0.01,0.1", "--against", "SGD", "--validate-every", "4", "--average", "0.5"),
+    *("--learning-rates", "0.01,0.1", "--against", "SGD"),
 )
 # What is bit for bit the same, beside the metrics.
 SAME = ("config.toml", "curves.csv", "final_losses.csv", "comparison.json")
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further options of l2o train")
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
-    settings = (*SETTINGS, "--super-epochs", str(asked.super_epochs), *asked.set)
+    kept = ("--validate-every", "4", "--average", "0.5")
+    settings = (*SETTINGS, *kept, "--super-epochs", str(asked.super_epochs), *asked.set)
     often = ("--checkpoint-every", str(asked.checkpoint_every))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -9,7 +9,7 @@ import typer
 import l2o_eqx as l2o
 
 from ._errors import Failure, UsageError, describe
-from ._folder import check_free, make_folder
+from ._folder import RECORD, check_free, make_folder, read_record
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
 from ._mixture import MIXTURE
@@ -195,11 +195,15 @@ def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UsageError(f"{label}: there is neither a folder nor a file {source}")
+    going_on = ""
+    if (source / RECORD).is_file() and read_record(source, label).get("result") != "completed":
+        going_on = f"; `l2o resume {source}` goes on with it"
     single = source / OPTIMIZER_FILE
     files = [single] if single.is_file() else sorted(source.glob(RESTART_PATTERN))
     if not files:
         raise UsageError(
             f"{label}: {source} holds no trained optimizer, neither {OPTIMIZER_FILE} nor {RESTART_PATTERN}"
+            f"{going_on}"
         )
     return files
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -183,16 +184,18 @@ def _rescue(training: _Training) -> bool:
 
     run, state = training.run, training.state
     assert state is not None
+    # The disk may be full of what can be made again, or the folder gone.
+    shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
     try:
-        # The folder may be gone.
         run.folder.mkdir(parents=True, exist_ok=True)
         save_optimizers(run, taken_from(state)[0], super_epochs_done=training.done)
-        write_text(run.folder / CONFIG, to_toml(run.parts.config))
-        if training.latest is not None:
-            (run.folder / TRAINING).mkdir(exist_ok=True)
-            checkpoint(run.folder, TRAINING, run.parts.config, run.cadence).save(training.latest)
     except OSError:
         return False
+    with contextlib.suppress(OSError):
+        write_text(run.folder / CONFIG, to_toml(run.parts.config))
+        (run.folder / TRAINING).mkdir(exist_ok=True)
+        if training.latest is not None:
+            checkpoint(run.folder, TRAINING, run.parts.config, run.cadence).save(training.latest)
     return True
 
 

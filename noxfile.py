@@ -82,15 +82,17 @@ def build(session: nox.Session, package: str) -> None:
     session.install(str(file.resolve()))
     with session.chdir(session.create_tmp()):
         session.run("python", "-c", CHECK_INSTALLATION)
+        session.run("l2o", "gallery")
         shutil.rmtree("run", ignore_errors=True)
         session.run("l2o", "train", *TINY_RUN, "--out", "run")
 
 
-# What must hold wherever the package is installed: the digits travel along, no package named `cli`.
+# What must hold wherever the package is installed: digits and gallery travel along, no package named `cli`.
 CHECK_INSTALLATION = """
 import importlib.util, l2o_eqx
 assert importlib.util.find_spec("cli") is None, "a package named cli was installed"
 print(l2o_eqx.data.load_mnist("embedded").describe())
+print(*(type(l2o_eqx.pretrained(name)).__name__ for name in l2o_eqx.pretrained()))
 """
 TINY_RUN = (
     *("--objective", "quadratic", "--dim", "2", "--num-steps", "6", "--window", "3"),

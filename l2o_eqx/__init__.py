@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import estimators as estimators
     from . import files as files
+    from . import gallery as gallery
     from . import meta_optimizers as meta_optimizers
     from . import objectives as objectives
     from . import optimizers as optimizers
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from ._random_search import RandomSearch as RandomSearch
     from ._serialise import FileFormatError as FileFormatError
     from ._serialise import load as load
+    from ._serialise import load_header as load_header
     from ._serialise import load_metadata as load_metadata
     from ._serialise import save as save
     from ._snapshots import Average as Average
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from ._variations import Variation as Variation
     from ._variations import variations as variations
     from .callbacks import StopTraining as StopTraining
+    from .gallery import pretrained as pretrained
     from .meta_optimizers import default_meta_optimizer as default_meta_optimizer
     from .objectives import count_coordinates as count_coordinates
 
@@ -100,6 +103,7 @@ _NAMESPACES = [
     "data",
     "estimators",
     "files",
+    "gallery",
     "meta_optimizers",
     "objectives",
     "optimizers",
@@ -135,12 +139,13 @@ _NAMES = {
         "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
         "_random_search": "RandomSearch",
-        "_serialise": "FileFormatError load load_metadata save",
+        "_serialise": "FileFormatError load load_header load_metadata save",
         "_snapshots": "Average Snapshot Validation",
         "_space": "Box Space",
         "_unroll": "Unroll unroll",
         "_variations": "Variation variations",
         "callbacks": "StopTraining",
+        "gallery": "pretrained",
         "meta_optimizers": "default_meta_optimizer",
         "objectives": "count_coordinates",
     }.items()

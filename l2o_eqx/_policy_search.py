@@ -162,7 +162,7 @@ def policy_search(
         return state, metrics, failed, failed
 
     def name_failed(rows):
-        return tuple(_failed(*map(int, row), objective_keys) for row in rows)
+        return tuple(_failed(row, objective_keys) for row in rows.tolist())
 
     updates = inner_iterations * fit_updates
     turns = [Turn("", OncePerSuperEpoch(), num_steps, updates)] * super_epochs
@@ -172,8 +172,9 @@ def policy_search(
     return course.run(keeper.start(state), range(begun + 1, super_epochs + 1), callbacks)
 
 
-def _failed(super_epoch: int, restart: int, number: int, keys: Any, /) -> FailedObjective:
+def _failed(row: list[int], keys: Any) -> FailedObjective:
     # A restart of −1 is that of a search without.
+    super_epoch, restart, number = row
     own = keys[number] if restart < 0 else keys[restart, number]
     return FailedObjective(super_epoch, None if restart < 0 else restart, jr.split(own, 3)[0])
 

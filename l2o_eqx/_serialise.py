@@ -130,6 +130,25 @@ def load_metadata(path: StrPath) -> dict[str, Any]:
     return _read(path)[0]["metadata"]
 
 
+def load_header(path: StrPath) -> dict[str, Any]:
+    """What a file of `save` says of itself, without its classes; the whole file is checked, as in `load`.
+
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Returns:** `format`, the version of the file's format; `versions` of the packages that wrote it;
+    `metadata`; `structure`, the tree as `save` describes it, `None` if only the arrays were saved; `arrays`,
+    by name the `shape` and the `dtype` of each.
+
+    **Raises:** `FileNotFoundError`, `FileFormatError`.
+    """
+    header, arrays = _read(path)
+    kept = {name: header[name] for name in ("format", "versions", "metadata")}
+    shapes = {name: {"shape": [*x.shape], "dtype": x.dtype.name} for name, x in arrays.items()}
+    return {**kept, "structure": header.get("structure"), "arrays": shapes}
+
+
 def _encode(x: Any, path: tuple[str, ...], arrays: dict, kinds: dict, static: bool = False) -> Any:
     if x is None or type(x) in (bool, int, float, str):
         return x

@@ -172,7 +172,16 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
 OPTIMIZERS: dict[str, Callable[[Any], AbstractOptimizer]] = {
     **LEARNED,
     "from_optax": lambda key: optimizers.FromOptax(optax.adam(1e-2)),
+    # In blocks, as both are. It falls back at once: what the tests say of the loss is always the same.
+    "safeguarded": lambda key: optimizers.Safeguarded(
+        optimizers.CoordinatewiseLSTM((3,), learning_rate=0.1, key=key), RootMeanSquare(jnp.float32(1e-2)), 1
+    ),
 }
+
+
+def given_to(optimizer: AbstractOptimizer) -> dict[str, Any]:
+    """What else than gradients, state and params its `update` must be handed."""
+    return {"value": jnp.float32(1.0)} if "value" in optimizer.needs() else {}
 
 
 def _from_model():

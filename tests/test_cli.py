@@ -317,6 +317,8 @@ VALUES |= {
     "objective.image_size": ("7", 7),
     "optimizer.output.start": ("0.5", 0.5),
     "optimizer.max_delta": ("0.5", 0.5),
+    "optimizer.fallback.kind": ("gradient-descent", "gradient-descent"),
+    "optimizer.memory": ("7", 7),
     "validation.eps": ("0.5", 0.5),
     "validation.objective": ("booth", "booth"),
     "evaluation.against": ("Adam,SGD", ("Adam", "SGD")),

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import LEARNED, OPTIMIZERS, assert_trees_close
+from helpers import LEARNED, OPTIMIZERS, assert_trees_close, given_to
 from jax import lax
 
 import l2o_eqx
@@ -105,19 +105,23 @@ def test_both_directions_are_the_optimizer(name):
         nonlocal traces
         traces += 1
         optimizer = transformation.optimizer
+        extra = given_to(optimizer)
 
         def step(carry, _):
             params, state = carry
-            updates, state = optimizer.update(jax.grad(parabola)(params), state, params)
+            value, grads = jax.value_and_grad(parabola)(params)
+            seen = {"value": value} if extra else {}
+            updates, state = optimizer.update(grads, state, params, **seen)
             return (optax.apply_updates(params, updates), state), None
 
         (direct, _), _ = lax.scan(step, (PARAMS, optimizer.init(PARAMS)), length=2)
         through, _, _ = run(l2o_eqx.as_optax(FromOptax(transformation)), PARAMS, 2)
         grads = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), MIXED)
         state = transformation.init(MIXED)
-        updates, next_state = transformation.update(grads, state, MIXED)
+        updates, next_state = transformation.update(grads, state, MIXED, **extra)
         assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, next_state)
-        nothing, last = transformation.update({"a": None}, transformation.init({"a": None}), {"a": None})
+        empty: Any = {"a": None}
+        nothing, last = transformation.update(empty, transformation.init(empty), empty, **extra)
         assert nothing == {"a": None}
         return through, direct, updates, (next_state, last)
 

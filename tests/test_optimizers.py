@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import LEARNED, OPTIMIZERS, assert_trees_close
+from helpers import LEARNED, OPTIMIZERS, assert_trees_close, given_to
 
 import l2o_eqx
 from l2o_eqx.optimizers import (
@@ -41,12 +41,12 @@ def grads_like(params, key):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adam_mlp"])
 def test_shapes_dtypes_and_jit(name, getkey):
     optimizer, params = OPTIMIZERS[name](getkey()), params_of(name)
-    state, grads = optimizer.init(params), grads_like(params, getkey())
-    updates, next_state = optimizer.update(grads, state, params)
+    state, grads, extra = optimizer.init(params), grads_like(params, getkey()), given_to(optimizer)
+    updates, next_state = optimizer.update(grads, state, params, **extra)
     assert_trees_close(jax.tree.map(jnp.zeros_like, updates), jax.tree.map(jnp.zeros_like, params))
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, next_state)]
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, *shapes))
-    jitted, _ = eqx.filter_jit(optimizer.update)(grads, state, params)
+    jitted, _ = eqx.filter_jit(optimizer.update)(grads, state, params, **extra)
     assert_trees_close(jitted, updates, rtol=1e-4, atol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_vmap_is_loop(name, getkey):
     state = optimizer.init(params)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *grads)
     # Compiled: operations one by one would each be a program of their own.
-    update = jax.jit(lambda g: optimizer.update(g, state, params)[0])
+    update = jax.jit(lambda g: optimizer.update(g, state, params, **given_to(optimizer))[0])
     batched = jax.jit(jax.vmap(update))(stacked)
     for i, g in enumerate(grads):
         expected = update(g)

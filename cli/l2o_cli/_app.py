@@ -20,8 +20,11 @@ COMMANDS = {
     "resume": "Go on with a run that was ended, by whatever, from its last checkpoint.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
+    "compare": "Compare optimizers with one another: trained ones, and any of optax's, tuned.",
+    "info": "Tell what a file of a trained optimizer holds, and how it came about.",
     "minimize": "Make a number small that any program of yours returns, in few evaluations.",
     "objectives": "List what can be minimized, describe one family, or draw it.",
+    "gallery": "List the trained optimizers of the package, show the card of one, or train it again.",
     "plot": "Draw the figures of a run and of its evaluations again.",
 }
 # What entry points of a checkout add.

@@ -71,60 +71,73 @@ def _show_progress(update: Update, before: int, family: str, progress: l2o.Compa
 
 
 def write_comparisons(
-    folder: Path, comparisons: Comparisons, output: Output, *, title: str, facts: Mapping[str, Any]
+    folder: Path,
+    comparisons: Comparisons,
+    output: Output,
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    by: str = LEARNED,
 ) -> None:
     """Writes `comparison.json`, `curves.png` and the CSV files; of several, those of each in a folder.
 
     **Arguments:** as of `write_comparison`.
     """
     if "" in comparisons:
-        write_comparison(folder, comparisons[""], output, title=title, facts=facts)
+        write_comparison(folder, comparisons[""], output, title=title, facts=facts, by=by)
         return
     for name, comparison in comparisons.items():
         own = folder / "families" / re.sub(r"[^\w.-]", "-", name)
         own.mkdir(parents=True, exist_ok=True)
-        write_comparison(own, comparison, output, title=f"{name}: {title}", facts={**facts, "family": name})
-    content = {"format": 1, "title": title, **facts, **numbers_of(comparisons)}
+        of_family = {"title": f"{name}: {title}", "facts": {**facts, "family": name}}
+        write_comparison(own, comparison, output, **of_family, by=by)
+    content = {"format": 1, "title": title, **facts, **numbers_of(comparisons, by)}
     write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
     curves = {name: comparison.curves() for name, comparison in comparisons.items()}
     draw(folder / "curves.png", lambda path: plots.plot_families(curves, path, title=title), output)
 
 
-def numbers_of(comparisons: Comparisons) -> dict[str, Any]:
+def numbers_of(comparisons: Comparisons, by: str = LEARNED) -> dict[str, Any]:
     """As `numbers`; of several by the name of the family, in `families`."""
     if "" in comparisons:
-        return numbers(comparisons[""])
-    return {"families": {name: numbers(comparison) for name, comparison in comparisons.items()}}
+        return numbers(comparisons[""], by)
+    return {"families": {name: numbers(comparison, by) for name, comparison in comparisons.items()}}
 
 
-def show_comparisons(comparisons: Comparisons, output: Output, title: str) -> None:
+def show_comparisons(comparisons: Comparisons, output: Output, title: str, by: str = LEARNED) -> None:
     """As `show_comparison`; of several one row each."""
     if "" in comparisons:
-        show_comparison(comparisons[""], output, title)
+        show_comparison(comparisons[""], output, title, by)
         return
-    rows = [_row(name, comparison) for name, comparison in comparisons.items()]
+    rows = [_row(name, comparison, by) for name, comparison in comparisons.items()]
     last = max(comparison.last for comparison in comparisons.values())
     ahead = sum(row[-1] for row in rows)
     notes = [
-        "Median losses at the end. Wins: objectives on which learned ends below the best baseline.",
+        f"Median losses at the end. Wins: objectives on which {by} ends below the best baseline.",
         *([f"A final loss is the mean of the last {last} steps."] if last > 1 else []),
-        f"{LEARNED} has the lowest median on {ahead} of {len(rows)} families.",
+        f"{by} has the lowest median on {ahead} of {len(rows)} families.",
     ]
-    output.families(title, rows, notes)
+    output.families(title, rows, notes, by)
 
 
-def _row(name: str, comparison: l2o.Comparison) -> tuple[str, float, float, float, str, float, bool]:
-    medians = {row["name"]: float(row["median"]) for row in comparison.summary(LEARNED)}
+def _row(name: str, comparison: l2o.Comparison, by: str) -> tuple[str, float, float, float, str, float, bool]:
+    medians = {row["name"]: float(row["median"]) for row in comparison.summary(by)}
     best = comparison.best_baseline()
-    learned, untrained = medians[LEARNED], medians.get(UNTRAINED, math.nan)
+    learned, untrained = medians[by], medians.get(UNTRAINED, math.nan)
     if best is None:
         return name, learned, untrained, math.nan, "", math.nan, True
-    wins, *_ = comparison.share_of_objectives(LEARNED, best)
+    wins, *_ = comparison.share_of_objectives(by, best)
     return name, learned, untrained, medians[best], best, wins, learned <= medians[best]
 
 
 def write_comparison(
-    folder: Path, comparison: l2o.Comparison, output: Output, *, title: str, facts: Mapping[str, Any]
+    folder: Path,
+    comparison: l2o.Comparison,
+    output: Output,
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    by: str = LEARNED,
 ) -> None:
     """Writes `curves.csv`, `final_losses.csv`, `comparison.json` and `curves.png`.
 
@@ -137,8 +150,9 @@ def write_comparison(
     - `output`: is told if a picture cannot be drawn.
     - `title`: of the figure.
     - `facts`: to keep in `comparison.json` beside the numbers.
+    - `by`: the optimizer that the others are compared with.
     """
-    content = {"format": 1, "title": title, **facts, **numbers(comparison)}
+    content = {"format": 1, "title": title, **facts, **numbers(comparison, by)}
     write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")
     with replacing(folder / "curves.csv") as path:
         comparison.write_curves(path)
@@ -152,37 +166,37 @@ def write_comparison(
     )
 
 
-def numbers(comparison: l2o.Comparison) -> dict[str, Any]:
-    """What `comparison.json` and `--json` have of a comparison."""
+def numbers(comparison: l2o.Comparison, by: str = LEARNED) -> dict[str, Any]:
+    """What `comparison.json` and `--json` have of a comparison with the optimizer `by`."""
     best = comparison.best_baseline()
     return {
-        "summary": comparison.summary(LEARNED),
+        "summary": comparison.summary(by),
         "averaged_steps": comparison.last,
         "best_so_far": comparison.best_so_far,
         "best_baseline": best,
-        "steps_to_pass": None if best is None else comparison.steps_to_pass(LEARNED, best),
-        "restarts": restarts_of(comparison),
+        "steps_to_pass": None if best is None else comparison.steps_to_pass(by, best),
+        "restarts": restarts_of(comparison, by),
         "learning_rates_tried": comparison.tried,
         "tuning_losses": comparison.tuning_losses,
     }
 
 
-def restarts_of(comparison: l2o.Comparison) -> dict[str, Any] | None:
+def restarts_of(comparison: l2o.Comparison, by: str = LEARNED) -> dict[str, Any] | None:
     """The spread over restarts and the share that beat each of the others; `None` for one.
 
     There is no share for what is broken.
     """
-    medians = comparison.restart_medians(LEARNED)
+    medians = comparison.restart_medians(by)
     if len(medians) == 1:
         return None
-    others = [name for name in comparison.trajectories if name != LEARNED]
+    others = [name for name in comparison.trajectories if name != by]
     return {
         "medians": medians,
-        "share_beating": {name: comparison.share_beating(LEARNED, name) for name in others},
+        "share_beating": {name: comparison.share_beating(by, name) for name in others},
     }
 
 
-def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> None:
+def show_comparison(comparison: l2o.Comparison, output: Output, title: str, by: str = LEARNED) -> None:
     """The table, and what there is to say about it.
 
     **Arguments:**
@@ -190,26 +204,27 @@ def show_comparison(comparison: l2o.Comparison, output: Output, title: str) -> N
     - `comparison`: what.
     - `output`: where to.
     - `title`: above the table.
+    - `by`: the optimizer that the others are compared with.
     """
-    output.summary(title, comparison.summary(LEARNED), LEARNED, [*_notes(comparison)])
+    output.summary(title, comparison.summary(by), by, [*_notes(comparison, by)])
 
 
-def _notes(comparison: l2o.Comparison) -> Iterator[str]:
+def _notes(comparison: l2o.Comparison, by: str) -> Iterator[str]:
     if comparison.best_so_far:
         yield "A loss is the lowest of the run until then."
     if comparison.last > 1:
         yield f"A final loss is the mean of the last {comparison.last} steps."
     best = comparison.best_baseline()
-    if best is not None:
-        share, low, high = comparison.share_of_objectives(LEARNED, best)
+    if best is not None and best != by:
+        share, low, high = comparison.share_of_objectives(by, best)
         yield (
-            f"{LEARNED} ends below {best}, the best baseline, on {share:.0%} of the objectives "
+            f"{by} ends below {best}, the best baseline, on {share:.0%} of the objectives "
             f"(95 %: {low:.0%} to {high:.0%})."
         )
-        steps = comparison.steps_to_pass(LEARNED, best)
+        steps = comparison.steps_to_pass(by, best)
         when = "never passes" if steps is None else f"after {steps} steps passes"
-        yield f"The median of {LEARNED} {when} the final loss of {best}."
-    restarts = restarts_of(comparison)
+        yield f"The median of {by} {when} the final loss of {best}."
+    restarts = restarts_of(comparison, by)
     if restarts is None:
         return
     yield f"medians of the {len(restarts['medians'])} restarts: {_spread(restarts['medians'])}"

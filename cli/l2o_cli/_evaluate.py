@@ -35,7 +35,9 @@ SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": 
 def evaluate(
     source: Annotated[
         Path,
-        typer.Argument(help="Run folder, or file of a trained optimizer.", metavar="RUN_OR_FILE"),
+        typer.Argument(
+            help="Run folder, file of a trained optimizer, or name in the gallery.", metavar="RUN_OR_FILE"
+        ),
     ],
     assignments: Assignments = None,
     baselines: Annotated[
@@ -122,7 +124,7 @@ def run(
     files = files_of(source)
     check_free(out)
     optimizers, metadata = load_optimizers(files, modules)
-    config = _resolve(metadata, layers)
+    config = settings_for(metadata, layers)
     parts = build(config)
     check_fits(optimizers[0], parts)
     if with_card and config.objective.kind == MIXTURE:
@@ -185,7 +187,7 @@ def _compare(
 
 
 def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
-    """The files of a run's trained optimizers, or the one that is named itself.
+    """The files of a run's trained optimizers, or the one that is named, by its path or in the gallery.
 
     **Raises:** `UsageError` if there is none, about the argument called `label`.
     """
@@ -193,8 +195,13 @@ def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
 
     if source.is_file():
         return [source]
+    gallery = l2o.gallery.names()
+    if not source.is_dir() and str(source) in gallery:
+        return [l2o.gallery.file_of(str(source))]
     if not source.is_dir():
-        raise UsageError(f"{label}: there is neither a folder nor a file {source}")
+        raise UsageError(
+            f"{label}: there is neither a folder nor a file {source}; in the gallery are {', '.join(gallery)}"
+        )
     going_on = ""
     if (source / RECORD).is_file() and read_record(source, label).get("result") != "completed":
         going_on = f"; `l2o resume {source}` goes on with it"
@@ -239,7 +246,14 @@ def load_optimizers(
     return optimizers, metadata
 
 
-def _resolve(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
+def settings_for(metadata: dict[str, Any], layers: Sequence[Layer]) -> Table:
+    """The settings of a comparison: those of the training, with the next seed, and over them the given ones.
+
+    **Arguments:**
+
+    - `metadata`: of `load_optimizers`.
+    - `layers`: what was asked for.
+    """
     asked: Layer = {}
     for layer in map(with_names_of_today, layers):
         asked = merge(asked, layer)
@@ -266,7 +280,7 @@ def check_fits(optimizer: Any, parts: "Parts") -> None:
     for name, family in families_of(parts.family).items():
         shapes = params_shapes(family)
         try:
-            jax.eval_shape(optimizer.init, shapes)
+            jax.eval_shape(optimizer.init, jax.eval_shape(optimizer.initial_params, shapes))
         except ValueError as error:
             which = f" {name}" if name else ""
             raise UsageError(f"this optimizer does not fit the objective{which}: {error}") from None

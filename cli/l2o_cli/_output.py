@@ -158,6 +158,7 @@ class Output:
         title: str,
         rows: Sequence[tuple[str, float, float, float, str, float, bool]],
         notes: Sequence[str],
+        by: str = "learned",
     ) -> None:
         """The table of several families.
 
@@ -167,10 +168,11 @@ class Output:
         - `rows`: the family's name, the medians of the learned optimizer, of the untrained one and of the
             best baseline, its name, the share of objectives won against it, and whether it is beaten.
         - `notes`: lines below it.
+        - `by`: the learned optimizer's name.
         """
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("family", no_wrap=True)
-        for name in ("learned", "untrained", "best", "tuned there", "wins"):
+        for name in (by, "untrained", "best", "tuned there", "wins"):
             side = "left" if name == "tuned there" else "right"
             table.add_column(name, justify=side, no_wrap=True)
         for name, learned, untrained, best, of, wins, ahead in rows:

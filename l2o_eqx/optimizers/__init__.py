@@ -35,6 +35,9 @@ from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
 from ._policy_optimizer import PolicyOptimizer as PolicyOptimizer
+from ._safeguarded import Guard as Guard
+from ._safeguarded import Safeguarded as Safeguarded
+from ._safeguarded import SafeguardedState as SafeguardedState
 from ._search import Search as Search
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS

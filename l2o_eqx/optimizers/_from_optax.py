@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
+from .._errors import ArgumentError
 from .._misc import cast_like
 from .._types import Params, Scalar, State
 from ._base import AbstractOptimizer
@@ -77,6 +78,8 @@ def _cannot_do_without_value(transformation: optax.GradientTransformation) -> bo
         jax.eval_shape(update)
     except TypeError:
         return True
+    except ArgumentError as error:
+        return error.argument == "value"
     except Exception:
         # For params of certain structures only; such as a label for each of them.
         return False

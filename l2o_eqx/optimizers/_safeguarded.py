@@ -1,0 +1,257 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from .._errors import ArgumentError, check
+from .._misc import ravel, tree_dtype, unravel_like, wide_dtype_of
+from .._types import Params, State, StepNumber
+from ._base import AbstractOptimizer
+from ._blocks import Blocks
+from ._from_optax import as_optimizer
+from ._layouts import AbstractLayout, Seen, Whole, initial_state, take_step
+from ._wrapper import AbstractWrapper
+
+# How much further than |θ| + |w| an entry may move, so that the way back is right to 4 digits in float32.
+_REACH = 1e3
+_LONGEST = 2**20
+# How many changes by the fallback's steps the loss may rise by; and over how many their mean runs.
+_CHANGES = 3
+
+
+class Guard(eqx.Module):
+    """What `Safeguarded` knows of the run, one number each; in blocks the same for every coordinate.
+
+    **Fields:**
+
+    - `bound`: the highest loss at which the inner optimizer still goes on; the largest number where it does
+        not move.
+    - `change`: a running mean of how much the fallback's steps change the loss.
+    - `last`: the loss at the last accepted point; the largest number before the first.
+    - `mean_before`: the mean loss of the span before; `age`, `total`, `high`: of the steps of this span, how
+        many, the sum of what the losses they led to lie above that mean, and the highest of these losses.
+    - `hold`: steps that the fallback is still going to take; `length`: how many it takes next time.
+    - `falls`: how often it fell back; `fallback_steps`: how many steps were the fallback's, or led back.
+    - `num_steps`: of the run, if that is known.
+    """
+
+    bound: Float[Array, "*coordinates"]
+    change: Float[Array, "*coordinates"]
+    last: Float[Array, "*coordinates"]
+    total: Float[Array, "*coordinates"]
+    high: Float[Array, "*coordinates"]
+    mean_before: Float[Array, "*coordinates"]
+    age: Int[Array, "*coordinates"]
+    hold: Int[Array, "*coordinates"]
+    length: Int[Array, "*coordinates"]
+    falls: Int[Array, "*coordinates"]
+    fallback_steps: Int[Array, "*coordinates"]
+    num_steps: Int[Array, "*coordinates"] | None
+
+    def refuses(self, value: Float[Array, "*coordinates"]) -> Bool[Array, "*coordinates"]:
+        """Whether the inner optimizer's last step led to a point that is not accepted."""
+        return (self.hold == 0) & ~(value <= self.bound)
+
+    def after(
+        self,
+        value: Float[Array, "*coordinates"],
+        refused: Bool[Array, "*coordinates"],
+        broken: Bool[Array, "*coordinates"],
+        memory: int,
+    ) -> tuple["Guard", Bool[Array, "*coordinates"]]:
+        """The next one, and whether it falls back now; `broken` where the inner update is not finite."""
+        most = jnp.finfo(value.dtype).max
+        trusting, by_inner = self.hold == 0, self.bound < most
+        takes_over = trusting & ~by_inner & ~refused
+        step = jnp.where(self.last < most, jnp.abs(value - self.last), 0)
+        change = jnp.where(by_inner, self.change, self.change + (step - self.change) / _CHANGES)
+        counts = by_inner & ~refused
+        age = self.age + counts
+        # Differences, so that where nothing moves their sum is exactly zero.
+        total = self.total + jnp.where(counts, value - self.mean_before, 0)
+        high = jnp.fmax(self.high, value)
+        full, stalled = age >= memory, (age >= memory) & ~(total < 0)
+        falls = refused | (trusting & (broken | stalled))
+        bound = jnp.where(full, jnp.minimum(self.bound, high + _CHANGES * change), self.bound)
+        at_first = jnp.minimum(value + _CHANGES * change, most / 2)
+        new_span = full | takes_over
+        return Guard(
+            bound=jnp.where(falls, most, jnp.where(takes_over, at_first, bound)),
+            change=jnp.where(falls, 0, change),
+            last=jnp.where(refused, self.last, value),
+            total=jnp.where(new_span, 0, total),
+            high=jnp.where(new_span | ~counts, -most, high),
+            mean_before=jnp.where(takes_over, value, self.mean_before + jnp.where(full, total / memory, 0)),
+            age=jnp.where(new_span | falls, 0, age),
+            hold=jnp.where(falls, self.length, jnp.maximum(self.hold - 1, 0)),
+            length=jnp.where(falls, jnp.minimum(4 * self.length, _LONGEST), jnp.where(full, 1, self.length)),
+            falls=self.falls + falls,
+            fallback_steps=self.fallback_steps + (falls | ~trusting),
+            num_steps=self.num_steps,
+        ), falls
+
+
+class SafeguardedState(eqx.Module):
+    """What `Safeguarded` carries: both states, where the fallback would have gone last, and the rule's."""
+
+    inner: State
+    fallback: State
+    back: Params
+    guard: Guard
+
+
+class Safeguarded(AbstractWrapper):
+    """A learned optimizer on objectives that it was not trained for, with a fallback where it does not help.
+
+    The rule looks at `value` alone, the loss f(θ_t) that every step comes with, so that no evaluation of f is
+    added. With M the `memory`, and d the mean change of the loss by the fallback's last steps, 0 at first:
+
+    1. The inner optimizer takes over at a loss f_c, and moves as long as f(θ_t) ≤ f_c + 3d and its update is
+        finite. After every M steps, the mean of their losses must be lower than that of the M before, at
+        first than f_c; the bound is then the highest of the M, plus 3d, if that is lower.
+    2. Where the loss is too high, the params go back to the last point that was accepted and from there, in
+        the same move, along the fallback's update, and the inner optimizer will begin anew. Where its update
+        is not finite, or the mean has not fallen, the fallback takes the step from θ_t.
+    3. Then the fallback moves for N more steps, N = 1, 4, 16, … each time that it falls back, and 1 again
+        once the inner optimizer has passed M steps.
+
+    So a trial never ends higher than about three steps of the fallback before it. Where the inner optimizer
+    diverges or stalls, the run ends as the fallback alone does after fewer steps: of T steps it loses some
+    log₄ T trials, of two steps where it diverges at once, of up to M and those three where it does so slowly
+    or stands still. What the rule does not see is that an inner optimizer makes progress, but slower than the
+    fallback would: that would take running both. Where losses are those of minibatches, take a `memory` over
+    which progress is larger than the noise of a mean of M.
+
+    Both are asked for an update at every step, and the params are kept once more. The fallback sees the
+    gradients at all accepted points, also where its update is not taken. No entry moves by more than 1000
+    times (|θ| + the fallback's update), or the way back would be lost to rounding. If both are
+    coordinatewise, so is this one; else it runs on whole trees.
+
+    The state is a `SafeguardedState`: `state.guard.falls` counts how often it fell back, and
+    `state.guard.fallback_steps` the steps that were not the inner optimizer's.
+
+    **Arguments:**
+
+    - `inner`: the trained optimizer.
+    - `fallback`: what one would use without it: an optimizer, or an optax transformation such as
+        `optax.adam(1e-3)`, with which `l2o_eqx.save` cannot store this.
+    - `memory`: M, the number of losses that a new one is compared with.
+
+    **Raises:** `ValueError` for a memory below 1, and on `update` without `value` or params.
+
+    Reference: the rule is the loss-based guard of Prémont-Schwarz et al. 2022, "A simple guard for learned
+    optimizers" (arXiv:2201.12426), in that losses alone decide which optimizer moves, with the safeguard of
+    Heaton et al. 2020, "Safeguarded learned convex optimization" (arXiv:2003.01880): a reference value, and
+    the fallback's step where it is missed. Recent maxima as a reference are those of Grippo, Lampariello &
+    Lucidi 1986, "A nonmonotone line search technique". The bound 3d and the numbers N are ours: those papers
+    evaluate f at the fallback's point, or a residual.
+    """
+
+    inner: AbstractOptimizer
+    fallback: AbstractOptimizer = eqx.field(converter=as_optimizer)
+    memory: int = eqx.field(static=True, default=10)
+
+    def __check_init__(self):
+        check(
+            f"`Safeguarded(memory=...)` must be at least 1. Got memory={self.memory}.",
+            memory=(self.memory, self.memory >= 1),
+        )
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({"value"}) | self.inner.wants() | self.fallback.wants()
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"value"}) | self.inner.needs() | self.fallback.needs()
+
+    def layout(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractLayout:
+        both = [optimizer.layout(shapes) for optimizer in (self.inner, self.fallback)]
+        return Blocks() if all(isinstance(layout, Blocks) for layout in both) else Whole()
+
+    def init(self, params: Params) -> State:
+        return self._init(params, None)
+
+    def init_for(self, params: Params, num_steps: StepNumber) -> State:
+        return self._init(params, num_steps)
+
+    def _init(self, params: Params, num_steps: StepNumber | None) -> SafeguardedState:
+        states = (initial_state(one, params, num_steps) for one in (self.inner, self.fallback))
+        apart = isinstance(self.layout(jax.eval_shape(lambda p: p, params)), Blocks)
+        shape = (sum(x.size for x in jax.tree.leaves(params)),) if apart else ()
+        dtype = wide_dtype_of(tree_dtype(params))
+        most = jnp.full(shape, jnp.finfo(dtype).max, dtype)
+        zero = jnp.zeros(shape, jnp.int32)
+        steps = None if num_steps is None else jnp.full(shape, num_steps, jnp.int32)
+        nothing = jnp.zeros_like(most)
+        guard = Guard(
+            *(most, nothing, most, nothing, -most, nothing),
+            *(zero, zero, zero + 1, zero, zero, steps),
+        )
+        return SafeguardedState(*states, jax.tree.map(jnp.asarray, params), guard)
+
+    def update(
+        self,
+        grads: Params,
+        state: SafeguardedState,
+        params: Params | None,
+        *,
+        value: Float[Array, "*coordinates"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Params, SafeguardedState]:
+        for name, given in (("params", params), ("value", value)):
+            if given is None:
+                raise ArgumentError(f"`Safeguarded` needs `{name}`: hand it to `update`.", argument=name)
+        assert params is not None and value is not None
+        guard = state.guard
+        seen, value = Seen(grads, value, key), jnp.broadcast_to(value, guard.high.shape)
+        value = value.astype(guard.high.dtype)
+        refused = guard.refuses(value)
+        theirs, fallback = take_step(self.fallback, seen, state.fallback, params)
+        own, inner = take_step(self.inner, seen, state.inner, params)
+        broken = _has_broken(own, refused)
+        own = jax.tree.map(_within_reach, own, theirs, params)
+        trusting = guard.hold == 0
+        guard, falls = guard.after(value, refused, broken, self.memory)
+
+        moved = _choose(trusting & ~falls, own, theirs)
+        way_back = jax.tree.map(lambda b, p: (b - p).astype(p.dtype), state.back, params)
+        there = jax.tree.map(lambda p, w: (p + w).astype(p.dtype), params, theirs)
+        num_steps = None if guard.num_steps is None else jnp.max(guard.num_steps, initial=0)
+        anew = initial_state(self.inner, params, num_steps)
+        return _choose(refused, way_back, moved), SafeguardedState(
+            inner=_choose_state(
+                refused | (trusting & broken), anew, _choose_state(trusting, inner, state.inner)
+            ),
+            fallback=_choose_state(refused, state.fallback, fallback),
+            back=_choose(refused, state.back, there),
+            guard=guard,
+        )
+
+
+def _within_reach(own, theirs, params):
+    reach = _REACH * (jnp.abs(params) + jnp.abs(theirs))
+    return jnp.clip(jnp.where(jnp.isfinite(own), own, theirs), -reach, reach).astype(own.dtype)
+
+
+def _has_broken(updates, like):
+    # Of every coordinate apart, or of all of them together.
+    broken = jax.tree.map(lambda u: ~jnp.isfinite(u), updates)
+    if like.ndim:
+        return ravel(broken, np.dtype(np.float32)) > 0
+    return jnp.any(jnp.stack([jnp.any(x) for x in jax.tree.leaves(broken)] or [like & False]))
+
+
+def _choose(which, ours, others):
+    # Trees like the params, whose coordinates are raveled in `which` if it is no scalar.
+    if not which.ndim:
+        return jax.tree.map(lambda x, y: jnp.where(which, x, y), ours, others)
+    spread = unravel_like(which.astype(jnp.float32), ours)
+    return jax.tree.map(lambda here, x, y: jnp.where(here > 0, x, y), spread, ours, others)
+
+
+def _choose_state(which, ours, others):
+    # Trees whose arrays have the coordinates on the last axis, if `which` has.
+    def one(x, y):
+        return jnp.where(which.reshape(*(1,) * (x.ndim - which.ndim), *which.shape), x, y)
+
+    return jax.tree.map(one, ours, others)

@@ -56,7 +56,9 @@ def check_free(out: Path | None) -> None:
 
 def exists(out: Path | None) -> UsageError:
     """What to say about a folder that is there already."""
-    return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder")
+    is_run = out is not None and (out / RECORD).is_file()
+    otherwise = f", or go on with it: `l2o resume {out}`" if is_run else ""
+    return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder{otherwise}")
 
 
 def read_record(folder: Path, label: str = "RUN") -> dict[str, Any]:

@@ -87,7 +87,7 @@ def build(session: nox.Session, package: str) -> None:
         session.run("l2o", "train", *TINY_RUN, "--out", "run")
 
 
-# What must hold wherever the package is installed: the digits and the gallery travel along, no package named `cli`.
+# What must hold wherever the package is installed: digits and gallery travel along, no package named `cli`.
 CHECK_INSTALLATION = """
 import importlib.util, l2o_eqx
 assert importlib.util.find_spec("cli") is None, "a package named cli was installed"

@@ -6,9 +6,9 @@
     params = {name: x + updates[name] for name, x in params.items()}
 
 This file imports NumPy and safetensors alone, and nothing of this package: copy it to where JAX is not. That
-is why it reads files by itself. It knows `LearnedMomentum`, and `CoordinatewiseLSTM` that sees gradients, their
-signed logarithms, or logarithms and signs; their equations are in the docstrings of these classes. All is
-computed in float64, and rounded to the dtype of the gradients at the end.
+is why it reads files by itself. It knows `LearnedMomentum`, and `CoordinatewiseLSTM` that sees gradients,
+their signed logarithms, or logarithms and signs; their equations are in the docstrings of these classes. All
+is computed in float64, and rounded to the dtype of the gradients at the end.
 """
 
 import hashlib

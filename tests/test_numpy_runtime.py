@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,8 @@ def flat(tree):
 def test_100_steps_are_those_of_jax(name, tmp_path):
     l2o.save(tmp_path / "file", OPTIMIZERS[name]())
     seen = recorded()
-    runtime, rows, params = numpy_runtime.load(tmp_path / "file"), flat(seen), flat(PARAMS)
+    runtime: Any = numpy_runtime.load(tmp_path / "file")
+    rows, params = flat(seen), flat(PARAMS)
     # In float32 JAX's own rounding is 1e-6.
     with jax.enable_x64(True):
         optimizer, grads, start = map(to_float64, (l2o.load(tmp_path / "file"), seen, PARAMS))

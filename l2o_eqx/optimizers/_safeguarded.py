@@ -47,7 +47,9 @@ class Safeguarded(AbstractWrapper):
     log₄ T trials, of two steps where it diverges at once, of up to M and those three where it does so slowly
     or stands still. What the rule does not see is that an inner optimizer makes progress, but slower than the
     fallback would: that would take running both. Where losses are those of minibatches, take a `memory` over
-    which progress is larger than the noise of a mean of M.
+    which progress is larger than the noise of a mean of M: on networks for digits (64 of 2,000 at a step, 150
+    steps, three networks), Adam with a far too slow fallback ends at 0.27 to 0.31 with a memory of 10, and
+    with 30 where it ends alone, at 0.23 to 0.26.
 
     Both are asked for an update at every step, and the params are kept once more. The fallback sees the
     gradients at all accepted points, also where its update is not taken. No entry moves by more than 1000

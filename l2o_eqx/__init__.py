@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import files as files
     from . import gallery as gallery
     from . import meta_optimizers as meta_optimizers
+    from . import numpy_runtime as numpy_runtime
     from . import objectives as objectives
     from . import optimizers as optimizers
     from . import outputs as outputs
@@ -105,6 +106,7 @@ _NAMESPACES = [
     "files",
     "gallery",
     "meta_optimizers",
+    "numpy_runtime",
     "objectives",
     "optimizers",
     "outputs",

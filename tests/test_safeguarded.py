@@ -1,5 +1,7 @@
 """`Safeguarded`: as good as its fallback where the inner optimizer is bad, as that one where it is good."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,8 +103,8 @@ def test_losses_are_bounded_by_what_was_accepted():
 def test_in_an_optax_loop_it_counts_and_asks_for_the_loss():
     safe = Safeguarded(Scaled(jnp.float32(1.0)), optax.adam(0.1))
     transformation = l2o.as_optax(safe)
-    params = {"a": jnp.ones(2), "b": jnp.ones((2, 3))}
-    state = transformation.init(params)
+    params: Any = {"a": jnp.ones(2), "b": jnp.ones((2, 3))}
+    state: Any = transformation.init(params)
 
     @jax.jit
     def step(params, state):

@@ -138,7 +138,7 @@ def _of_optax(name: str) -> dict[str, Any]:
         return {tuned[asked]: l2o.BASELINES[tuned[asked]]}
     if asked == "random-search":
         return {"random search": l2o.RandomSearch()}
-    make = getattr(optax, name, None)
+    make: Any = getattr(optax, name, None)
     if not _takes_rate_alone(make):
         possible = [*l2o.gallery.names(), *tuned, "random-search"]
         raise UsageError(

@@ -17,6 +17,7 @@ from ._gradient_descent import GradientDescent as GradientDescent
 from ._gradient_descent import moves_all as moves_all
 from ._gradient_descent import moves_head as moves_head
 from ._groups import Groups as Groups
+from ._guard import Guard as Guard
 from ._hierarchical import Hierarchical as Hierarchical
 from ._hierarchical_rnn import HierarchicalRNN as HierarchicalRNN
 from ._layouts import AbstractLayout as AbstractLayout
@@ -35,7 +36,6 @@ from ._per_layer import by_leaf as by_leaf
 from ._per_layer import by_rank as by_rank
 from ._per_layer import by_shape as by_shape
 from ._policy_optimizer import PolicyOptimizer as PolicyOptimizer
-from ._safeguarded import Guard as Guard
 from ._safeguarded import Safeguarded as Safeguarded
 from ._safeguarded import SafeguardedState as SafeguardedState
 from ._search import Search as Search

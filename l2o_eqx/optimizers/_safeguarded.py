@@ -2,7 +2,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError, check
 from .._misc import ravel, tree_dtype, unravel_like, wide_dtype_of
@@ -10,86 +10,12 @@ from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
 from ._blocks import Blocks
 from ._from_optax import as_optimizer
+from ._guard import Guard
 from ._layouts import AbstractLayout, Seen, Whole, initial_state, take_step
 from ._wrapper import AbstractWrapper
 
 # How much further than |θ| + |w| an entry may move, so that the way back is right to 4 digits in float32.
 _REACH = 1e3
-_LONGEST = 2**20
-# How many changes by the fallback's steps the loss may rise by; and over how many their mean runs.
-_CHANGES = 3
-
-
-class Guard(eqx.Module):
-    """What `Safeguarded` knows of the run, one number each; in blocks the same for every coordinate.
-
-    **Fields:**
-
-    - `bound`: the highest loss at which the inner optimizer still goes on; the largest number where it does
-        not move.
-    - `change`: a running mean of how much the fallback's steps change the loss.
-    - `last`: the loss at the last accepted point; the largest number before the first.
-    - `mean_before`: the mean loss of the span before; `age`, `total`, `high`: of the steps of this span, how
-        many, the sum of what the losses they led to lie above that mean, and the highest of these losses.
-    - `hold`: steps that the fallback is still going to take; `length`: how many it takes next time.
-    - `falls`: how often it fell back; `fallback_steps`: how many steps were the fallback's, or led back.
-    - `num_steps`: of the run, if that is known.
-    """
-
-    bound: Float[Array, "*coordinates"]
-    change: Float[Array, "*coordinates"]
-    last: Float[Array, "*coordinates"]
-    total: Float[Array, "*coordinates"]
-    high: Float[Array, "*coordinates"]
-    mean_before: Float[Array, "*coordinates"]
-    age: Int[Array, "*coordinates"]
-    hold: Int[Array, "*coordinates"]
-    length: Int[Array, "*coordinates"]
-    falls: Int[Array, "*coordinates"]
-    fallback_steps: Int[Array, "*coordinates"]
-    num_steps: Int[Array, "*coordinates"] | None
-
-    def refuses(self, value: Float[Array, "*coordinates"]) -> Bool[Array, "*coordinates"]:
-        """Whether the inner optimizer's last step led to a point that is not accepted."""
-        return (self.hold == 0) & ~(value <= self.bound)
-
-    def after(
-        self,
-        value: Float[Array, "*coordinates"],
-        refused: Bool[Array, "*coordinates"],
-        broken: Bool[Array, "*coordinates"],
-        memory: int,
-    ) -> tuple["Guard", Bool[Array, "*coordinates"]]:
-        """The next one, and whether it falls back now; `broken` where the inner update is not finite."""
-        most = jnp.finfo(value.dtype).max
-        trusting, by_inner = self.hold == 0, self.bound < most
-        takes_over = trusting & ~by_inner & ~refused
-        step = jnp.where(self.last < most, jnp.abs(value - self.last), 0)
-        change = jnp.where(by_inner, self.change, self.change + (step - self.change) / _CHANGES)
-        counts = by_inner & ~refused
-        age = self.age + counts
-        # Differences, so that where nothing moves their sum is exactly zero.
-        total = self.total + jnp.where(counts, value - self.mean_before, 0)
-        high = jnp.fmax(self.high, value)
-        full, stalled = age >= memory, (age >= memory) & ~(total < 0)
-        falls = refused | (trusting & (broken | stalled))
-        bound = jnp.where(full, jnp.minimum(self.bound, high + _CHANGES * change), self.bound)
-        at_first = jnp.minimum(value + _CHANGES * change, most / 2)
-        new_span = full | takes_over
-        return Guard(
-            bound=jnp.where(falls, most, jnp.where(takes_over, at_first, bound)),
-            change=jnp.where(falls, 0, change),
-            last=jnp.where(refused, self.last, value),
-            total=jnp.where(new_span, 0, total),
-            high=jnp.where(new_span | ~counts, -most, high),
-            mean_before=jnp.where(takes_over, value, self.mean_before + jnp.where(full, total / memory, 0)),
-            age=jnp.where(new_span | falls, 0, age),
-            hold=jnp.where(falls, self.length, jnp.maximum(self.hold - 1, 0)),
-            length=jnp.where(falls, jnp.minimum(4 * self.length, _LONGEST), jnp.where(full, 1, self.length)),
-            falls=self.falls + falls,
-            fallback_steps=self.fallback_steps + (falls | ~trusting),
-            num_steps=self.num_steps,
-        ), falls
 
 
 class SafeguardedState(eqx.Module):
@@ -121,7 +47,9 @@ class Safeguarded(AbstractWrapper):
     log₄ T trials, of two steps where it diverges at once, of up to M and those three where it does so slowly
     or stands still. What the rule does not see is that an inner optimizer makes progress, but slower than the
     fallback would: that would take running both. Where losses are those of minibatches, take a `memory` over
-    which progress is larger than the noise of a mean of M.
+    which progress is larger than the noise of a mean of M: on networks for digits (64 of 2,000 at a step, 150
+    steps, three networks), Adam with a far too slow fallback ends at 0.27 to 0.31 with a memory of 10, and
+    with 30 where it ends alone, at 0.23 to 0.26.
 
     Both are asked for an update at every step, and the params are kept once more. The fallback sees the
     gradients at all accepted points, also where its update is not taken. No entry moves by more than 1000
@@ -175,19 +103,30 @@ class Safeguarded(AbstractWrapper):
         return self._init(params, num_steps)
 
     def _init(self, params: Params, num_steps: StepNumber | None) -> SafeguardedState:
-        states = (initial_state(one, params, num_steps) for one in (self.inner, self.fallback))
         apart = isinstance(self.layout(jax.eval_shape(lambda p: p, params)), Blocks)
         shape = (sum(x.size for x in jax.tree.leaves(params)),) if apart else ()
         dtype = wide_dtype_of(tree_dtype(params))
+        none, nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype)
         most = jnp.full(shape, jnp.finfo(dtype).max, dtype)
-        zero = jnp.zeros(shape, jnp.int32)
-        steps = None if num_steps is None else jnp.full(shape, num_steps, jnp.int32)
-        nothing = jnp.zeros_like(most)
-        guard = Guard(
-            *(most, nothing, most, nothing, -most, nothing),
-            *(zero, zero, zero + 1, zero, zero, steps),
+        return SafeguardedState(
+            inner=initial_state(self.inner, params, num_steps),
+            fallback=initial_state(self.fallback, params, num_steps),
+            back=jax.tree.map(jnp.asarray, params),
+            guard=Guard(
+                bound=most,
+                change=nothing,
+                last=most,
+                total=nothing,
+                high=-most,
+                mean_before=nothing,
+                age=none,
+                hold=none,
+                length=none + 1,
+                falls=none,
+                fallback_steps=none,
+                num_steps=None if num_steps is None else jnp.full(shape, num_steps, jnp.int32),
+            ),
         )
-        return SafeguardedState(*states, jax.tree.map(jnp.asarray, params), guard)
 
     def update(
         self,

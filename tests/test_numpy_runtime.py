@@ -1,0 +1,110 @@
+"""Without JAX: the updates are those of the library, along recorded gradients."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import as_if_trained, draw_grads, to_float64, updates_of
+
+import l2o_eqx as l2o
+from l2o_eqx import numpy_runtime, preprocessors
+from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum
+
+STEPS = 100
+PARAMS = {"a": {"b": jnp.full((2, 3), 0.5), "w": jnp.ones(4)}, "c": {"w": jnp.full((1,), -2.0)}}
+
+
+def _lstm(preprocessor, **settings):
+    return CoordinatewiseLSTM((3, 4), preprocessor, 0.1, key=jr.key(0), **settings)
+
+
+OPTIMIZERS = {
+    "identity": lambda: _lstm(preprocessors.Identity()),
+    "signed_log": lambda: _lstm(preprocessors.SignedLog(4.0)),
+    "log_and_sign": lambda: _lstm(preprocessors.LogAndSign(), linear_readout=True),
+    "gallery": lambda: l2o.pretrained("quadratic"),
+    "layer": lambda: as_if_trained(
+        LearnedMomentum(3, per="layer", first_step="relative", key=jr.key(0)), jr.key(1)
+    ),
+    "tree": lambda: LearnedMomentum(3, per="tree", key=jr.key(0)),
+}
+
+
+def recorded():
+    """Gradients as of a run that goes down: they change little from step to step, in length and direction."""
+    start, noise = (draw_grads(jr.key(i), n, PARAMS) for i, n in ((0, 1), (1, STEPS)))
+    decay = 0.95 ** jnp.arange(STEPS, dtype=jnp.float32)
+    # Some do not change, and some are zero.
+    decay = decay.at[3].set(decay[2]).at[50].set(0.0)
+
+    def one(x, n):
+        return decay.reshape(STEPS, *(1,) * (x.ndim - 1)) * (x + 0.3 * n.at[3].set(n[2]))
+
+    return jax.tree.map(one, start, noise)
+
+
+def flat(tree):
+    return {f"{layer}.{name}": np.asarray(x) for layer, part in tree.items() for name, x in part.items()}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_100_steps_are_those_of_jax(name, tmp_path):
+    l2o.save(tmp_path / "file", OPTIMIZERS[name]())
+    seen = recorded()
+    runtime: Any = numpy_runtime.load(tmp_path / "file")
+    rows, params = flat(seen), flat(PARAMS)
+    # In float32 JAX's own rounding is 1e-6.
+    with jax.enable_x64(True):
+        optimizer, grads, start = map(to_float64, (l2o.load(tmp_path / "file"), seen, PARAMS))
+        expected = flat(updates_of(optimizer, grads, start))
+    state = runtime.init(params)
+    for step in range(STEPS):
+        updates, state = runtime.update({key: x[step] for key, x in rows.items()}, state)
+        for key, update in updates.items():
+            assert update.dtype == np.float32 and np.all(np.isfinite(update))
+            np.testing.assert_allclose(update, expected[key][step], rtol=1e-6, atol=1e-12)
+
+
+def test_it_needs_neither_jax_nor_the_package(tmp_path):
+    """Copied alone, it minimizes."""
+    copy = tmp_path / "runtime.py"
+    copy.write_text(Path(numpy_runtime.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    code = (
+        "import sys, numpy as np, runtime\n"
+        f"optimizer = runtime.load({str(l2o.gallery.file_of('quadratic'))!r})\n"
+        "x = {'x': np.array([3.0, -2.0])}\n"
+        "state = optimizer.init(x)\n"
+        "for _ in range(80):\n"
+        "    updates, state = optimizer.update({'x': np.array([2.0, 10.0]) * x['x']}, state)\n"
+        "    x = {'x': x['x'] + updates['x']}\n"
+        "print(sorted({'jax', 'equinox', 'l2o_eqx'} & {*sys.modules}), np.max(np.abs(x['x'])) < 1e-3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.stdout == "[] True\n", done.stderr
+
+
+def test_what_it_does_not_know(tmp_path):
+    path = tmp_path / "file"
+    for optimizer, message in [
+        (AdamMLP((2,), key=jr.key(0)), "holds AdamMLP; without JAX there are LearnedMomentum"),
+        (_lstm(preprocessors.AdamLike()), "the preprocessor AdamLike"),
+        (_lstm(None, output=l2o.outputs.MomentumOutput()), "with an `output`"),
+        ({"a": 3}, "holds no class"),
+    ]:
+        l2o.save(path, optimizer)
+        with pytest.raises(ValueError, match=message):
+            numpy_runtime.load(path)
+    content = l2o.gallery.file_of("quadratic").read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="sha256"):
+        numpy_runtime.load(path)
+    with pytest.raises(FileNotFoundError):
+        numpy_runtime.load(tmp_path / "nothing")

@@ -135,7 +135,7 @@ def policy_search(
     runs = Restarts.of("policy_search", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     each = jr.fold_in(key, _OBJECTIVES)
-    objective_keys = _split(runs.keys(each), num_objectives, restarts)
+    objective_keys = _split(runs.keys(each), num_objectives, runs)
     drawn = Drawn.of(family, objective_keys, runs)
     search = init_search(drawn, settings, runs)
     start = dataclasses.replace(start, strategy_state=search)
@@ -179,8 +179,8 @@ def _failed(row: list[int], keys: Any) -> FailedObjective:
     return FailedObjective(super_epoch, None if restart < 0 else restart, jr.split(own, 3)[0])
 
 
-def _split(keys, count, restarts):
-    return jr.split(keys, count) if restarts is None else jax.vmap(lambda k: jr.split(k, count))(keys)
+def _split(keys, count, runs):
+    return jr.split(keys, count) if runs.count is None else jax.vmap(lambda k: jr.split(k, count))(keys)
 
 
 def _check(

@@ -78,7 +78,7 @@ def test_only_one_room_knows_meshes():
 
 
 VERBS = {"evaluate", "compare", "meta_train", "meta_step", "init_meta_state", "train_curriculum", "imitate"}
-VERBS |= {"pretrain", "pretraining_report", "generalization_card", "score"}
+VERBS |= {"policy_search", "pretrain", "pretraining_report", "generalization_card", "score"}
 
 
 def test_only_verbs_are_told_how_many_restarts():

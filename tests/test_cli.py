@@ -344,6 +344,20 @@ VALUES |= {
     "strategy.estimator.ranked": ("", True),
     "strategy.estimator.num_tangents": ("7", 7),
     "strategy.estimator.max_numbers": ("7", 7),
+    "trainer.kind": ("guided-policy-search", "guided-policy-search"),
+    "trainer.num_samples": ("7", 7),
+    "trainer.inner_iterations": ("7", 7),
+    "trainer.structure": ("diagonal", "diagonal"),
+    **{
+        f"trainer.{name}": ("0.7", 0.7)
+        for name in ("initial_rate", "initial_std", "kl_step", "penalty", "dual_rate")
+    },
+    "trainer.fit_updates": ("7", 7),
+    "trainer.fit_batch": ("7", 7),
+    "objective.noise": ("0.7", 0.7),
+    "optimizer.history": ("7", 7),
+    "optimizer.floor": ("0.7", 0.7),
+    "optimizer.scale": ("0.7", 0.7),
 }
 # Settings of files and options of earlier versions, and where they are today.
 OLD = {
@@ -371,8 +385,9 @@ def _along(option):
         k for k in ("coordinatewise-lstm", "celo2") if path[-1] in signature("optimizers", k).parameters
     ]
     inner = ["--inner", inside[0]] if path[1:2] == ("inner",) and path[2] != "kind" else []
+    search = ["--trainer", "guided-policy-search"] if path[0] == "trainer" and path[-1] != "kind" else []
     more = ALONG.get(".".join(path), [])
-    return [*(word for pair in kinds for word in pair), *inner, *pretrain, *validate, *more]
+    return [*(word for pair in kinds for word in pair), *inner, *pretrain, *validate, *search, *more]
 
 
 # What is said in short of an estimator has no setting of its own, see test_cli_options.py.

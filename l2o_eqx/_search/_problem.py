@@ -134,7 +134,7 @@ class Drawn(eqx.Module):
 
         - `keys`: one for each objective, or `(restarts, objectives)` of them.
         """
-        draws = draw(family, keys if runs.count is None else keys.reshape(-1))
+        draws = draw(family, keys if runs.count is None else keys.reshape(-1, *keys.shape[2:]))
         shape = (*runs.shape, draws.count // (runs.count or 1))
         return cls(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws.arrays), draws)
 

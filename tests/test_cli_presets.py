@@ -23,6 +23,7 @@ from l2o_cli._resolve import (
     with_names_of_today,
 )
 from l2o_cli._settings import options
+from l2o_cli._tables import TRAINERS
 from test_cli import _in_an_empty_folder, l2o_cli  # noqa: F401
 
 import l2o_eqx as l2o
@@ -88,6 +89,8 @@ def test_every_line_of_a_preset_counts(preset, objective):
         only, name = kinds_of_line(line)
         path = tuple(name.split("."))
         layer = settings(preset, objective)
+        if {*only} & {*TRAINERS}:
+            layer = merge(layer, {"trainer": {"kind": only[0]}})
         for table, kinds in options()[path].owners.items():
             kind = only[0] if only and len(table) == 1 else objective if objective in kinds else kinds[0]
             assert kind in kinds, name

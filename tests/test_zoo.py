@@ -26,7 +26,7 @@ from l2o_eqx.weightings import Constant
 KEY = jr.key(7)
 # Where the gradient jumps: at the minimum it is zero by convention, but not around it.
 SHARP = {"ackley", "rescaled", "norm", "min_max_well"}
-UNKNOWN, NOT_ATTAINED = {"network"}, {"outward_snake"}
+UNKNOWN, NOT_ATTAINED = {"network", "robust_regression"}, {"outward_snake"}
 
 
 @functools.cache

@@ -20,7 +20,8 @@ from ._problem import Paths, Problem, SearchState
 
 
 class Fitter(NamedTuple):
-    # The policy's part: answers along paths, and the regression of these on what the controllers do.
+    """The policy's part: answers along paths, and the regression of these on what the controllers do."""
+
     static: PyTree
     meta_optimizer: optax.GradientTransformation
     problem: Problem

@@ -65,7 +65,8 @@ class SearchState(eqx.Module):
 
 
 class Problem(NamedTuple):
-    # The draws, and how their params are made of a flat vector.
+    """The draws of a restart, and how their params are made of a flat vector."""
+
     draws: Draws
     starts: Float[Array, "objectives dim"]
     unravel: Any
@@ -147,13 +148,15 @@ class Drawn(eqx.Module):
 
 
 class Paths(eqx.Module):
-    # Samples of the controllers' trajectories, flat: where they were, and what an optimizer sees there.
+    """Samples of the controllers' trajectories, flat: where they were, and what an optimizer sees there."""
+
     points: Float[Array, "objectives samples points dim"]
     losses: Float[Array, "objectives samples points"]
     grads: Float[Array, "objectives samples points dim"]
 
 
 def sample(problem: Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> Paths:
+    """Trajectories of the controllers, `num_samples` of each objective."""
     settings = problem.settings
     factors = jnp.linalg.cholesky(controllers.covariances)
 

@@ -27,7 +27,7 @@ from ._meta_step import (
 from ._past import Past
 from ._rows import Rows
 from ._snapshots import Keeper, Snapshot, Validation, validation_of
-from ._states import refuse_misfits
+from ._states import finite_restarts, refuse_misfits
 from ._turns import PlacedFamilies, Turn, turns_of
 from ._zero_gradients import GradientWatch
 from .callbacks import StopTraining
@@ -392,10 +392,9 @@ class Course:
         before = self.skipped if self.rows.count < 2 else self.rows.last(2)[0]["skipped_updates"]
         stuck = count - np.atleast_1d(before) >= self.turns[int(state.super_epoch) - 1].num_updates
         # Where nothing was done, nothing is stuck.
-        bad = stuck & (self.rows.count > 0)
-        for x in jax.tree.leaves(eqx.filter(state.optimizer, eqx.is_inexact_array)):
-            bad = bad | ~np.isfinite(np.asarray(x)).reshape(len(bad), -1).all(axis=1)
-        return tuple(np.flatnonzero(bad).tolist())
+        stuck = stuck & (self.rows.count > 0)
+        finite = finite_restarts(eqx.filter(state.optimizer, eqx.is_inexact_array), len(stuck))
+        return tuple(np.flatnonzero(stuck | ~finite).tolist())
 
 
 def describe_skipped(count: int) -> str:

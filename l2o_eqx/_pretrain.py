@@ -27,7 +27,7 @@ from ._pretraining_report import (
     optimizers_in,
     rate_of,
 )
-from ._states import refuse_misfits
+from ._states import finite_restarts, refuse_misfits
 from .callbacks._base import Callback
 from .optimizers import AbstractOptimizer
 
@@ -197,8 +197,8 @@ def pretrain(
         result, reason = ("completed", None) if stop is None else ("stopped", stop.reason)
         pretrained = eqx.tree_at(optimizers_in, optimizer, trained)
         found = np.concatenate(losses, axis=-1)
-        failed = ~_finite_restarts([state.losses, *_meta_parameters(pretrained)], runs)
-        lost = tuple(np.flatnonzero(failed).tolist())
+        numbers = state.losses, eqx.filter(pretrained, eqx.is_inexact_array)
+        lost = tuple(np.flatnonzero(~finite_restarts(numbers, runs.count or 1)).tolist())
         return PretrainSolution(pretrained, found, report, result, state, reason, lost)
 
     done = int(state.update)
@@ -252,16 +252,6 @@ def _check(optimizer, num_steps, batch_size, num_samples, loss, omega, input_std
             given=optimizer,
         )
     check_positive("pretrain", input_std=input_std)
-
-
-def _meta_parameters(optimizer):
-    return jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
-
-
-def _finite_restarts(arrays, runs):
-    count = runs.count or 1
-    rows = [np.isfinite(np.asarray(x)).reshape(count, -1).all(axis=1) for x in arrays]
-    return np.all(rows, axis=0)
 
 
 def _first_state(starts, settings, runs, none_yet):

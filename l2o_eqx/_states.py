@@ -1,10 +1,13 @@
-"""States that trainings go on from: whether they fit."""
+"""States of trainings: whether one fits to go on from it, and which restarts of it are lost."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Bool, PyTree
 
 from ._errors import ArgumentError
 from ._misc import shapes_of
@@ -27,6 +30,18 @@ def refuse_misfits(verb: str, parts: Mapping[str, tuple[PyTree, PyTree]]) -> Non
                 "a training of the same optimizer, meta-optimizer, strategy and restarts as those given.",
                 argument="state",
             )
+
+
+def finite_restarts(arrays: PyTree[Any], count: int) -> Bool[np.ndarray, " restarts"]:
+    """Which restarts have finite numbers alone, on the host.
+
+    **Arguments:**
+
+    - `arrays`: a tree of arrays with the restarts on the leading axis; of a single run without it.
+    - `count`: how many restarts there are, 1 for a single run.
+    """
+    rows = [np.isfinite(np.asarray(x)).reshape(count, -1).all(axis=1) for x in jax.tree.leaves(arrays)]
+    return np.all(rows, axis=0)
 
 
 def _difference(wanted, given):

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 from l2o_cli.plugin import (
-    OUTPUT,
     AsJson,
     Cores,
     Output,
     Quiet,
     UsageError,
     check_free,
+    folder_option,
     interrupted,
     make_folder,
     run_interruptibly,
@@ -32,9 +32,7 @@ def bench(
     cores: Cores = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make; bench/<time> if not given.", metavar="FOLDER", rich_help_panel=OUTPUT
-        ),
+        folder_option("Folder to make; bench/<time> if not given."),
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

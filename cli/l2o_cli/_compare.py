@@ -13,7 +13,7 @@ from ._errors import UsageError, suggestion
 from ._evaluate import SECOND_NAMES, check_fits, files_of, load_optimizers, settings_for
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
-from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
+from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
 from ._resolve import read_assignments
 from ._start import start
 
@@ -42,11 +42,7 @@ def compare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make for curves and numbers; nothing is written if not given.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("Folder to make for curves and numbers; nothing is written if not given."),
     ] = None,
     cores: Cores = None,
     cache: Cache = True,

@@ -13,7 +13,7 @@ from ._folder import RECORD, check_free, make_folder, read_record
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
 from ._mixture import MIXTURE
-from ._options import OUTPUT, AsJson, Assignments, Cache, Cores, Quiet, with_settings
+from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
 from ._resolve import Layer, Table, merge, read_assignments, resolve, with_names_of_today
 from ._start import start
 
@@ -61,11 +61,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make; RUN/evaluations/<time>-<objective> if not given; a file: none.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("Folder to make; RUN/evaluations/<time>-<objective> if not given; a file: none."),
     ] = None,
     cores: Cores = None,
     cache: Cache = True,

@@ -12,7 +12,7 @@ import l2o_eqx as l2o
 
 from ._errors import UsageError, suggestion
 from ._folder import check_free
-from ._options import OUTPUT, AsJson, Cache, Cores, Quiet
+from ._options import AsJson, Cache, Cores, Quiet, folder_option
 from ._resolve import read_toml, resolve
 from ._start import start
 
@@ -31,11 +31,7 @@ def gallery(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="With build: run folder to make; gallery-NAME if not given.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("With build: run folder to make; gallery-NAME if not given."),
     ] = None,
     cores: Cores = None,
     cache: Cache = True,

@@ -17,7 +17,7 @@ from ._errors import UsageError, in_brief, suggestion
 from ._evaluator import Evaluation, Evaluator
 from ._folder import exists, make_folder
 from ._interrupt import interrupted
-from ._options import OUTPUT, AsJson, Cache, Cores, Quiet
+from ._options import AsJson, Cache, Cores, Quiet, folder_option
 from ._start import start
 from ._toml import read_toml_file
 
@@ -54,11 +54,7 @@ def minimize(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            help="Folder to make, or to go on in.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("Folder to make, or to go on in."),
     ] = Path("minimum"),
     cores: Cores = None,
     cache: Cache = True,

@@ -47,6 +47,18 @@ Assignments = Annotated[
 Config = Annotated[
     Path | None, typer.Option(help="TOML file of settings, such as a run's config.toml.", metavar="FILE")
 ]
+
+
+def folder_option(help: str) -> Any:
+    """The option for a folder that a command writes in.
+
+    **Arguments:**
+
+    - `help`: what is told of it.
+    """
+    return typer.Option(help=help, metavar="FOLDER", rich_help_panel=OUTPUT)
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=OUTPUT)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ._checkpoints import DEFAULT_MINUTES, Cadence, Every, Minutes
 from ._folder import check_free
 from ._interrupt import interrupted, run_interruptibly
-from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
+from ._options import AsJson, Assignments, Cache, Config, Cores, Quiet, folder_option, with_settings
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve
 from ._start import start
 
@@ -30,11 +28,7 @@ def pretrain(
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make; runs/<time>-pretrained-<optimizer> if not given.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("Folder to make; runs/<time>-pretrained-<optimizer> if not given."),
     ] = None,
     checkpoint_every: Every = None,
     checkpoint_minutes: Minutes = DEFAULT_MINUTES,

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 import l2o_eqx as l2o
 
 from ._checkpoints import DEFAULT_MINUTES, TRAINING, Cadence, Every, Minutes, checkpoint, state_of
@@ -16,7 +14,7 @@ from ._errors import Failure, describe
 from ._folder import CONFIG, check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._mixture import name_of
-from ._options import OUTPUT, AsJson, Assignments, Cache, Config, Cores, Quiet, with_settings
+from ._options import AsJson, Assignments, Cache, Config, Cores, Quiet, folder_option, with_settings
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve, to_toml
 from ._start import start
 from ._tables import SEARCH
@@ -34,11 +32,7 @@ def train(
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to make; runs/<time>-<objective>-<optimizer> if not given.",
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT,
-        ),
+        folder_option("Folder to make; runs/<time>-<objective>-<optimizer> if not given."),
     ] = None,
     checkpoint_every: Every = None,
     checkpoint_minutes: Minutes = DEFAULT_MINUTES,

@@ -14,5 +14,6 @@ from ._options import AsJson as AsJson
 from ._options import Cache as Cache
 from ._options import Cores as Cores
 from ._options import Quiet as Quiet
+from ._options import folder_option as folder_option
 from ._output import Output as Output
 from ._start import start as start

@@ -186,9 +186,13 @@ def is_sound(losses: Float[Array, " objectives"], grads: PyTree[Array]) -> Bool[
     return functools.reduce(jnp.logical_and, map(small, jax.tree.leaves(grads)), small(losses))
 
 
-def select(sound: Bool[Array, " objectives"], tree: PyTree[Array], otherwise: float) -> PyTree[Array]:
-    """`tree`, but a constant for objectives that are not sound."""
-    return jax.tree.map(lambda x: jnp.where(_along(sound, x), x, otherwise), tree)
+def select(
+    sound: Bool[Array, " objectives"], tree: PyTree[Array], otherwise: float | PyTree[Array]
+) -> PyTree[Array]:
+    """`tree`, but a constant, or another tree, for objectives that are not sound."""
+    if isinstance(otherwise, float):
+        return jax.tree.map(lambda x: jnp.where(_along(sound, x), x, otherwise), tree)
+    return jax.tree.map(lambda x, y: jnp.where(_along(sound, x), x, y), tree, otherwise)
 
 
 def _along(row, like):

@@ -12,10 +12,10 @@ from ..control import (
     LinearGaussian,
     QuadraticCost,
     expected_cost,
+    minus_log_density,
     optimize_trajectory,
     propagate,
 )
-from ..control._kl_step import minus_log_density
 from ._problem import Paths, Problem, SearchSettings, SearchState
 
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._engine._losses import select
-from .._misc import add_updates, cast_like
+from .._misc import add_updates, cast_like, ravel
 from .._types import Scalar
 from ..optimizers import AbstractOptimizer, Seen, take_step
-from ._controllers import actions_of, inverse
+from ._controllers import inverse
 from ._problem import Paths, Problem, SearchState
 
 
@@ -46,7 +45,7 @@ class Fitter(NamedTuple):
             number, params, value, slope = t
             seen = Seen(slope, value, jr.fold_in(key, number))
             updates, new = take_step(optimizer, seen, state, params)
-            return cast_like(new, state), ravel_pytree(updates)[0]
+            return cast_like(new, state), ravel(updates, problem.starts.dtype)
 
         return lax.scan(step, first, (jnp.arange(num_steps), params, losses[:-1], slopes))[1]
 
@@ -55,21 +54,21 @@ class Fitter(NamedTuple):
         arrays: PyTree,
         meta_state: PyTree,
         paths: Paths,
+        intended: Float[Array, "objectives samples steps dim"],
         search: SearchState,
         sound: Bool[Array, " objectives"],
         key: PRNGKeyArray,
     ) -> tuple[PyTree, PyTree, Scalar]:
-        """The policy's step of BADMM: min λᵀμ + (ν/2)(μ − û)ᵀC⁻¹(μ − û) over the samples.
+        """The policy's step of BADMM: min λᵀμ + (ν/2)(μ − û)ᵀC⁻¹(μ − û) over the samples, û being `intended`.
 
         The square is completed: answers are regressed on û − Cλ/ν.
         """
         problem, settings = self.problem, self.problem.settings
-        controllers = search.controllers
         # λ and C in the order (objectives, steps, blocks, …).
-        covariances = jnp.moveaxis(controllers.covariances, 1, 2)
+        covariances = jnp.moveaxis(search.controllers.covariances, 1, 2)
         shift = jnp.einsum("ntbij,ntbj->ntbi", covariances, search.duals)
         shift = (shift / search.penalty[:, None, None, None]).reshape(*shift.shape[:2], -1)
-        targets = actions_of(problem, controllers, paths) - shift[:, None]
+        targets = intended - shift[:, None]
         weights = inverse(covariances) * search.penalty[:, None, None, None, None]
         weights = select(sound, weights, 0.0)
         weights = weights / jnp.mean(jnp.trace(weights, axis1=-2, axis2=-1))

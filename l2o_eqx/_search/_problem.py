@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._devices import Restarts
 from .._draws import Draws, draw
 from .._engine._losses import loss_function, losses_and_grads
+from .._misc import ravel, tree_dtype, unravel_like
+from .._types import Params
 from ..control import LinearGaussian
 from ..objectives import AbstractObjectiveFamily
 from ..weightings import AbstractWeighting
@@ -69,7 +70,7 @@ class Problem(NamedTuple):
 
     draws: Draws
     starts: Float[Array, "objectives dim"]
-    unravel: Any
+    like: Params
     settings: SearchSettings
 
     def blocks(self, flat):
@@ -81,19 +82,20 @@ class Problem(NamedTuple):
     def tree(self, flat):
         """(…, dim) as params with the same axes in front."""
         leading = flat.shape[:-1]
-        tree = jax.vmap(self.unravel)(flat.reshape(-1, flat.shape[-1]))
+        unravel = jax.vmap(lambda x: unravel_like(x, self.like))
+        tree = unravel(flat.reshape(-1, flat.shape[-1]))
         return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), tree)
 
     def flat(self, tree):
         """One vector per objective."""
-        return jax.vmap(lambda x: ravel_pytree(x)[0])(tree)
+        return ravel(tree, self.starts.dtype, num_leading=1)
 
     def evaluate(self, points, step):
         """Losses and gradients of all objectives at a point each, `(objectives, dim)`."""
         draws = self.draws
         keys = draws.keys
         losses, grads, _ = losses_and_grads(draws.objectives, self.tree(points), step, keys, draws.states)
-        return losses.astype(points.dtype), self.flat(grads).astype(points.dtype)
+        return losses.astype(points.dtype), self.flat(grads)
 
     def hessians(self, points, step, key):
         """The blocks of the Hessians at a point each, `(objectives, blocks, size, size)`."""
@@ -104,7 +106,7 @@ class Problem(NamedTuple):
             function = loss_function(draws.objectives, own, state, step, objective_key)
 
             def value(flat):
-                return function(self.unravel(flat))[0].astype(flat.dtype)
+                return function(unravel_like(flat, self.like))[0].astype(flat.dtype)
 
             if self.settings.structure == "full":
                 return jax.hessian(value)(point)[None]
@@ -142,9 +144,8 @@ class Drawn(eqx.Module):
     def problem(self, arrays: PyTree, settings: SearchSettings) -> Problem:
         """Those of one restart."""
         draws = self.all.with_arrays(arrays)
-        unravel = ravel_pytree(jax.tree.map(lambda x: x[0], draws.params))[1]
-        starts = jax.vmap(lambda x: ravel_pytree(x)[0])(draws.params)
-        return Problem(draws, starts, unravel, settings)
+        starts = ravel(draws.params, tree_dtype(draws.params), num_leading=1)
+        return Problem(draws, starts, jax.tree.map(lambda x: x[0], draws.params), settings)
 
 
 class Paths(eqx.Module):

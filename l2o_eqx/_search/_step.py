@@ -1,24 +1,22 @@
 """A policy search's state, and one iteration of it as one compiled program."""
 
-import functools
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from .._devices import Restarts
 from .._draws import losses_of
-from .._engine._losses import select
-from ..control import LinearGaussian, QuadraticCost
+from .._engine._losses import is_sound, select
+from ..control import LinearGaussian
 from ..optimizers import AbstractOptimizer
 from . import _controllers as control
 from ._fitter import Fitter
-from ._problem import Drawn, Paths, SearchSettings, SearchState, sample
+from ._problem import Drawn, SearchSettings, SearchState, sample
 
 # Of the multiplier of the step, in all and at once; of the penalty, in all.
 _MULTIPLIER, _CHANGE, _PENALTY = (0.01, 10.0), (0.1, 5.0), (0.01, 100.0)
@@ -87,7 +85,7 @@ def search_step(
         old = search.controllers
         cost = control.expand(problem, old, weights, hkey)
         # An objective that is not finite is left out: it teaches nothing, and its controller stays.
-        sound = _finite(sampled, paths, cost)
+        sound = is_sound(sampled, (paths.grads, cost))
         paths, cost = select(sound, paths, 0.0), select(sound, cost, 0.0)
         before = control.expected(problem, cost, old)
         carry = (arrays, meta_state, search, fitter.means(arrays, paths))
@@ -96,11 +94,12 @@ def search_step(
             arrays, meta_state, search, answers = carry
             linear = control.linearized(problem, answers, paths, search.covariance)
             controllers = control.improved(problem, cost, old, linear, search)
-            controllers = _where(sound, controllers, old)
+            controllers = select(sound, controllers, old)
+            intended = control.actions_of(problem, controllers, paths)
             search = eqx.tree_at(lambda s: s.controllers, search, controllers)
-            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, search, sound, key)
+            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, intended, search, sound, key)
             answers = fitter.means(arrays, paths)
-            gaps = answers - control.actions_of(problem, controllers, paths)
+            gaps = answers - intended
             gap = problem.blocks(jnp.mean(gaps, axis=1))
             duals = search.duals + settings.dual_rate * search.penalty[:, None, None, None] * gap
             covariance = control.shared_covariance(controllers, sound)
@@ -142,17 +141,6 @@ def _adapted(search, sampled):
     change = predicted / (2 * jnp.maximum(predicted - actual, 1e-4))
     new = jnp.clip(search.multiplier * jnp.clip(change, *_CHANGE), *_MULTIPLIER)
     return jnp.where(jnp.isfinite(change), new, search.multiplier)
-
-
-def _finite(sampled: Array, paths: Paths, cost: QuadraticCost) -> Bool[Array, " objectives"]:
-    each = jax.tree.leaves((sampled, paths.grads, cost))
-    return functools.reduce(
-        jnp.logical_and, (jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1) for x in each)
-    )
-
-
-def _where(sound: Bool[Array, " objectives"], new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(sound.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old)
 
 
 def _penalties(penalty, apart, settings: SearchSettings):

@@ -1,5 +1,6 @@
 """Optimal control of linear dynamics at quadratic costs, and improvements of bounded divergence."""
 
+from ._kl_step import minus_log_density as minus_log_density
 from ._kl_step import optimize_trajectory as optimize_trajectory
 from ._linear_gaussian import LinearDynamics as LinearDynamics
 from ._linear_gaussian import LinearGaussian as LinearGaussian

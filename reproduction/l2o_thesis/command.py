@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from l2o_cli.plugin import OUTPUT, AsJson, Cache, Quiet, UsageError, start
+from l2o_cli.plugin import OUTPUT, AsJson, Cache, Quiet, UsageError, folder_option, start
 from typer import Option
 
 Source = Literal["figures", "text", "code"]
@@ -34,11 +34,7 @@ Processes = Annotated[int | None, Option(min=1, help="To work in, on CPUs; one p
 SoFar = Annotated[bool, Option("--so-far", help="Run nothing; show the restarts that are finished.")]
 Out = Annotated[
     Path | None,
-    Option(
-        help="Folder, which may exist; reproduction/results/<scale>-<as> if not given.",
-        metavar="FOLDER",
-        rich_help_panel=OUTPUT,
-    ),
+    folder_option("Folder, which may exist; reproduction/results/<scale>-<as> if not given."),
 ]
 Report = Annotated[
     bool, Option("--report", help=f"Write {REPORT} on all figures in the folder.", rich_help_panel=OUTPUT)

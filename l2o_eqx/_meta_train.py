@@ -345,7 +345,7 @@ class Course:
             self.rows.append(self._of_families(own, name))
             zeros += self._look(masks[i], reached[i], number)
             if number == 1 and np.all(own["skipped_updates"] >= self.turns[0].num_updates):
-                skipped_all = describe_skipped(self.turns[0].num_updates)
+                skipped_all = describe_skipped(self.turns[0].num_updates, name)
                 warnings.warn(skipped_all, SkippedUpdatesWarning, stacklevel=2)
         state = dataclasses.replace(state, past=self.past)
         failed = self.name_failed(self.past.failed[known:])
@@ -397,11 +397,15 @@ class Course:
         return tuple(np.flatnonzero(stuck | ~finite).tolist())
 
 
-def describe_skipped(count: int) -> str:
-    """What is said where all meta-updates of the first super epoch, so many, were left out."""
+def describe_skipped(count: int, family: str = "") -> str:
+    """What is said where all meta-updates of the first super epoch, so many, were left out.
+
+    `family` is that of a mixture whose turn it was.
+    """
+    where = f", on {family!r}," if family else ""
     return (
-        f"No meta-gradient of the first super epoch was finite, and all of its {count} meta-updates were "
-        "left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller scale. If "
+        f"No meta-gradient of the first super epoch{where} was finite, and all of its {count} meta-updates "
+        "were left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller scale. If "
         "they do not, something in the rule has no derivative, such as a root at 0: add a number under it "
         "(`eps_root` of optax), or take the estimator of first order (`Backprop()`, `--order first`)."
     )

@@ -56,7 +56,8 @@ def test_a_training_is_that_of_the_families_in_turn():
         for metric in ("meta_loss", "mean_loss", "final_loss"):
             assert alone.metrics[metric][0] == whole.metrics[metric][done]
             assert whole.metrics[f"{metric}/{name}"][done] == whole.metrics[metric][done]
-    assert state is not None and eqx.tree_equal(whole.state, state)
+    # What is remembered of the way there is of families in turn, and of one alone; the rest is the same.
+    assert state is not None and eqx.tree_equal(whole.state.alone(), state.alone())
     # Every row has the numbers of one family alone.
     finite = [np.isfinite(whole.metrics[f"final_loss/{n}"]) for n in mixture.families]
     np.testing.assert_array_equal(np.sum(finite, axis=0), np.ones(5))
@@ -93,12 +94,13 @@ def test_restarts_and_failed_objectives():
     class Failing(Quadratic):
         def sample(self, key):
             objective = super().sample(key)
-            objective = Quadratic.sample(self, key)
             return eqx.tree_at(lambda f: f.matrix, objective, objective.matrix * jnp.nan)
 
     optimizers = [LEARNED["lstm_identity"](jr.key(i)) for i in range(2)]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *optimizers)
-    solution = train(Mixture({"good": Booth(), "bad": Failing(2)}), batch, super_epochs=4, restarts=2)
+    mixture = Mixture({"good": Booth(), "bad": Failing(2)})
+    with pytest.warns(l2o_eqx.SkippedUpdatesWarning, match="first super epoch, on 'bad', was finite"):
+        solution = train(mixture, batch, super_epochs=4, restarts=2)
     assert solution.metrics["final_loss/good"].shape == (4, 2)
     assert solution.failed and {failed.family for failed in solution.failed} == {"bad"}
     assert {failed.restart for failed in solution.failed} == {0, 1}

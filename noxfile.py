@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import nox
 
@@ -49,6 +50,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
+@nox.session
+def thorough(session: nox.Session) -> None:
+    """The tests with every further case: all optimizers, families and strategies in every product."""
+    install_project(session)
+    session.run("pytest", "--thorough", "-n", "auto", "--dist", "worksteal", *session.posargs)
+
+
 QUICK = (
     *("callbacks", "cli_options", "data", "files", "interfaces", "meta_optimizers", "outputs", "plots"),
     *("preprocessors", "serialise", "variations", "weightings", "zoo"),
@@ -65,10 +73,16 @@ def quick(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Every example runs as a script."""
+    """Every example runs as a script, as many at a time as there are cores."""
     install_project(session)
-    for script in sorted(pathlib.Path("examples").glob("*.py")):
-        session.run("python", str(script), *session.posargs, env={"MPLBACKEND": "agg"})
+
+    def run(script: pathlib.Path) -> str:
+        return str(session.run("python", str(script), *session.posargs, env={"MPLBACKEND": "agg"}, silent=True))
+
+    scripts = sorted(pathlib.Path("examples").glob("*.py"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for script, printed in zip(scripts, pool.map(run, scripts), strict=True):
+            print(f"{script}\n{printed}")
 
 
 @nox.session(reuse_venv=False)

@@ -405,9 +405,10 @@ def describe_skipped(count: int, family: str = "") -> str:
     where = f", on {family!r}," if family else ""
     return (
         f"No meta-gradient of the first super epoch{where} was finite, and all of its {count} meta-updates "
-        "were left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller scale. If "
-        "they do not, something in the rule has no derivative, such as a root at 0: add a number under it "
-        "(`eps_root` of optax), or take the estimator of first order (`Backprop()`, `--order first`)."
+        "were left out: this trains nothing. If losses diverge, begin with smaller steps or a smaller "
+        "scale. If they do not, something in the rule has no derivative, such as a root at 0: add a number "
+        "under it (`eps_root` of optax), or take the estimator of first order (`Backprop()`, "
+        "`--order first`)."
     )
 
 

@@ -1,3 +1,4 @@
+import gc
 import itertools
 import os
 import pathlib
@@ -15,6 +16,22 @@ if jax.__version__.startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes many objects that live on in caches; looking through all of them again and again takes a fifth
+# of its time.
+gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also tests marked so, twice the time")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is marked thorough, and says how much that is."""
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture
@@ -35,10 +52,3 @@ def forget_compiled_programs():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPPINGS:
         jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs_of_a_module():
-    """What another module computes has other shapes."""
-    yield
-    jax.clear_caches()

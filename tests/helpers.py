@@ -1,6 +1,6 @@
 """One list of every implementation: adding a class here gives it all conformance tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import pytest
 from jax.flatten_util import ravel_pytree
 
 import l2o_eqx
@@ -179,6 +180,36 @@ OPTIMIZERS: dict[str, Callable[[Any], AbstractOptimizer]] = {
 }
 
 
+def _made_once(make: Callable[[Any], AbstractOptimizer]) -> Callable[[Any], AbstractOptimizer]:
+    # One program in place of dozens, and of one key once: optimizers cannot be changed.
+    compiled, made = eqx.filter_jit(make), {}
+
+    def make_once(key):
+        if key is None or isinstance(key, jax.core.Tracer):
+            return make(key)
+        name = jr.key_data(key).tobytes(), jax.config.jax_enable_x64
+        if name not in made:
+            made[name] = compiled(key)
+        return made[name]
+
+    return make_once
+
+
+LEARNED = {name: _made_once(make) for name, make in LEARNED.items()}
+OPTIMIZERS = {name: _made_once(make) for name, make in OPTIMIZERS.items() if name not in LEARNED} | LEARNED
+
+# Further ones of a kind of which the list has another: a layout, a wrapper, an output, a preprocessor.
+VARIANTS = {
+    *("lstm_identity", "lstm_signed_log", "lstm_log_and_sign", "lstm_linear_readout", "lstm_momentum_output"),
+    *("lstm_adam_output", "hierarchical_momentum_output", "adam_mlp", "clipped_lstm", "learned_momentum"),
+}
+
+
+def sparing(values: Iterable[Any], *, but: Container[Any]) -> list[Any]:
+    """Parameters of a test: those in `but` are further cases, for `--thorough` alone."""
+    return [pytest.param(x, marks=pytest.mark.thorough) if x in but else x for x in values]
+
+
 def given_to(optimizer: AbstractOptimizer) -> dict[str, Any]:
     """What else than gradients, state and params its `update` must be handed."""
     return {"value": jnp.float32(1.0)} if "value" in optimizer.needs() else {}
@@ -258,6 +289,9 @@ ZOO: dict[str, Callable[[], objectives.AbstractObjectiveFamily]] = {
     "gaussian_process": lambda: objectives.GaussianProcess(2, (0.3, 0.6), 32),
     "regret": lambda: objectives.Regret(objectives.GaussianProcess(1)),
 }
+
+# Further ones of what is built in, of which `mnist_conv` and `scaled_from_model` are there, too.
+FURTHER_FAMILIES = {"mnist", "mnist_mixed", "mnist_sigmoid_output", "scaled", "quadratic_norm"}
 
 WEIGHTINGS: dict[str, Callable[[], weightings.AbstractWeighting]] = {
     "constant": weightings.Constant,

@@ -63,11 +63,11 @@ def part_of(tree, indices):
     "name, activations, order",
     [
         ("lstm_adam_like", "recompute", "first"),
-        ("lstm_adam_like", "keep", "second"),
-        ("hierarchical", "recompute", "first"),
+        pytest.param("lstm_adam_like", "keep", "second", marks=pytest.mark.thorough),
+        pytest.param("hierarchical", "recompute", "first", marks=pytest.mark.thorough),
         ("hierarchical", "keep", "second"),
-        ("user_looking_lstm", "keep", "first"),
-        ("user_looking_lstm", "recompute", "second"),
+        pytest.param("user_looking_lstm", "keep", "first", marks=pytest.mark.thorough),
+        pytest.param("user_looking_lstm", "recompute", "second", marks=pytest.mark.thorough),
     ],
 )
 def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getkey):
@@ -94,10 +94,10 @@ def test_the_others_learn_as_without_the_bad_ones(name, activations, order, getk
     "strategy",
     [
         EveryWindow(4),
-        EveryWindow(4, Auto(())),
+        pytest.param(EveryWindow(4, Auto(())), marks=pytest.mark.thorough),
         EveryWindow(4, PES(0.1, 2)),
-        OncePerSuperEpoch(),
-        EveryStep(4),
+        pytest.param(OncePerSuperEpoch(), marks=pytest.mark.thorough),
+        pytest.param(EveryStep(4), marks=pytest.mark.thorough),
         EveryStep(4, Recorded()),
     ],
 )
@@ -159,7 +159,7 @@ def test_if_all_fail_the_update_is_left_out(strategy, getkey):
     [
         ("lstm_adam_like", "first"),
         ("per_layer", "second"),
-        ("hierarchical", "first"),
+        pytest.param("hierarchical", "first", marks=pytest.mark.thorough),
     ],
 )
 def test_clipping_per_objective(name, order, getkey):

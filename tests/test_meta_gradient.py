@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import FAMILIES, LEARNED, WEIGHTINGS, assert_trees_close, estimator_of, to_float64
+from helpers import (
+    FAMILIES,
+    FURTHER_FAMILIES,
+    LEARNED,
+    VARIANTS,
+    WEIGHTINGS,
+    assert_trees_close,
+    estimator_of,
+    sparing,
+    to_float64,
+)
 from jax import lax
 
 import l2o_eqx
@@ -67,8 +77,7 @@ def check(
 
 # Programs of the AdamMLP take long to compile; what it does to vectors is in that with matrices, too.
 NAMES = [name for name in LEARNED if name != "adam_mlp"]
-# One of each kind of layout, and of each kind of objective. All optimizers and all objectives are
-# checked in float64 below.
+# One of each kind of layout, and of each kind of objective; more are checked in float64 below.
 SINGLE = [
     *(
         "lstm_log_and_sign",
@@ -83,10 +92,16 @@ SINGLE = [
 ]
 PAIRS = [(name, "quadratic") for name in SINGLE]
 PAIRS += [("lstm_signed_log", family) for family in ("mnist_mixed", "mnist_conv", "scaled_from_model")]
+FURTHER_PAIRS = {
+    (name, "quadratic")
+    for name in SINGLE
+    if name not in ("lstm_log_and_sign", "adam_mlp_matrices", "unit_rms")
+} | {("lstm_signed_log", "mnist_mixed"), ("lstm_signed_log", "scaled_from_model")}
 
 
-@pytest.mark.parametrize("name, family", PAIRS)
-def test_first_order_is_plain_autodiff(name, family, getkey):
+@pytest.mark.parametrize("pair", sparing(PAIRS, but=FURTHER_PAIRS), ids="-".join)
+def test_first_order_is_plain_autodiff(pair, getkey):
+    name, family = pair
     optimizer, objective = LEARNED[name](getkey()), FAMILIES[family]().sample(getkey())
     params = objective.init(getkey())
     state = optimizer.init(params)
@@ -94,7 +109,9 @@ def test_first_order_is_plain_autodiff(name, family, getkey):
     check(optimizer, objective, params, state, activations=("recompute",), rtol=2e-4, atol=2e-5, **common)
 
 
-@pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "hierarchical"])
+@pytest.mark.parametrize(
+    "name", sparing(["lstm_identity", "per_layer", "hierarchical"], but=["lstm_identity"])
+)
 def test_window_ends_where_unroll_ends(name, getkey):
     optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
     key = getkey()
@@ -121,7 +138,7 @@ def test_second_order_differs_from_first(getkey):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("start", sparing([0, 3], but=[0]))
 def test_weightings_and_window_positions(weighting, start, getkey):
     optimizer, objective = LEARNED["user_scaled_gradient"](getkey()), Quadratic(3).sample(getkey())
     key = getkey()
@@ -135,10 +152,21 @@ def test_weightings_and_window_positions(weighting, start, getkey):
 KEPT_AND_NOT = ("lstm_adam_like", "per_layer", "hierarchical", "learned_momentum", "user_looking_lstm")
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-@pytest.mark.parametrize("name", NAMES)
-def test_float64_agrees_to_ten_digits(name, order, getkey):
+# How the engine goes back through steps depends on the layout and the order. Those whose programs take
+# longest to compile have layouts of which there are others.
+ORDERS = [(name, order) for name in NAMES for order in ("first", "second")]
+FURTHER_ORDERS = {
+    (name, order)
+    for name, order in ORDERS
+    if name in VARIANTS | {"hierarchical_rnn", "adam_mlp_matrices", "celo2", "subspace_rnn"}
+    or (order == "second" and name not in ("lstm_adam_like", "user_scaled_gradient"))
+}
+
+
+@pytest.mark.parametrize("name_and_order", sparing(ORDERS, but=FURTHER_ORDERS), ids="-".join)
+def test_float64_agrees_to_ten_digits(name_and_order, getkey):
     """First order has two ways; second order is one, in which steps are computed again or not."""
+    name, order = name_and_order
     activations = BOTH if name in KEPT_AND_NOT else ("recompute",)
     with jax.enable_x64(True):
         optimizer = to_float64(LEARNED[name](getkey()))
@@ -165,12 +193,20 @@ def _joined(state):
     return state.layout.to_one(state.arrays)
 
 
-@pytest.mark.parametrize("num_objectives, block_size", [(1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64)])
+BLOCKS = [
+    (name, *numbers)
+    for name in ("lstm_adam_like", "per_layer", "clipped_lstm", "user_looking_lstm", "user_root_mean_square")
+    for numbers in ((1, 1), (1, 7), (1, 42), (1, 43), (3, 20), (3, 64))
+]
+FURTHER_BLOCKS = {case for case in BLOCKS if case[1:] != (3, 20) and case != ("lstm_adam_like", 1, 7)}
+
+
 @pytest.mark.parametrize(
-    "name", ["lstm_adam_like", "per_layer", "clipped_lstm", "user_looking_lstm", "user_root_mean_square"]
+    "case", sparing(BLOCKS, but=FURTHER_BLOCKS), ids=lambda case: "-".join(map(str, case))
 )
-def test_blocks_change_nothing(name, num_objectives, block_size, getkey):
+def test_blocks_change_nothing(case, getkey):
     """43 coordinates each: blocks of one, that leave a rest, all but one, exactly one, across objectives."""
+    name, num_objectives, block_size = case
     optimizer, family, key = LEARNED[name](getkey()), FAMILIES["from_model"](), getkey()
 
     @eqx.filter_jit
@@ -193,7 +229,9 @@ def meta_gradient_of_batch(optimizer, objectives, params, keys, activations, blo
     return estimator.estimate(optimizer, window, Linear(), None, key=jr.key(0))[0]
 
 
-@pytest.mark.parametrize("name", ["lstm_adam_like", "per_layer", "user_looking_lstm"])
+@pytest.mark.parametrize(
+    "name", sparing(["lstm_adam_like", "per_layer", "user_looking_lstm"], but=["lstm_adam_like"])
+)
 def test_kept_activations_of_several_blocks(name, getkey):
     """The last block is filled up; the state comes back cut as it was."""
     optimizer, family, keys = LEARNED[name](getkey()), FAMILIES["from_model"](), jr.split(getkey(), 2)
@@ -239,7 +277,9 @@ LAID_OUT = ["lstm_adam_like", "per_layer", "hierarchical", "adam_mlp_matrices", 
 LAID_OUT += ["user_looking_lstm", "user_scaled_gradient"]
 
 
-@pytest.mark.parametrize("name", LAID_OUT)
+@pytest.mark.parametrize(
+    "name", sparing(LAID_OUT, but=["adam_mlp_matrices", "learned_momentum_per_layer", "lstm_adam_like"])
+)
 def test_batch_is_the_mean_over_objectives(name, getkey):
     """Objectives folded into the coordinates, split by layer, or vmapped: always the mean."""
     optimizer, family = LEARNED[name](getkey()), FAMILIES["from_model"]()
@@ -269,7 +309,7 @@ def test_batch_is_the_mean_over_objectives(name, getkey):
         np.testing.assert_allclose(batch.losses, jnp.stack([r.losses for r in ones], axis=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sparing(FAMILIES, but=FURTHER_FAMILIES))
 def test_float64_on_every_objective_and_later_windows(family, getkey):
     with jax.enable_x64(True):
         optimizer = to_float64(LEARNED["lstm_signed_log"](getkey()))
@@ -280,14 +320,23 @@ def test_float64_on_every_objective_and_later_windows(family, getkey):
 
 
 @pytest.mark.parametrize(
-    "name, order, activations",
-    [
-        *((name, "second", "keep") for name in NAMES if "user" not in name),
-        *((name, "first", "recompute") for name in ("lstm_adam_like", "lstm_log_and_sign", "hierarchical")),
-    ],
+    "name",
+    sparing(
+        [name for name in NAMES if "user" not in name],
+        but=VARIANTS - {"lstm_log_and_sign", "lstm_momentum_output", "lstm_adam_output"},
+    ),
 )
-def test_zero_gradients_give_finite_meta_gradients(name, order, activations, getkey):
+def test_zero_gradients_give_finite_meta_gradients(name, getkey):
     """As the weights of pixels that are always black have."""
+    check_zero_gradients(name, "second", "keep", getkey)
+
+
+@pytest.mark.parametrize("name", ["lstm_adam_like", "lstm_log_and_sign", "hierarchical"])
+def test_zero_gradients_give_finite_meta_gradients_of_first_order(name, getkey):
+    check_zero_gradients(name, "first", "recompute", getkey)
+
+
+def check_zero_gradients(name, order, activations, getkey):
 
     class HalfFlat(l2o_eqx.objectives.AbstractObjective):
         def init(self, key):
@@ -387,7 +436,7 @@ def test_analytic_one_coordinate():
     np.testing.assert_allclose(result.losses, [4.5, 3.645], rtol=1e-6)
 
 
-@pytest.mark.parametrize("shapes", [[()], [(1,)], [(3, 2), (), (0, 4)]])
+@pytest.mark.parametrize("shapes", sparing([[()], [(1,)], [(3, 2), (), (0, 4)]], but=[[()], [(1,)]]))
 def test_odd_shapes(shapes, getkey):
     class Bowl(l2o_eqx.objectives.AbstractObjective):
         def init(self, key):

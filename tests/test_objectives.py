@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import FAMILIES, assert_trees_close, to_float64
+from helpers import FAMILIES, FURTHER_FAMILIES, assert_trees_close, sparing, to_float64
 
 from l2o_eqx.data import load_mnist
 from l2o_eqx.objectives import (
@@ -26,7 +26,10 @@ from l2o_eqx.objectives import (
 from l2o_eqx.optimizers import by_layer
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    sparing(FAMILIES, but=FURTHER_FAMILIES),
+)
 def test_deterministic_in_key(name, getkey):
     family, key, other = FAMILIES[name](), getkey(), getkey()
 
@@ -39,7 +42,10 @@ def test_deterministic_in_key(name, getkey):
     assert loss(key).shape == () and loss(key).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    sparing(FAMILIES, but=FURTHER_FAMILIES),
+)
 def test_batch_is_loop_and_copies_no_data(name, getkey):
     family, keys = FAMILIES[name](), jr.split(getkey(), 3)
     batch = sample_objectives(family, keys)

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import LEARNED, OPTIMIZERS, assert_trees_close, given_to
+from helpers import LEARNED, OPTIMIZERS, VARIANTS, assert_trees_close, given_to, sparing
 from jax import lax
 
 import l2o_eqx
@@ -91,7 +91,7 @@ def dtypes_of(tree):
     return jax.tree.map(lambda x: x.dtype, tree)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", sparing(OPTIMIZERS, but=VARIANTS))
 def test_both_directions_are_the_optimizer(name):
     """On a parabola: as a transformation of an optimizer of a transformation, and by itself.
 

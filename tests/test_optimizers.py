@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import LEARNED, OPTIMIZERS, assert_trees_close, given_to
+from helpers import LEARNED, OPTIMIZERS, VARIANTS, assert_trees_close, given_to, sparing
 
 import l2o_eqx
 from l2o_eqx.optimizers import (
@@ -38,7 +38,9 @@ def grads_like(params, key):
 
 
 # That with matrices does all that the plain AdamMLP does, one operation after the other, which takes long.
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adam_mlp"])
+@pytest.mark.parametrize(
+    "name", sparing(OPTIMIZERS, but=VARIANTS | {"hierarchical_rnn", "adam_mlp_matrices"})
+)
 def test_shapes_dtypes_and_jit(name, getkey):
     optimizer, params = OPTIMIZERS[name](getkey()), params_of(name)
     state, grads, extra = optimizer.init(params), grads_like(params, getkey()), given_to(optimizer)
@@ -50,7 +52,7 @@ def test_shapes_dtypes_and_jit(name, getkey):
     assert_trees_close(jitted, updates, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", sparing(OPTIMIZERS, but=VARIANTS))
 def test_vmap_is_loop(name, getkey):
     optimizer, params = OPTIMIZERS[name](getkey()), params_of(name)
     grads = [grads_like(params, getkey()) for _ in range(3)]

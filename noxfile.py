@@ -77,7 +77,9 @@ def examples(session: nox.Session) -> None:
     install_project(session)
 
     def run(script: pathlib.Path) -> str:
-        return str(session.run("python", str(script), *session.posargs, env={"MPLBACKEND": "agg"}, silent=True))
+        return str(
+            session.run("python", str(script), *session.posargs, env={"MPLBACKEND": "agg"}, silent=True)
+        )
 
     scripts = sorted(pathlib.Path("examples").glob("*.py"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

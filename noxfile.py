@@ -117,6 +117,14 @@ TINY_RUN = (
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site of the documentation, into `site/`; `nox -s docs -- serve` shows it while you write."""
+    session.install("-e", ".[docs]")
+    session.run("python", "docs/commands.py")
+    session.run("mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory of meta-training next to what one would write otherwise; takes half an hour."""
     install_project(session)

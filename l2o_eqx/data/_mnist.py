@@ -111,7 +111,7 @@ def load_mnist(data: Source = "auto", data_dir: Path | str | None = None) -> Dig
 
     **Returns:**
 
-    The [`Digits`][].
+    The `Digits`.
 
     **Raises:**
 

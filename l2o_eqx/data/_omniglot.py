@@ -55,7 +55,7 @@ def load_omniglot(data_dir: Path | str | None = None) -> Characters:
 
     **Returns:**
 
-    The [`Characters`][].
+    The `Characters`.
 
     **Raises:**
 

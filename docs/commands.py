@@ -13,7 +13,9 @@ def said(*arguments: str) -> str:
     """What `l2o` prints."""
     command = [sys.executable, "-m", "l2o_cli", *arguments]
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.rstrip()
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout.rstrip()
 
 
 def main() -> None:

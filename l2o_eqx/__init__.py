@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import estimators as estimators
     from . import files as files
     from . import gallery as gallery
+    from . import hub as hub
     from . import meta_optimizers as meta_optimizers
     from . import numpy_runtime as numpy_runtime
     from . import objectives as objectives
@@ -105,6 +106,7 @@ _NAMESPACES = [
     "estimators",
     "files",
     "gallery",
+    "hub",
     "meta_optimizers",
     "numpy_runtime",
     "objectives",

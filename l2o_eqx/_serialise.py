@@ -26,6 +26,7 @@ from safetensors.numpy import save as to_safetensors
 
 from ._renamed import RENAMED
 from .files import replacing
+from .hub import local_path
 
 StrPath = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
@@ -88,7 +89,8 @@ def load(path: StrPath, *, like: PyTree = None, classes: Sequence[type] = ()) ->
 
     **Arguments:**
 
-    - `path`: the file.
+    - `path`: the file, or `hf://owner/name` of the Hugging Face hub, with `@revision` and `/file` if it is
+        not the newest `optimizer.safetensors` there (extra `hub`).
     - `like`: a tree, e.g. from `eqx.filter_eval_shape`, whose arrays are replaced by those of the
         same name in the file; all else is kept. For files saved with `structure=False`, and for
         classes that have changed since.
@@ -98,7 +100,8 @@ def load(path: StrPath, *, like: PyTree = None, classes: Sequence[type] = ()) ->
     **Returns:** the tree.
 
     **Raises:** `FileNotFoundError`; `FileFormatError` for damaged, foreign and too new files;
-    `ValueError` for classes that are not allowed or have other fields, and for a wrong `like`.
+    `ModuleNotFoundError` for the hub without its extra; `ValueError` for classes that are not allowed or
+    have other fields, and for a wrong `like`.
     """
     known = {f"{c.__module__}:{c.__qualname__}": c for c in classes}
     known |= {_import_name(c): c for c in classes}
@@ -274,6 +277,7 @@ def _restore(x: np.ndarray, name: str, kind: str) -> Any:
 
 
 def _read(path: StrPath) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    path = local_path(path)
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not the file of an optimizer", str(path))
     try:

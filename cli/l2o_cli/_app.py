@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "compare": "Compare optimizers with one another: trained ones, and any of optax's, tuned.",
     "info": "Tell what a file of a trained optimizer holds, and how it came about.",
+    "export": "Make a folder of a trained optimizer to be given away: its file, its facts and a card.",
     "minimize": "Make a number small that any program of yours returns, in few evaluations.",
     "objectives": "List what can be minimized, describe one family, or draw it.",
     "gallery": "List the trained optimizers of the package, show the card of one, or train it again.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import l2o_eqx as l2o
+from l2o_eqx.hub import is_on_hub, local_path
 
 from ._errors import Failure, UsageError, describe
 from ._folder import RECORD, check_free, make_folder, read_record
@@ -191,6 +192,11 @@ def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
 
     if source.is_file():
         return [source]
+    if is_on_hub(source):
+        try:
+            return [Path(local_path(source))]
+        except (ImportError, OSError, ValueError) as error:
+            raise UsageError(f"{label}: {error}") from None
     gallery = l2o.gallery.names()
     if not source.is_dir() and str(source) in gallery:
         return [l2o.gallery.file_of(str(source))]

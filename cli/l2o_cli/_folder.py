@@ -45,20 +45,20 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
     raise exists(out)
 
 
-def check_free(out: Path | None) -> None:
+def check_free(out: Path | None, option: str = "--out") -> None:
     """Refuses a folder that exists, before any work is done for it.
 
     **Raises:** `UsageError`.
     """
     if out is not None and os.path.lexists(out):
-        raise exists(out)
+        raise exists(out, option)
 
 
-def exists(out: Path | None) -> UsageError:
+def exists(out: Path | None, option: str = "--out") -> UsageError:
     """What to say about a folder that is there already."""
     is_run = out is not None and (out / RECORD).is_file()
     otherwise = f", or go on with it: `l2o resume {out}`" if is_run else ""
-    return UsageError(f"option '--out': {out} exists and is not overwritten; name a new folder{otherwise}")
+    return UsageError(f"option {option!r}: {out} exists and is not overwritten; name a new folder{otherwise}")
 
 
 def read_record(folder: Path, label: str = "RUN") -> dict[str, Any]:

@@ -166,7 +166,7 @@ def as_markdown(card: dict[str, Any]) -> str:
         f"## {card['name']}\n\n{card['summary']}",
         *(_list(title, card[key]) for key, title in _LISTS.items()),
         f"`{card['optimizer']}`, {card['num_meta_parameters']:,} meta-parameters.{_way(card)}",
-        _table(found),
+        comparison_table(found),
     ]
     if any(row["evaluations_per_step"] > 1 for row in found["summary"]):
         parts.append("`*` evaluates f several times a step.")
@@ -196,7 +196,8 @@ def _way(card: dict[str, Any]) -> str:
     )
 
 
-def _table(found: dict[str, Any]) -> str:
+def comparison_table(found: dict[str, Any]) -> str:
+    """The rows of a `comparison.json` in Markdown."""
     from ._output import _setting, show_number
 
     title = (

@@ -39,7 +39,7 @@ def info(
         raise UsageError(f"{_SOURCE}: {error}") from None
     if str(source) in l2o.gallery.names() and not source.exists():
         facts["summary"] = l2o.gallery.card(str(source))["summary"]
-    typer.echo(dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    typer.echo(dumps(facts, indent=2) if as_json else "\n".join(describe_file(facts)))
 
 
 def facts_of_file(file: Path) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def _settings(node: Any, above: str) -> Iterator[tuple[str, Any]]:
             yield from _settings(inner, f"{above}.{name}" if above else name)
 
 
-def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def describe_file(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for people of what `facts_of_file` returns."""
     yield f"{facts['file']}: {facts['bytes']:,} bytes, format {facts['format']}, checksum right"
     if "summary" in facts:
         yield facts["summary"]

@@ -23,7 +23,7 @@ from l2o_cli._build import build
 from l2o_cli._resolve import read_assignments, resolve
 
 import l2o_eqx as l2o
-from l2o_eqx.objectives import MNIST, FromModel, Quadratic, Scaled
+from l2o_eqx.objectives import HELD_OUT_ACTIVATIONS, MNIST, FromModel, Quadratic, Scaled
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
@@ -224,6 +224,8 @@ def mnist_cases(digits: Any, measure: Callable[..., Any]) -> Iterator[Case]:
         yield case(f"{activation}-100", network((32,), activation), 100)
     for activation in ACTIVATIONS:
         yield case(f"{activation}-epoch", network((32,), activation), 375, 8)
+    for activation in HELD_OUT_ACTIVATIONS:
+        yield case(f"{activation}-100", network((32,), activation), 100)
     yield case("relu-wide-100", network((64,), "relu"), 100, 8)
     yield case("relu-deep-100", network((32, 32), "relu"), 100, 8)
     yield case("relu-1000", network((32,), "relu"), 1000, 4)

@@ -224,8 +224,9 @@ def mnist_cases(digits: Any, measure: Callable[..., Any]) -> Iterator[Case]:
         yield case(f"{activation}-100", network((32,), activation), 100)
     for activation in ACTIVATIONS:
         yield case(f"{activation}-epoch", network((32,), activation), 375, 8)
+    others = l2o.variations(network((32,), "mixed"))
     for activation in HELD_OUT_ACTIVATIONS:
-        yield case(f"{activation}-100", network((32,), activation), 100)
+        yield case(f"{activation}-100", others[f"activation {activation}"].family, 100)
     yield case("relu-wide-100", network((64,), "relu"), 100, 8)
     yield case("relu-deep-100", network((32, 32), "relu"), 100, 8)
     yield case("relu-1000", network((32,), "relu"), 1000, 4)

@@ -204,3 +204,30 @@ def test_compare_is_the_library_on_any_mix():
 )
 def test_compare_refuses(arguments, message):
     assert message in l2o_cli("compare", *arguments, code=2).stderr
+
+
+# Updates of one entry of the weights and one of the biases, as the version that wrote the files had them.
+RECORDED = {
+    "quadratic": [
+        *([0.00049488, -0.0017758], [0.0020936, -0.0079968], [0.0039084, -0.013814]),
+        *([0.0046574, -0.018446], [0.0063745, -0.023236], [0.0074939, -0.028697]),
+    ],
+    "mnist": [
+        *([0.16822, -0.039615], [-0.10045, -0.035032], [0.081585, -0.028849]),
+        *([0.0564, -0.024029], [0.00044504, -0.020112], [-0.015651, -0.017147]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_files_go_on_meaning_what_they_meant(name):
+    """Inputs of a trained network are part of its class: another meaning of one would spoil every file."""
+    transformation = l2o.as_optax(l2o.pretrained(name), 10)
+    params = {"w": jnp.sin(jnp.arange(12.0)).reshape(3, 4), "b": jnp.cos(jnp.arange(3.0))}
+    state, found = transformation.init(params), []
+    for t in range(6):
+        grads = jax.tree.map(lambda p, t=t: p * (1 + 0.5 * np.cos(t)) + 0.1 * jnp.sin(3.0 * t + p), params)
+        updates, state = transformation.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append([float(updates["w"][1, 2]), float(updates["b"][0])])
+    np.testing.assert_allclose(found, RECORDED[name], rtol=1e-3, atol=1e-5)

@@ -216,7 +216,7 @@ def mnist_cases(digits: Any, measure: Callable[..., Any]) -> Iterator[Case]:
     def network(sizes: tuple[int, ...], activation: str) -> FromModel:
         return MNIST(sizes, activation, digits=digits)
 
-    def case(name: str, family: FromModel, steps: int, objectives: int = 16) -> Case:
+    def case(name: str, family: Any, steps: int, objectives: int = 16) -> Case:
         baselines = _OF_NETWORKS if steps == 100 else _OF_LONG_RUNS
         return Case(f"mnist-{name}", family, steps, objectives, 20, baselines, measure)
 

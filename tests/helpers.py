@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 import l2o_eqx
@@ -185,9 +186,9 @@ def _made_once(make: Callable[[Any], AbstractOptimizer]) -> Callable[[Any], Abst
     compiled, made = eqx.filter_jit(make), {}
 
     def make_once(key):
-        if key is None or isinstance(key, jax.core.Tracer):
+        if key is None or isinstance(key, Tracer):
             return make(key)
-        name = jr.key_data(key).tobytes(), jax.config.jax_enable_x64
+        name = jr.key_data(key).tobytes(), jax.config.read("jax_enable_x64")
         if name not in made:
             made[name] = compiled(key)
         return made[name]

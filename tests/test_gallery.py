@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ RECORDED = {
 @pytest.mark.parametrize("name", RECORDED)
 def test_files_go_on_meaning_what_they_meant(name):
     """Inputs of a trained network are part of its class: another meaning of one would spoil every file."""
-    transformation = l2o.as_optax(l2o.pretrained(name), 10)
+    transformation: Any = l2o.as_optax(l2o.pretrained(name), 10)
     params = {"w": jnp.sin(jnp.arange(12.0)).reshape(3, 4), "b": jnp.cos(jnp.arange(3.0))}
     state, found = transformation.init(params), []
     for t in range(6):

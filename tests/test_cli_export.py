@@ -53,6 +53,25 @@ def test_a_file_alone_has_no_comparison(exported, tmp_path):
     assert "baselines" not in (tmp_path / "other" / "README.md").read_text()
 
 
+def test_the_comparison_of_a_run_is_in_its_card(exported, tmp_path):
+    """Of one family, of several, and one that is damaged."""
+    found = l2o_eqx.gallery.card("quadratic")["comparison"]
+    file = exported / "comparison.json"
+    file.write_text(json.dumps(found))
+    l2o_cli("export", exported, "--to", tmp_path / "one")
+    assert "64 unseen objectives of quadratic, 320 steps" in (tmp_path / "one" / "README.md").read_text()
+    summary = {"summary": found["summary"]}
+    several = {name: x for name, x in found.items() if name != "summary"}
+    file.write_text(json.dumps(several | {"families": {"booth": summary, "beale": summary}}))
+    l2o_cli("export", exported, "--to", tmp_path / "several")
+    card = (tmp_path / "several" / "README.md").read_text()
+    assert "objectives of booth" in card and "objectives of beale" in card
+    for damaged in ("{", "[]", "{}", '{"families": [1]}'):
+        file.write_text(damaged)
+        assert "no comparison of" in l2o_cli("export", exported, "--to", tmp_path / "no", code=2)
+    assert not (tmp_path / "no").exists()
+
+
 def test_what_cannot_be_exported(exported, tmp_path):
     assert "option '--to'" in l2o_cli("export", "quadratic", "--to", exported, code=2)
     (tmp_path / "text.safetensors").write_text("no")

@@ -14,7 +14,7 @@ import typer
 import l2o_eqx as l2o
 from l2o_eqx.hub import OPTIMIZER
 
-from ._errors import UsageError
+from ._errors import UsageError, in_brief
 from ._folder import check_free
 from ._gallery import as_markdown, comparison_table
 from ._info import describe_file, facts_of_file
@@ -53,6 +53,7 @@ def export(
     except (OSError, ValueError) as error:
         raise UsageError(f"{_SOURCE}: {error}") from None
     known = _gallery_card(source) or _comparison_beside(files[0])
+    card = _card(to.name, facts | {"file": OPTIMIZER}, known)
     facts |= {"file": OPTIMIZER, "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest()}
     facts |= {"comparison": known["comparison"]} if known else {}
     try:
@@ -62,7 +63,7 @@ def export(
             folder.mkdir()
             shutil.copyfile(files[0], folder / OPTIMIZER)
             (folder / FACTS).write_text(dumps(facts, indent=2) + "\n", encoding="utf-8")
-            (folder / CARD).write_text(_card(to.name, facts, known), encoding="utf-8")
+            (folder / CARD).write_text(card, encoding="utf-8")
             os.rename(folder, to)
     except OSError as error:
         raise UsageError(f"option '--to': {to} cannot be made: {error.strerror}") from None
@@ -77,10 +78,24 @@ def _gallery_card(source: Path) -> dict[str, Any] | None:
 def _comparison_beside(file: Path) -> dict[str, Any] | None:
     # A run's own, which is of the optimizer that it has taken.
     path = file.parent / "comparison.json"
-    try:
-        return {"comparison": json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError):
+    if not path.is_file():
         return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"comparison": found, "tables": _tables(found)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{_SOURCE}: {path} is no comparison of `l2o train` ({in_brief(repr(error))})"
+        ) from None
+
+
+def _tables(found: Mapping[str, Any]) -> list[str]:
+    families = found.get("families", {"": {}})
+    of_family = ({"objective": name} if name else {} for name in families)
+    return [
+        comparison_table({**found, **own, **names})
+        for own, names in zip(families.values(), of_family, strict=True)
+    ]
 
 
 def _card(name: str, facts: Mapping[str, Any], known: Mapping[str, Any] | None) -> str:
@@ -99,7 +114,7 @@ def _card(name: str, facts: Mapping[str, Any], known: Mapping[str, Any] | None) 
     elif known:
         parts += [
             "How it did beside tuned baselines, on objectives that none of them has seen:",
-            comparison_table(known["comparison"]),
+            *known["tables"],
         ]
     parts.append(
         "Where it was not trained it may be slow or diverge: `l2o evaluate` and `l2o compare` judge it on "

@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from ._renamed import RENAMED
+from ._renamed import REMOVED, RENAMED
 from .files import replacing
 from .hub import local_path
 
@@ -308,6 +308,8 @@ def _digest(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 def _import(name: str, *, function: bool) -> Any:
     name = RENAMED.get(name, name)
+    if name in REMOVED:
+        raise ValueError(f"it holds a `{name}`, which is no more. {REMOVED[name]}")
     module, _, qualname = name.partition(":")
     allowed = module.split(".")[0] in PACKAGES
     if function:

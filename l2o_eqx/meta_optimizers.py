@@ -181,10 +181,15 @@ def unit_norm(
             return jax.tree.map(lambda u: _scaled(u, eps), updates), state
         if per == "part" and isinstance(updates, AbstractOptimizer) and len(updates.parts()) > 1:
             scaled = [_scaled(part, eps) for part in updates.parts().values()]
-            return eqx.tree_at(lambda u: list(u.parts().values()), updates, scaled), state
+            # Leaf by leaf: a part may be put together of several fields.
+            return eqx.tree_at(_leaves_of_parts, updates, jax.tree.leaves(scaled)), state
         return _scaled(updates, eps), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _leaves_of_parts(optimizer):
+    return jax.tree.leaves(list(optimizer.parts().values()))
 
 
 def _scaled(tree, eps):

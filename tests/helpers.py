@@ -140,11 +140,7 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
         )
         for name, make in OUTPUTS.items()
     },
-    "hierarchical_momentum_output": answering(
-        lambda key: optimizers.Hierarchical(3, 4, 2, output=OUTPUTS["momentum"](), key=key)
-    ),
     "per_layer": _per_layer,
-    "hierarchical": lambda key: optimizers.Hierarchical(3, 4, 2, learning_rate=0.1, key=key),
     "hierarchical_rnn": lambda key: as_if_trained(
         optimizers.HierarchicalRNN(3, 4, 2, (0.01, 0.1), key=key), key
     ),
@@ -202,7 +198,7 @@ OPTIMIZERS = {name: _made_once(make) for name, make in OPTIMIZERS.items() if nam
 # Further ones of a kind of which the list has another: a layout, a wrapper, an output, a preprocessor.
 VARIANTS = {
     *("lstm_identity", "lstm_signed_log", "lstm_log_and_sign", "lstm_linear_readout", "lstm_momentum_output"),
-    *("lstm_adam_output", "hierarchical_momentum_output", "adam_mlp", "clipped_lstm", "learned_momentum"),
+    *("lstm_adam_output", "adam_mlp", "clipped_lstm", "learned_momentum"),
 }
 
 

@@ -534,7 +534,7 @@ BAD = {
     "--seed -1": ["--seed", "-1", "0"],
     "--objective quadratc": ["--objective", "quadratc", "did you mean 'quadratic'", "mnist"],
     "--optimizer adam": ["--optimizer", "'adam'", "coordinatewise-lstm"],
-    "--preprocessor identity": ["--preprocessor", "belongs to", "'hierarchical'", "'learned-momentum'"],
+    "--preprocessor identity": ["--preprocessor", "belongs to", "'coordinatewise-lstm'"],
     "--preset thesis --preprocessor foo": ["--preprocessor", "'foo'", "signed-log"],
     "--normalization foo": ["--normalization", "'foo'", "tensor, part, global, clip, none"],
     "--objective mnist --dim 3": ["--dim", "belongs to", "'quadratic'", "'mnist'"],

@@ -24,7 +24,7 @@ from l2o_eqx._devices import Restarts
 from l2o_eqx._meta_step import placed
 from l2o_eqx.estimators import PES, RTRL, Auto, Backprop, Recorded, Replay
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Quadratic
-from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
+from l2o_eqx.optimizers import CoordinatewiseLSTM, HierarchicalRNN, PerLayer
 from l2o_eqx.strategies import EveryStep, EveryWindow
 assert jax.device_count() == count
 
@@ -47,7 +47,7 @@ def by_name(path, leaf):
 
 keys, first = jr.split(jr.key(0), 4), int(sys.argv[2])
 batch = eqx.filter_vmap(make)(keys)
-mixed = PerLayer({"w": make(keys[0]), "b": Hierarchical(2, 2, 2, key=keys[1])}, by_name)
+mixed = PerLayer({"w": make(keys[0]), "b": HierarchicalRNN(2, 2, 2, key=keys[1])}, by_name)
 per_layer = PerLayer({"w": make(keys[0]), "b": make(keys[1])}, by_name)
 for optimizer, family, strategy, settings, spread in [
     (batch, Quadratic(3), EveryWindow(3), {"restarts": 4, "num_objectives": 2}, "restarts"),

@@ -64,8 +64,8 @@ def part_of(tree, indices):
     [
         ("lstm_adam_like", "recompute", "first"),
         pytest.param("lstm_adam_like", "keep", "second", marks=pytest.mark.thorough),
-        pytest.param("hierarchical", "recompute", "first", marks=pytest.mark.thorough),
-        ("hierarchical", "keep", "second"),
+        pytest.param("learned_momentum", "recompute", "first", marks=pytest.mark.thorough),
+        ("learned_momentum", "keep", "second"),
         pytest.param("user_looking_lstm", "keep", "first", marks=pytest.mark.thorough),
         pytest.param("user_looking_lstm", "recompute", "second", marks=pytest.mark.thorough),
     ],
@@ -159,7 +159,7 @@ def test_if_all_fail_the_update_is_left_out(strategy, getkey):
     [
         ("lstm_adam_like", "first"),
         ("per_layer", "second"),
-        pytest.param("hierarchical", "first", marks=pytest.mark.thorough),
+        pytest.param("learned_momentum", "first", marks=pytest.mark.thorough),
     ],
 )
 def test_clipping_per_objective(name, order, getkey):

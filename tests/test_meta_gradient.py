@@ -84,7 +84,6 @@ SINGLE = [
         "lstm_curvature_output",
         "per_layer",
         "clipped_per_layer",
-        "hierarchical",
         "adam_mlp_matrices",
         "unit_rms",
     ),
@@ -110,7 +109,7 @@ def test_first_order_is_plain_autodiff(pair, getkey):
 
 
 @pytest.mark.parametrize(
-    "name", sparing(["lstm_identity", "per_layer", "hierarchical"], but=["lstm_identity"])
+    "name", sparing(["lstm_identity", "per_layer", "learned_momentum"], but=["lstm_identity"])
 )
 def test_window_ends_where_unroll_ends(name, getkey):
     optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
@@ -149,7 +148,7 @@ def test_weightings_and_window_positions(weighting, start, getkey):
 
 # One of each layout, whose passes are checked both with and without kept activations: no optimizer knows
 # which of the two it is.
-KEPT_AND_NOT = ("lstm_adam_like", "per_layer", "hierarchical", "learned_momentum", "user_looking_lstm")
+KEPT_AND_NOT = ("lstm_adam_like", "per_layer", "learned_momentum", "user_looking_lstm")
 
 
 # How the engine goes back through steps depends on the layout and the order. Those whose programs take
@@ -253,8 +252,8 @@ def test_what_is_kept_by_default(getkey):
         params = jnp.ones((1, 3))
         kept = functools.partial(kept_by_default, layout_of(LEARNED["per_layer"](getkey()), params))
         assert kept(320, 256) and not kept(16, 257)
-        # A hierarchical optimizer has no blocks: even for few coordinates recomputing saves memory.
-        kept = functools.partial(kept_by_default, layout_of(LEARNED["hierarchical"](getkey()), params))
+        # One that sees tensors has no blocks: even for few coordinates recomputing saves memory.
+        kept = functools.partial(kept_by_default, layout_of(LEARNED["learned_momentum"](getkey()), params))
         assert kept(16, 1024) and not kept(320, 256)
 
 
@@ -273,8 +272,8 @@ def test_memory_follows_the_block(getkey):
 
 
 # One of each way to be laid out, and those that see a tensor, a layer or the whole.
-LAID_OUT = ["lstm_adam_like", "per_layer", "hierarchical", "adam_mlp_matrices", "learned_momentum_per_layer"]
-LAID_OUT += ["user_looking_lstm", "user_scaled_gradient"]
+LAID_OUT = ["lstm_adam_like", "per_layer", "learned_momentum", "adam_mlp_matrices"]
+LAID_OUT += ["learned_momentum_per_layer", "user_looking_lstm", "user_scaled_gradient"]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +330,7 @@ def test_zero_gradients_give_finite_meta_gradients(name, getkey):
     check_zero_gradients(name, "second", "keep", getkey)
 
 
-@pytest.mark.parametrize("name", ["lstm_adam_like", "lstm_log_and_sign", "hierarchical"])
+@pytest.mark.parametrize("name", ["lstm_adam_like", "lstm_log_and_sign", "learned_momentum"])
 def test_zero_gradients_give_finite_meta_gradients_of_first_order(name, getkey):
     check_zero_gradients(name, "first", "recompute", getkey)
 
@@ -447,7 +446,7 @@ def test_odd_shapes(shapes, getkey):
 
     objective, key = Bowl(), getkey()
     params = objective.init(key)
-    for name in ("lstm_adam_like", "hierarchical"):
+    for name in ("lstm_adam_like", "learned_momentum"):
         optimizer = LEARNED[name](getkey())
         common = {"window": 3, "start": 0, "num_steps": 3, "weighting": Constant(), "key": key}
         state = optimizer.init(params)

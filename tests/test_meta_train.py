@@ -193,7 +193,7 @@ def test_nothing_compiles_again_between_super_epochs(name, getkey):
 
 @pytest.mark.parametrize(
     "name, restarts",
-    [("lstm_adam_like", 2), ("per_layer", None), ("hierarchical", 2), ("user_scaled_gradient", None)],
+    [("lstm_adam_like", 2), ("per_layer", None), ("learned_momentum", 2), ("user_scaled_gradient", None)],
 )
 def test_compiles_once_and_transfers_nothing(name, restarts, getkey):
     family = CountedFamily(Traces())

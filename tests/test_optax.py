@@ -135,7 +135,7 @@ def test_both_directions_are_the_optimizer(name):
 
 
 @pytest.mark.parametrize("empty", [{}, (), None, optax.MaskedNode()])
-@pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "hierarchical", "learned_momentum"])
+@pytest.mark.parametrize("name", ["lstm_identity", "per_layer", "learned_momentum"])
 def test_no_params_at_all(name, empty):
     transformation: Any = l2o_eqx.as_optax(OPTIMIZERS[name](jr.key(0)))
     updates, state = transformation.update(empty, transformation.init(empty), empty)

@@ -72,7 +72,7 @@ print("done", *names)
 
 # One optimizer of each way to be spread; all of the list take these.
 USUAL = ("lstm_adam_like", "adam_mlp")
-FURTHER = ("per_layer", "hierarchical", "hierarchical_rnn", "celo2", "learned_momentum", "user_looking_lstm")
+FURTHER = ("per_layer", "hierarchical_rnn", "celo2", "learned_momentum", "user_looking_lstm")
 
 
 @pytest.mark.parametrize("names", sparing([USUAL, FURTHER], but=[FURTHER]), ids="-".join)

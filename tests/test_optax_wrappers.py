@@ -17,7 +17,7 @@ from l2o_eqx.optimizers import UnitRMS
 PARAMS = {"layers": ({"w": jnp.array([[-1.0, 10.0, 1.0], [0.5, 0.0, 2.0]]), "b": jnp.zeros(2)},)}
 GRADS = jax.tree.map(lambda x: x - 0.5, PARAMS)
 # One of each kind: coordinate by coordinate, by group, and with tensors that see each other.
-NAMES = ["lstm_signed_log", "per_layer", "hierarchical"]
+NAMES = ["lstm_signed_log", "per_layer", "learned_momentum"]
 
 
 def learned(name="lstm_signed_log") -> Any:
@@ -132,7 +132,7 @@ def test_lookahead_and_schedule_free():
     assert jax.tree.structure(average) == jax.tree.structure(PARAMS)
 
 
-@pytest.mark.parametrize("name", ["lstm_signed_log", "hierarchical"])
+@pytest.mark.parametrize("name", ["lstm_signed_log", "learned_momentum"])
 def test_complex_params_in_two_real_parts(name):
     params = {"z": jnp.array([1 + 2j, 0.5 - 1j], jnp.complex64), "x": jnp.ones(2)}
     transformation: Any = optax.contrib.split_real_and_imaginary(learned(name))

@@ -12,7 +12,7 @@ from l2o_eqx.optimizers import (
     Blocks,
     CoordinatewiseLSTM,
     FromOptax,
-    Hierarchical,
+    HierarchicalRNN,
     PerLayer,
     by_kind,
     by_leaf,
@@ -205,7 +205,7 @@ def test_per_layer_names_missing_labels(getkey):
 
 def test_hierarchical_tells_coordinates_of_each_other(getkey):
     """A gradient in one tensor changes the updates of all others, two steps later: up, and down."""
-    optimizer = Hierarchical(3, 4, 2, key=getkey())
+    optimizer = HierarchicalRNN(3, 4, 2, key=getkey())
     params = [jnp.zeros(2), jnp.zeros(3)]
 
     def third_update(first_grad):
@@ -248,7 +248,7 @@ def test_as_optax_in_blocks_is_the_optimizer_itself(name, getkey):
 def test_as_optax_without_params(getkey):
     """Optimizers that ignore the params do without; those that need them say so instead of guessing."""
     grads = params_of("per_layer")
-    for name in ("lstm_identity", "hierarchical", "per_layer"):
+    for name in ("lstm_identity", "hierarchical_rnn", "per_layer"):
         transformation = l2o_eqx.as_optax(LEARNED[name](getkey()))
         updates, _ = transformation.update(grads, transformation.init(grads))
         expected, _ = transformation.update(grads, transformation.init(grads), grads)
@@ -295,7 +295,7 @@ def test_adam_like_works_in_bfloat16():
     [
         (lambda key: CoordinatewiseLSTM((), key=key), r"hidden_sizes=\(\)"),
         (lambda key: CoordinatewiseLSTM((3, 0), key=key), r"hidden_sizes=\(3, 0\)"),
-        (lambda key: Hierarchical(0, key=key), "coordinate_size=0"),
+        (lambda key: HierarchicalRNN(0, key=key), "coordinate_size=0"),
         (lambda key: PerLayer({}), "at least one optimizer"),
     ],
 )

@@ -11,7 +11,7 @@ import optax
 import pytest
 from helpers import LEARNED, OUTPUTS, assert_trees_close, to_float64
 
-from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer
+from l2o_eqx.optimizers import CoordinatewiseLSTM, PerLayer
 from l2o_eqx.outputs import AdamOutput, CurvatureOutput, MomentumOutput
 from l2o_eqx.preprocessors import LogAndSign
 
@@ -22,7 +22,6 @@ AT_FIRST = {
 }
 ARCHITECTURES = {
     "lstm": lambda output, key: CoordinatewiseLSTM((4,), output=output, key=key),
-    "hierarchical": lambda output, key: Hierarchical(3, 4, 2, output=output, key=key),
     "per_layer": lambda output, key: PerLayer(
         {"params": CoordinatewiseLSTM((4,), output=output, key=key)}, lambda path, leaf: "params"
     ),

@@ -175,7 +175,7 @@ def test_blocks_are_pretrained_as_if_alone(getkey):
     np.testing.assert_allclose(whole.report.sign_agreement, np.mean(agreements), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["hierarchical", "user_scaled_gradient"])
+@pytest.mark.parametrize("name", ["learned_momentum", "user_scaled_gradient"])
 def test_other_optimizers_are_pretrained(name, getkey):
     """Those whose state is that of a tensor, or no array of coordinates."""
     optimizer = LEARNED[name](getkey())

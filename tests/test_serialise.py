@@ -1,5 +1,6 @@
 """Files: what comes back, what is refused, and what a failed or interrupted save leaves behind."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from l2o_eqx import _serialise, optimizers
-from l2o_eqx._renamed import RENAMED
+from l2o_eqx._renamed import REMOVED, RENAMED
 from l2o_eqx._serialise import FileFormatError, load, load_metadata, save
 
 
@@ -318,18 +319,28 @@ def test_files_under_names_of_before(old, path, monkeypatch):
     assert load(path) == preprocessor
 
 
+@pytest.mark.parametrize("old", REMOVED)
+def test_what_is_no_more(old, path, monkeypatch):
+    """An import and a file both say what to use in its place."""
+    home, _, name = old.partition(":")
+    with pytest.raises(AttributeError, match=f"`{home}.{name}` is no more. `HierarchicalRNN`"):
+        getattr(importlib.import_module(home), name)
+    monkeypatch.setattr(_serialise, "_import_name", lambda x: old)
+    save(path, optimizers.CoordinatewiseLSTM((2,), key=jr.key(0)))
+    with pytest.raises(ValueError, match=f"`{old}`, which is no more. `HierarchicalRNN`"):
+        load(path)
+
+
 def test_a_name_that_never_was():
     with pytest.raises(AttributeError, match=r"'l2o_eqx.preprocessors' has no attribute 'Never'"):
         _ = sys.modules["l2o_eqx.preprocessors"].Never
 
 
-@pytest.mark.parametrize("make", [optimizers.CoordinatewiseLSTM, optimizers.Hierarchical])
-def test_optimizers_of_before_they_had_outputs(make, path):
-    optimizer = make(key=jr.key(0))
+def test_optimizers_of_before_they_had_outputs(path):
+    optimizer = optimizers.CoordinatewiseLSTM(key=jr.key(0))
 
     def as_it_was(header):
-        for name in ("output", "readout") if make is optimizers.Hierarchical else ("output",):
-            assert header["structure"]["class"][1].pop(name) is None
+        assert header["structure"]["class"][1].pop("output") is None
 
     save(path, optimizer)
     rewrite(path, as_it_was)

@@ -15,7 +15,7 @@ from jax import lax
 import l2o_eqx
 from l2o_eqx.estimators import Auto, Recorded
 from l2o_eqx.objectives import Quadratic, sample_objectives
-from l2o_eqx.optimizers import CoordinatewiseLSTM, Hierarchical, PerLayer, by_leaf
+from l2o_eqx.optimizers import CoordinatewiseLSTM, PerLayer, by_leaf
 from l2o_eqx.strategies import EveryStep, EveryWindow, OncePerSuperEpoch
 from l2o_eqx.transforms import unit_norm
 from l2o_eqx.weightings import Constant, FinalOnly, Linear
@@ -112,7 +112,7 @@ def test_every_step_is_the_gradient_of_its_window(gradient, getkey):
 
 
 @pytest.mark.parametrize("gradient", sparing(["replayed", "recorded"], but=["recorded"]))
-@pytest.mark.parametrize("name", ["per_layer", "hierarchical", "user_looking_lstm"])
+@pytest.mark.parametrize("name", ["per_layer", "learned_momentum", "user_looking_lstm"])
 def test_every_step_at_rest_is_meta_gradient(name, gradient, getkey):
     """While the meta-parameters stand still, both gradients are those of the same windows."""
     optimizer, objective = LEARNED[name](getkey()), FAMILIES["from_model"]().sample(getkey())
@@ -297,9 +297,9 @@ def test_metrics_of_blocks(getkey):
     assert metrics["zero_share/layers.1.bias"] < 0.5
 
 
-@pytest.mark.parametrize("make", [lambda k: Hierarchical(3, 4, 2, key=k), lambda k: LEARNED["per_layer"](k)])
-def test_unit_norm_of_parts(make, getkey):
-    optimizer = make(getkey())
+@pytest.mark.parametrize("name", ["per_layer", "hierarchical_rnn"])
+def test_unit_norm_of_parts(name, getkey):
+    optimizer = LEARNED[name](getkey())
     grads = jax.tree.map(lambda x: 1e-12 * x, eqx.filter(optimizer, eqx.is_inexact_array))
     scaled: Any = unit_norm("part").update(grads, unit_norm("part").init(grads))[0]
     assert len(scaled.parts()) >= 3

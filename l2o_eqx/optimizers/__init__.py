@@ -1,5 +1,8 @@
 """Optimizers: learned ones, and optax's as one of them."""
 
+from typing import Any
+
+from .._renamed import renamed as _renamed
 from ._adam_mlp import AdamMLP as AdamMLP
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._black_box_rnn import BlackBoxRNN as BlackBoxRNN
@@ -18,7 +21,6 @@ from ._gradient_descent import moves_all as moves_all
 from ._gradient_descent import moves_head as moves_head
 from ._groups import Groups as Groups
 from ._guard import Guard as Guard
-from ._hierarchical import Hierarchical as Hierarchical
 from ._hierarchical_rnn import HierarchicalRNN as HierarchicalRNN
 from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
@@ -42,3 +44,7 @@ from ._search import Search as Search
 from ._subspace_rnn import SubspaceRNN as SubspaceRNN
 from ._unit_rms import UnitRMS as UnitRMS
 from ._wrapper import AbstractWrapper as AbstractWrapper
+
+
+def __getattr__(name: str) -> Any:
+    return _renamed(__name__, name)

@@ -138,7 +138,8 @@ class HierarchicalRNN(AbstractOptimizer):
     ):
         sizes = (coordinate_size, tensor_size, global_size)
         check(
-            f"`HierarchicalRNN(...)` needs at least one unit per level. Got {sizes}.",
+            "`HierarchicalRNN(...)` needs at least one unit per level. Got "
+            f"coordinate_size={coordinate_size}, tensor_size={tensor_size}, global_size={global_size}.",
             coordinate_size=(coordinate_size, coordinate_size >= 1),
             tensor_size=(tensor_size, tensor_size >= 1),
             global_size=(global_size, global_size >= 1),

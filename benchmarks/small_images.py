@@ -3,8 +3,8 @@
     python benchmarks/small_images.py run --data-dir FOLDER
     python benchmarks/small_images.py table
 
-Celo2 is trained by its preset, the others as `l2o train --preset best --objective mnist` trains its own, on
-the same family. Celo2 leaves its rate to the user: that of every restart, and of one that is not trained, is
+Celo2 is trained by its preset, the others as `l2o train --preset best --objective mnist` trains its own, for 100
+steps, and as that but for runs as long as Celo2's, in windows that begin anywhere, all on the same family. Celo2 leaves its rate to the user: that of every restart, and of one that is not trained, is
 tuned as the baselines are, on the same draws, over 25 rates, constant and cosine. What is finished is kept in
 the folder of `--out` and taken up by the same command.
 """
@@ -30,8 +30,14 @@ _EVALUATION = 2_000_000
 _IMAGE_SIZE, _BATCH_SIZE = 8, 64
 _NUM_STEPS, _LAST = 2000, 100
 _DRAWS, _TUNING_DRAWS = 16, 4
+_SUFFIX = "-long"
 BASELINES = ("AdamW", "Muon")
-RIVALS = ("adam-mlp", "hierarchical-rnn", "learned-momentum", "subspace-rnn")
+RIVALS = ("hierarchical-rnn", "learned-momentum", "subspace-rnn", "adam-mlp")
+# On top of what the preset says, for runs as long as those that are judged.
+LONG = (
+    *("strategy.order=first", "strategy.random_phase=true"),
+    *("meta.num_steps=[100,450,2000]", "meta.super_epochs=60", "validation.num_steps=450"),
+)
 # Networks to judge on: hidden sizes and activation. The first is what all were trained on.
 NETWORKS: dict[str, tuple[tuple[int, ...], str]] = {
     "64-32-10": ((32,), "mixed"),
@@ -65,9 +71,10 @@ def train_all(restarts: int, out: Path, digits: Any) -> dict[str, Any]:
     hidden_sizes, activation = NETWORKS["64-32-10"]
     own = family(hidden_sizes, activation, digits)
     found = {"celo2": train(["preset=celo2"], restarts, out, "small-images-celo2", Scaled(own))}
-    for kind in RIVALS:
-        settings = ["preset=best", "objective.kind=mnist", f"optimizer.kind={kind}"]
-        found[kind] = train(settings, restarts, out, f"small-images-{kind}", own)
+    for suffix, further in (("", ()), (_SUFFIX, LONG)):
+        for kind in RIVALS:
+            settings = ["preset=best", "objective.kind=mnist", f"optimizer.kind={kind}", *further]
+            found[kind + suffix] = train(settings, restarts, out, f"small-images-{kind}{suffix}", own)
     return found
 
 
@@ -80,7 +87,7 @@ def sides(optimizers: dict[str, Any], restarts: int, problem: FromModel) -> dict
     found["celo2"] = {f"celo2 {i}": l2o.Baseline(Tuned(o), schedules=schedules) for i, o in enumerate(celo2)}
     untrained = Celo2(orthogonalize=optimizers["celo2"].orthogonalize, learning_rate=1e-2, key=jr.key(0))
     found["celo2 untrained"] = {"celo2 untrained": l2o.Baseline(Tuned(untrained), schedules=schedules)}
-    return found | {kind: {kind: optimizers[kind]} for kind in RIVALS}
+    return found | {name: {name: optimizer} for name, optimizer in optimizers.items() if name != "celo2"}
 
 
 def judge(problem: FromModel, compared: dict[str, Any], restarts: int) -> dict[str, Any]:

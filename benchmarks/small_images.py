@@ -3,10 +3,11 @@
     python benchmarks/small_images.py run --data-dir FOLDER
     python benchmarks/small_images.py table
 
-Celo2 is trained by its preset, the others as `l2o train --preset best --objective mnist` trains its own, for 100
-steps, and as that but for runs as long as Celo2's, in windows that begin anywhere, all on the same family. Celo2 leaves its rate to the user: that of every restart, and of one that is not trained, is
-tuned as the baselines are, on the same draws, over 25 rates, constant and cosine. What is finished is kept in
-the folder of `--out` and taken up by the same command.
+Celo2 is trained by its preset, the others as `l2o train --preset best --objective mnist` trains its own, for
+100 steps, and as that but for runs as long as Celo2's, in windows that begin anywhere, on the same family.
+Celo2 leaves its rate to the user: that of every restart, and of one that is not trained, is tuned as the
+baselines are, on the same draws, over 25 rates, constant and cosine. What is finished is kept in the folder
+of `--out` and taken up by the same command.
 """
 
 import json

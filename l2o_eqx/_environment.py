@@ -20,7 +20,8 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
 
     **Returns:** `versions` by distribution, of those that are installed; `python`; `platform`; `cpu`, its
     name, `None` where the system does not tell; `cores` that this process may use; `device`, what JAX
-    computes on, e.g. `"2 cpu cores"`; `device_kind` and `num_devices`.
+    computes on, e.g. `"2 cpu cores"`; `device_kind`, `num_devices` and `num_processes` of all that take
+    part.
     """
     devices = jax.devices()
     return {
@@ -32,6 +33,7 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
         "device": describe_device(),
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
+        "num_processes": jax.process_count(),
     }
 
 
@@ -41,7 +43,9 @@ def describe_device() -> str:
     kind = devices[0].device_kind
     if len(devices) == 1:
         return kind
-    return f"{len(devices)} {kind} cores" if kind == "cpu" else f"{len(devices)} x {kind}"
+    count = f"{len(devices)} {kind} cores" if kind == "cpu" else f"{len(devices)} x {kind}"
+    processes = jax.process_count()
+    return count if processes == 1 else f"{count} of {processes} processes"
 
 
 def _version(name: str) -> str | None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from ._devices import any_process
 from .callbacks._base import AbstractCallback, Callback, StopTraining, as_callback
 
 State = TypeVar("State")
@@ -29,11 +30,12 @@ class Attendance:
 
         - `progress`: what they are shown.
 
-        **Returns:** the first wish to stop, if there is one.
+        **Returns:** the first wish to stop, if there is one; that of any process, as none can go on alone.
         """
         answers = [one.on_step(progress) for one in self.callbacks]
         wishes = [_as_stop(answer) for answer in answers]
-        return next((wish for wish in wishes if wish is not None), None)
+        own = next((wish for wish in wishes if wish is not None), None)
+        return (own or StopTraining("another process")) if any_process(own is not None) else None
 
 
 def _as_stop(answer: object) -> StopTraining | None:

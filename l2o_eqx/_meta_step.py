@@ -166,7 +166,7 @@ def compiled_steps(state, family, placement, count, *, most, **settings):
         return arrays, jax.tree.map(lambda x, row: x.at[i].set(row), rows, found)
 
     rows = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), eqx.filter_eval_shape(one, arrays)[1])
-    arrays, rows = lax.fori_loop(0, count, step, (arrays, rows))
+    arrays, rows = placement.known_everywhere(lax.fori_loop(0, count, step, (arrays, rows)))
     return eqx.combine(arrays, static), *rows
 
 

@@ -18,7 +18,7 @@ _ENDING = tuple({signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal
 
 
 class _Abandoned:
-    """Whether a thread was left behind in compiled code: Python cannot end in good order then."""
+    """Whether a thread was left behind in compiled code, or a process: there is no end in good order then."""
 
     any = False
 
@@ -87,8 +87,13 @@ def interrupted() -> NoReturn:
     raise typer.Exit(130)
 
 
+def leave_at_once() -> None:
+    """Lets the process end, once it does, without waiting for threads or other processes."""
+    _Abandoned.any = True
+
+
 def leave(code: int) -> NoReturn:
-    """Ends the process; at once if a thread was left behind in compiled code."""
+    """Ends the process; at once if something was left behind."""
     if _Abandoned.any:
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ._checkpoints import DEFAULT_MINUTES, Cadence, Every, Minutes
+from ._distributed import Coordinator, Crew, Distributed, Process
 from ._errors import UsageError
 from ._folder import CONFIG, read_record
 from ._options import AsJson, Cache, Cores, Quiet
@@ -19,6 +20,9 @@ def resume(
     checkpoint_minutes: Minutes = DEFAULT_MINUTES,
     cores: Cores = None,
     cache: Cache = True,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process: Process = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,15 +31,25 @@ def resume(
     The optimizer and the metrics come out as if nothing had happened, bit for bit: on as many cores, which is
     how many are used if nothing is said, and with the same versions.
     """
-    facts = read_record(run)
-    if _is_over(facts):
-        raise UsageError(f"RUN: {run} is complete; there is nothing to go on with")
+    crew = Crew.of(distributed, coordinator, process)
+    # Of several processes only the first reads the folder.
+    facts = {} if crew.wanted else _facts(run)
     # As many devices as it began on, however many cores there are.
     recorded = facts.get("num_devices") if facts.get("device_kind") == "cpu" else None
     start(cores=cores or (recorded if isinstance(recorded, int) and recorded > 0 else None), cache=cache)
-    from ._output import Output
+    with crew.joined() as member:
+        if crew.wanted:
+            member.check(lambda: _facts(run))
+        folder = member.copy_of(run)
+        cadence = Cadence(checkpoint_every, checkpoint_minutes)
+        take_up(folder, facts or _facts(folder), member.output(quiet, as_json), cadence)
 
-    take_up(run, facts, Output(quiet, as_json), Cadence(checkpoint_every, checkpoint_minutes))
+
+def _facts(run: Path) -> dict[str, Any]:
+    facts = read_record(run)
+    if _is_over(facts):
+        raise UsageError(f"RUN: {run} is complete; there is nothing to go on with")
+    return facts
 
 
 def take_up(folder: Path, facts: dict[str, Any], output: Any, cadence: Cadence) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import l2o_eqx as l2o
 
 from ._checkpoints import DEFAULT_MINUTES, TRAINING, Cadence, Every, Minutes, checkpoint, state_of
+from ._distributed import Coordinator, Crew, Distributed, Process
 from ._errors import Failure, describe
 from ._folder import CONFIG, check_free
 from ._interrupt import interrupted, run_interruptibly
@@ -38,6 +39,9 @@ def train(
     checkpoint_minutes: Minutes = DEFAULT_MINUTES,
     cores: Cores = None,
     cache: Cache = True,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process: Process = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     *,
@@ -52,11 +56,13 @@ def train(
     given = [*read_assignments(assignments or []), settings]
     checked = resolve([*file, *given])
     refuse_ignored(checked, given)
+    crew = Crew.of(distributed, coordinator, process)
 
     start(cores=cores, cache=cache)
-    from ._output import Output
-
-    run(checked, out, Output(quiet, as_json), Cadence(checkpoint_every, checkpoint_minutes))
+    with crew.joined() as member:
+        member.check(lambda: check_free(out))
+        cadence = Cadence(checkpoint_every, checkpoint_minutes)
+        run(checked, member.folder(out), member.output(quiet, as_json), cadence)
 
 
 @dataclasses.dataclass
@@ -231,6 +237,7 @@ def _untrained(parts: "Parts") -> str:
 def _meta_train(training: _Training) -> None:
     import warnings
 
+    from l2o_eqx._devices import any_process
     from l2o_eqx._zero_gradients import describe_zero_gradients
     from l2o_eqx.callbacks import MetricsWriter, median_over_restarts
 
@@ -277,6 +284,7 @@ def _meta_train(training: _Training) -> None:
             training.solution = l2o.meta_train(
                 training.run.optimizer, parts.family, parts.strategy, **parts.training, **common
             )
+    training.wants_to_stop = any_process(training.wants_to_stop)
 
 
 def _ask(training: _Training) -> None:

@@ -13,6 +13,9 @@ from ._mesh import side_by_side as side_by_side
 from ._mesh import use_cores as use_cores
 from ._placement import Placement as Placement
 from ._placement import place as place
+from ._processes import any_process as any_process
+from ._processes import from_first_process as from_first_process
+from ._processes import is_first_process as is_first_process
 from ._restarts import Restarts as Restarts
 from ._spread import is_spread as is_spread
 from ._spread import keep_spread as keep_spread

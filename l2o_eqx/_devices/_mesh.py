@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -59,7 +60,9 @@ def use_cores(count: int | None = None) -> int:
 
 
 def num_devices() -> int:
-    """How many devices work may be spread over."""
+    """How many devices work may be spread over, those of all processes of `jax.distributed` together."""
+    if jax.process_count() > 1:
+        return jax.device_count()
     count = jax.local_device_count()
     return 1 if jax.default_backend() == "cpu" and not has_spare_threads(count) else count
 
@@ -100,15 +103,47 @@ def sharded_over_devices(function: Callable[..., Any], size: int) -> Callable[..
 def over_devices(
     function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`shard_map`, or with no mesh the function itself."""
+    """`shard_map`, or with no mesh the function itself.
+
+    Over several processes results are on all devices whole, so that each process can read them: what a
+    training exchanges for it once per super epoch is small beside what it does in one.
+    """
     if mesh is None:
         return function
+    if out_specs == _BATCH and mesh.is_multi_process:
+        function, out_specs = _gathered(function), PartitionSpec()
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def _gathered(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args):
+        return jax.tree.map(_gather, function(*args))
+
+    return run
+
+
+def _gather(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jr.wrap_key_data(_gather(jr.key_data(x)), impl=jr.key_impl(x))
+    # Not all ways to exchange have a type of one bit.
+    bits = x.astype(jnp.uint8) if x.dtype == bool else x
+    return lax.all_gather(bits, DEVICES, tiled=True).astype(x.dtype)
+
+
+def whole(tree: T, mesh: Mesh | None) -> T:
+    """Arrays of a program that are to be on all devices whole, if these are of several processes.
+
+    XLA may have cut what it hands on from one operation to the next.
+    """
+    if mesh is None or not mesh.is_multi_process:
+        return tree
+    return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def share_out(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Arrays with their leading axis shared out over the devices of a mesh."""
-    return _put(tree, mesh, _BATCH)
+    """Arrays with their leading axis shared out over the devices of a mesh; whole if not all are ours."""
+    whole = mesh is not None and mesh.is_multi_process
+    return _put(tree, mesh, PartitionSpec() if whole else _BATCH)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -137,6 +172,18 @@ def gather(tree: T, mesh: Mesh | None) -> T:
 
 
 def mesh_for(size: int) -> Mesh | None:
-    """The largest number of devices that shares out `size` entries evenly, if it is more than one."""
-    count = max(n for n in range(1, num_devices() + 1) if size % n == 0)
+    """The largest number of devices that shares out `size` entries evenly, if it is more than one.
+
+    Of several processes every one takes part with as many; where that is not possible, each does all of the
+    work on its own devices, to the same result.
+    """
+    by_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    least = min(map(len, by_process.values()))
+    each = max((n for n in range(1, least + 1) if size % (n * len(by_process)) == 0), default=0)
+    if len(by_process) > 1 and each:
+        return Mesh(np.array([d for n in sorted(by_process) for d in by_process[n][:each]]), (DEVICES,))
+    most = num_devices() if len(by_process) == 1 else jax.local_device_count()
+    count = max(n for n in range(1, most + 1) if size % n == 0)
     return None if count == 1 else Mesh(np.array(jax.local_devices()[:count]), (DEVICES,))

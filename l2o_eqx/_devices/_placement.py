@@ -15,6 +15,7 @@ from ._mesh import (
     replicate,
     share_out,
     side_by_side,
+    whole,
 )
 from ._restarts import Restarts
 
@@ -52,6 +53,10 @@ class Placement(eqx.Module):
     def fetch(self, tree: T) -> T:
         """Arrays back from the devices, to be used together with any others."""
         return gather(tree, self.mesh)
+
+    def known_everywhere(self, tree: T) -> T:
+        """Results of `run` after further operations, for every process to read. Meant for use under jit."""
+        return whole(tree, self.mesh)
 
     def mean(self, tree: PyTree) -> PyTree:
         """Means over the objectives of this device as means over those of all, inside of a training."""

@@ -50,11 +50,14 @@ if TYPE_CHECKING:
     from ._devices import use_cores as use_cores
     from ._environment import environment as environment
     from ._errors import ArgumentError as ArgumentError
+    from ._errors import NanWarning as NanWarning
     from ._errors import SkippedUpdatesWarning as SkippedUpdatesWarning
+    from ._errors import UntrainedNumberWarning as UntrainedNumberWarning
     from ._errors import ZeroGradientWarning as ZeroGradientWarning
     from ._evaluate import EvaluationProgress as EvaluationProgress
     from ._evaluate import Trajectories as Trajectories
     from ._evaluate import evaluate as evaluate
+    from ._find_nan import NanPlace as NanPlace
     from ._generalization import CardProgress as CardProgress
     from ._generalization import generalization_card as generalization_card
     from ._imitate import ImitationSolution as ImitationSolution
@@ -130,11 +133,13 @@ _NAMES = {
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
         "_environment": "environment",
-        "_errors": "ArgumentError SkippedUpdatesWarning ZeroGradientWarning",
+        "_errors": "ArgumentError NanWarning SkippedUpdatesWarning "
+        "UntrainedNumberWarning ZeroGradientWarning",
         "_evaluate": "EvaluationProgress Trajectories evaluate",
         "_generalization": "CardProgress generalization_card",
         "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
+        "_find_nan": "NanPlace",
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
         "select_restart",

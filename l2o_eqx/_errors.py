@@ -39,6 +39,14 @@ class ZeroGradientWarning(UserWarning):
     """Meta-parameters whose meta-gradient is always zero, which `meta_train` cannot train."""
 
 
+class UntrainedNumberWarning(UserWarning):
+    """Python numbers in an optimizer, which `meta_train` leaves as they are: it trains arrays."""
+
+
+class NanWarning(UserWarning):
+    """Where the first NaN of a training arose, with `debug_nans`."""
+
+
 class SkippedUpdatesWarning(UserWarning):
     """All meta-updates of the first super epoch were left out, because no meta-gradient was finite."""
 

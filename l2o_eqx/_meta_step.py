@@ -1,6 +1,7 @@
 """One super epoch of meta-training as one compiled program, on all the devices there are."""
 
 import dataclasses
+import warnings
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._devices import Placement, Restarts, place
-from ._errors import ArgumentError
+from ._errors import ArgumentError, UntrainedNumberWarning
 from ._past import Past
 from ._snapshots import Average, Snapshot
 from ._types import Keys, State
@@ -63,6 +64,8 @@ def init_meta_state(
     Without a `strategy`, for one that remembers nothing. `key` is for one that draws what it remembers.
 
     **Raises:** `ValueError` if the optimizer has no meta-parameters, or not `restarts` of each.
+
+    **Warns:** with an `UntrainedNumberWarning` of Python numbers in it.
     """
     leaves = jax.tree.leaves(eqx.filter(optimizer, eqx.is_inexact_array))
     if not leaves:
@@ -72,6 +75,7 @@ def init_meta_state(
             argument="optimizer",
             given=optimizer,
         )
+    _tell_numbers(optimizer)
     # A weakly typed number (`jnp.asarray(0.1)`) would harden in the first step and compile it again.
     optimizer = jax.tree.map(
         lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, optimizer
@@ -87,6 +91,19 @@ def init_meta_state(
     meta_state = jax.vmap(meta_optimizer.init)(meta_params)
     remembered = eqx.filter_vmap(lambda o, k: strategy.init(o, key=k))(optimizer, jr.split(key, restarts))
     return MetaState(optimizer, meta_state, super_epoch, strategy_state=remembered)
+
+
+def _tell_numbers(optimizer):
+    leaves = jax.tree_util.tree_leaves_with_path(optimizer)
+    paths = [jax.tree_util.keystr(path) for path, leaf in leaves if isinstance(leaf, float | complex)]
+    if paths:
+        warnings.warn(
+            f"`meta_train({type(optimizer).__name__})` does not train {', '.join(paths)}: Python numbers "
+            "stay as they are. Make an array of one that is to be trained (`jnp.asarray(0.1)`); of another "
+            "say so with `eqx.field(static=True)`.",
+            UntrainedNumberWarning,
+            stacklevel=3,
+        )
 
 
 def meta_step(

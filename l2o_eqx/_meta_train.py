@@ -14,7 +14,8 @@ from jaxtyping import PRNGKeyArray
 
 from ._checks import check_sizes
 from ._devices import Restarts
-from ._errors import ArgumentError, SkippedUpdatesWarning
+from ._errors import ArgumentError, NanWarning, SkippedUpdatesWarning
+from ._find_nan import NanPlace, find_nan
 from ._loop import run
 from ._meta_step import (
     MetaState,
@@ -64,6 +65,7 @@ class Progress(eqx.Module):
         `mean_loss` and `final_loss` are metrics of each family, too (`final_loss/<family>`), NaN for super
         epochs of the others.
     - `skipped_all`: what to do if no meta-update of the first super epoch could be made; else empty.
+    - `nan`: with `debug_nans`, once, where the first NaN arose.
 
     Before the first super epoch there are no metrics yet.
     """
@@ -76,6 +78,7 @@ class Progress(eqx.Module):
     without_gradient: tuple[str, ...] = ()
     family: str = ""
     skipped_all: str = ""
+    nan: NanPlace | None = None
 
     @property
     def done(self) -> int:
@@ -159,6 +162,7 @@ def meta_train(
     validation: AbstractObjectiveFamily | Validation | None = None,
     average: float | None = None,
     per_call: int = 1,
+    debug_nans: bool = False,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
     state: MetaState | None = None,
@@ -191,6 +195,8 @@ def meta_train(
         them; for those that take but milliseconds. Callbacks are called after each call, which may be
         shorter where a validation is due, an average begins, or `num_steps` changes. It changes nothing else,
         but for rounding.
+    - `debug_nans`: the first time that an objective fails or a meta-gradient is not finite, does that super
+        epoch once more with every operation checked, for `Progress.nan`. It changes nothing else.
     - `key`: the same key gives the same result.
     - `callbacks`: called with a `Progress` after each super epoch: functions, or parts of
         `l2o_eqx.callbacks`. One that returns `StopTraining` ends the training there.
@@ -205,7 +211,9 @@ def meta_train(
     the part of it that does not.
 
     **Warns:** with a `ZeroGradientWarning`, after the first super epoch, of meta-parameters that have had no
-    gradient; with a `SkippedUpdatesWarning` if none of its meta-gradients was finite.
+    gradient; with a `SkippedUpdatesWarning` if none of its meta-gradients was finite. Before it, with an
+    `UntrainedNumberWarning` of Python numbers in the optimizer. With `debug_nans`, with a `NanWarning` that
+    tells the place.
 
     Reference: thesis sec. 3.3 and 5.5; averaging: Polyak & Juditsky 1992, "Acceleration of stochastic
     approximation by averaging".
@@ -261,7 +269,17 @@ def meta_train(
     # Where windows begin anywhere, learned starts have a gradient now and then.
     if not strategy.begins_anywhere() and (begun == 0 or past.watched is not None):
         watch = GradientWatch(start.optimizer, families.families, past.watched)
+
+    def locate(state, count):
+        for turn in turns[int(state.super_epoch) :][:count]:
+            one: dict[str, Any] = {"strategy": turn.strategy, "num_steps": turn.num_steps, **settings}
+            state, place = find_nan(families.fetch(state), families.families[turn.family], runs, one)
+            if place is not None:
+                return place
+        return NanPlace(int(state.super_epoch))
+
     course = Course(steps, name_failed, watch, past, keeper, turns, families.fetch)
+    course.locate = locate if debug_nans else None
     ends = [
         done
         for done in range(begun + 1, super_epochs + 1)
@@ -319,6 +337,8 @@ class Course:
         self.past, self.turns, self.fetch = past, turns, fetch
         self.families = sorted({turn.family for turn in turns})
         self.rows = Rows()
+        # Where some super epochs, from a state on, have their first NaN; asked once.
+        self.locate: Callable[[MetaState, int], NanPlace] | None = None
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
@@ -329,7 +349,7 @@ class Course:
 
     def step(self, state: MetaState, done: int) -> tuple[MetaState, Progress]:
         """One call; `done` super epochs with it."""
-        total, count = self.keeper.super_epochs, done - int(state.super_epoch)
+        total, count, before = self.keeper.super_epochs, done - int(state.super_epoch), state
         core, *found = self.steps(state.alone(), count)
         state, kept = self.keeper.after(core.with_kept(state))
         if done == total:
@@ -350,7 +370,16 @@ class Course:
         state = dataclasses.replace(state, past=self.past)
         failed = self.name_failed(self.past.failed[known:])
         row = _of_call(self.rows.last(count))
-        return state, Progress(done, total, row, state, failed, zeros, name, skipped_all)
+        nan = self._locate(before, count, row)
+        return state, Progress(done, total, row, state, failed, zeros, name, skipped_all, nan)
+
+    def _locate(self, before: MetaState, count: int, row: dict[str, Any]) -> NanPlace | None:
+        skipped = np.any(row["skipped_updates"] > np.asarray(count_skipped(before.meta_optimizer_state)))
+        if self.locate is None or not (skipped or np.any(row["failed_objectives"])):
+            return None
+        place, self.locate = self.locate(before, count), None
+        warnings.warn(str(place), NanWarning, stacklevel=2)
+        return place
 
     def _look(self, failed: np.ndarray, reached: np.ndarray, number: int) -> tuple[str, ...]:
         """Takes note of what a super epoch shows beside metrics, and returns what has no gradient."""

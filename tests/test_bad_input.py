@@ -10,6 +10,7 @@ import time
 import warnings
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -358,6 +359,90 @@ def test_a_rule_without_a_derivative_is_told_after_the_first_super_epoch():
             callbacks=[lambda progress: seen.append(bool(progress.skipped_all))],
         )
     assert len(warned) == 1 and seen == [True, False]
+
+
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_where_the_first_nan_arises(restarts):
+    """In this file, in the rule; told once, and nothing else changes."""
+    rates = jnp.float32(0.1) if restarts is None else jnp.full(restarts, 0.1, jnp.float32)
+    settings: dict[str, Any] = {"num_steps": 6, "super_epochs": 3, "restarts": restarts, "key": jr.key(0)}
+    strategy = l2o.strategies.EveryWindow(3, l2o.estimators.Auto(()))
+    seen, plain = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2o.SkippedUpdatesWarning)
+        with pytest.warns(
+            l2o.NanWarning, match=r"super epoch 1 the first NaN is made by `div` in .*test_bad"
+        ):
+            found = l2o.meta_train(
+                _Root(rates), _FlatFamily(), strategy, debug_nans=True, callbacks=[seen.append], **settings
+            )
+        usual = l2o.meta_train(_Root(rates), _FlatFamily(), strategy, callbacks=[plain.append], **settings)
+    first, *others = [progress.nan for progress in seen]
+    assert others == [None, None] and [p.nan for p in plain] == [None] * 3
+    assert first.file == __file__ and first.line in range(*_lines_of(_Root.update))
+    np.testing.assert_array_equal(found.metrics["final_loss"], usual.metrics["final_loss"])
+
+
+def _lines_of(function):
+    lines, first = inspect.getsourcelines(function)
+    return first, first + len(lines)
+
+
+class _Steep(AbstractObjective):
+    def init(self, key):
+        return jnp.ones(2)
+
+    def loss(self, params, step, key):
+        return jnp.sum(params**4)
+
+
+class _SteepFamily(AbstractObjectiveFamily):
+    def sample(self, key):
+        return _Steep()
+
+
+def test_steps_too_large_are_told_as_such():
+    """Params overflow before anything is NaN: the last step of the window is infinite."""
+    with (
+        pytest.warns(l2o.SkippedUpdatesWarning),
+        pytest.warns(
+            l2o.NanWarning, match="super epoch 1 no operation makes a NaN.*steps that are too large"
+        ),
+    ):
+        l2o.meta_train(
+            l2o.optimizers.GradientDescent(jnp.float32(1e20), 1e20),
+            _SteepFamily(),
+            l2o.strategies.EveryWindow(2, l2o.estimators.ES(0.1, 1)),
+            num_steps=2,
+            super_epochs=1,
+            debug_nans=True,
+            key=jr.key(0),
+        )
+
+
+class _OfNumbers(AbstractOptimizer):
+    rate: jax.Array
+    momentum: float
+    fixed: float = eqx.field(static=True, default=0.5)
+
+    def init(self, params):
+        return None
+
+    def update(self, grads, state, params, *, value=None, key=None):
+        return jax.tree.map(lambda g: -self.rate * self.momentum * self.fixed * g, grads), state
+
+
+def test_python_numbers_that_are_not_trained_are_told():
+    settings: dict[str, Any] = {"num_steps": 4, "super_epochs": 1, "key": jr.key(0)}
+    strategy = l2o.strategies.EveryWindow(2)
+    with pytest.warns(
+        l2o.UntrainedNumberWarning, match=r"_OfNumbers.*does not train \.momentum:.*jnp.asarray"
+    ):
+        l2o.meta_train(_OfNumbers(jnp.float32(0.1), 0.9), _FlatFamily(), strategy, **settings)
+    trained: Any = l2o.meta_train(
+        _OfNumbers(jnp.float32(0.1), jnp.float32(0.9)), _FlatFamily(), strategy, **settings
+    )
+    assert trained.optimizer.momentum != jnp.float32(0.9)
 
 
 def test_the_mean_of_large_losses_is_finite():

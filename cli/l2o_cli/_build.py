@@ -74,7 +74,7 @@ class Parts:
             "meta_optimizer": self.meta_optimizer,
             "validation": self.validation,
             **{name: meta[name] for name in ("num_steps", "super_epochs", "num_objectives")},
-            **{name: meta[name] for name in ("average", "per_call")},
+            **{name: meta[name] for name in ("average", "per_call", "debug_nans")},
         }
 
     @property

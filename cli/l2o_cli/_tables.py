@@ -110,7 +110,7 @@ NEEDS = [
     *(Need(("validation", n), ("validation", "every"), _ANY) for n in _ROWS["validation"]),
     *(Need(("trainer", n), ("trainer", "kind"), (SEARCH,)) for n in _ROWS["trainer"]),
     *(Need((table, None), ("trainer", "kind"), (GRADIENT,)) for table in ("strategy",)),
-    *(Need(("meta", n), ("trainer", "kind"), (GRADIENT,)) for n in ("average", "per_call")),
+    *(Need(("meta", n), ("trainer", "kind"), (GRADIENT,)) for n in ("average", "per_call", "debug_nans")),
     Need(("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),
     Need(("meta", "norm_floor"), ("meta", "normalization"), ("tensor", "part", "global")),
     Need(("meta", "clip_norm"), ("meta", "normalization"), ("clip",)),

@@ -250,6 +250,7 @@ def _meta_train(training: _Training) -> None:
         # It is said in words.
         warnings.simplefilter("ignore", l2o.ZeroGradientWarning)
         warnings.simplefilter("ignore", l2o.SkippedUpdatesWarning)
+        warnings.simplefilter("ignore", l2o.NanWarning)
 
         def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
             training.latest = progress
@@ -259,6 +260,9 @@ def _meta_train(training: _Training) -> None:
             update(progress.super_epoch, status)
             if progress.skipped_all:
                 output.say(progress.skipped_all, "yellow")
+            if progress.nan is not None:
+                output.say(str(progress.nan), "yellow")
+                training.run.record.add(first_nan=str(progress.nan))
             if progress.without_gradient:
                 training.without_gradient = progress.without_gradient
                 output.say(describe_zero_gradients(progress.without_gradient), "yellow")

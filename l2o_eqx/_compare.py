@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, MakeOptimizer
 from ._checks import check_sizes
@@ -33,11 +33,13 @@ class ComparisonProgress(eqx.Module):
 
     - `name`: of the optimizer at work.
     - `done`: how many optimizers are done, in fractions; `total`: of how many.
+    - `comparison`: of those that are done, to go on from; `None` in a card of generalization.
     """
 
     name: str
     done: float
     total: int
+    comparison: Comparison | None = None
 
 
 def compare(
@@ -56,6 +58,7 @@ def compare(
     restarts: int | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
+    known: Comparison | None = None,
 ) -> Comparison:
     """Runs optimizers on the same draws from a family, after tuning those that can be tuned.
 
@@ -90,10 +93,13 @@ def compare(
     - `key`: picks all draws.
     - `callbacks`: called with a `ComparisonProgress` before each optimizer, as its tuning goes on, and at the
         end. One that returns `StopTraining` ends the comparison with the optimizers that are done.
+    - `known`: of an earlier call with all the same arguments, which was stopped, or `ComparisonProgress` had:
+        what is in it is not done again.
 
     **Returns:** a `Comparison`.
 
-    **Raises:** `ValueError` for sizes below 1, more `last` losses than steps, or no learning rates.
+    **Raises:** `ValueError` for sizes below 1, more `last` losses than steps, no learning rates, or something
+    `known` that is of another comparison.
     """
     _check(num_steps, num_objectives, num_tuning_objectives, last)
     tried = tuple(map(float, learning_rates))
@@ -111,24 +117,28 @@ def compare(
         Restarts(restarts),
         {"rates": tried, "num_steps": num_steps, "last": last, "best_so_far": best_so_far, "mode": tuning},
     )
+    if known is not None:
+        runner.take_up(known, set(optimizers))
     total = len(optimizers)
-    with attended(callbacks, ComparisonProgress(next(iter(optimizers), ""), 0.0, total)) as attendance:
+    first = ComparisonProgress(next(iter(optimizers), ""), 0.0, total, runner.comparison("stopped"))
+    with attended(callbacks, first) as attendance:
 
         def report(name: str, done: float | int) -> None:
-            if attendance.stop(ComparisonProgress(name, float(done), total)) is not None:
+            so_far = runner.comparison("stopped")
+            if attendance.stop(ComparisonProgress(name, float(done), total, so_far)) is not None:
                 raise _Stopped
 
         result = "completed"
         try:
             for index, (name, optimizer) in enumerate(optimizers.items()):
-                report(name, index)
-                runner.run(name, optimizer, functools.partial(_report_tuning, report, name, index))
+                if name not in runner.found:
+                    report(name, index)
+                    runner.run(name, optimizer, functools.partial(_report_tuning, report, name, index))
             if optimizers:
                 report(list(optimizers)[-1], total)
         except _Stopped:
-            result = "stopped" if len(runner.known) < total else "completed"
-        learned = tuple(name for name in runner.known if _is_learned(optimizers[name]))
-        attendance.solution = runner.comparison(tried, learned, last, result)
+            result = "stopped" if len(runner.found) < total else "completed"
+        attendance.solution = runner.comparison(result, tuple(optimizers))
         return attendance.solution
 
 
@@ -150,8 +160,31 @@ class _Runner:
     ):
         self.family, self.num_steps, self.runs, self.tuning = family, num_steps, runs, tuning
         self.tuning_draws, self.final_draws = tuning_draws, final_draws
-        self.known: dict[str, Trajectories] = {}
-        self.tunings: dict[str, Tuning] = {}
+        self.found: dict[str, Trajectories] = {}
+        self.rates: dict[str, float] = {}
+        self.losses_by_rate: dict[str, Float[np.ndarray, " rates"]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.learned: set[str] = set()
+
+    def take_up(self, known: Comparison, names: set[str]) -> None:
+        """Takes what an earlier comparison found, if it is of the same settings."""
+        shown = {"rates": known.tried, "last": known.last, "best_so_far": known.best_so_far}
+        own = {name: self.tuning[name] for name in shown}
+        shape = (self.final_draws[1], self.num_steps)
+        found = {one.losses.shape[-2:] for one in known.trajectories.values()}
+        if shown != own or not found <= {shape} or not set(known.trajectories) <= names:
+            raise ArgumentError(
+                "`compare(known=...)` is of a comparison with other arguments: of "
+                f"{', '.join(known.trajectories) or 'nothing'}, with {shown} and losses of shapes {found}; "
+                f"these are of {', '.join(sorted(names))}, with {own} and losses of the shape {shape}.",
+                argument="known",
+                given=known,
+            )
+        self.found |= known.trajectories
+        self.rates |= known.learning_rates
+        self.losses_by_rate |= known.tuning_losses
+        self.settings |= known.settings
+        self.learned |= set(known.learned)
 
     def run(
         self,
@@ -175,12 +208,20 @@ class _Runner:
         else:
             tuned = tune(_as_baseline(optimizer), self.draws[0], progress=progress, **self.tuning)
             found = run_tuned(tuned, self.draws[1], self.num_steps)
-            self.tunings[name] = tuned
+            self._keep(name, tuned)
         if self.tuning["best_so_far"]:
             found = dataclasses.replace(found, losses=lowest_so_far(found.losses))
         # Waits for the numbers, so that the name reported is that of the optimizer at work.
         jax.block_until_ready(found.losses)
-        self.known[name] = found
+        self.found[name] = found
+        if _is_learned(optimizer):
+            self.learned.add(name)
+
+    def _keep(self, name: str, tuned: Tuning) -> None:
+        self.losses_by_rate[name] = tuned.losses_by_rate
+        # Where all that was tried diverges, nothing is the best of it.
+        if np.isfinite(tuned.losses_by_rate).any():
+            self.rates[name], self.settings[name] = tuned.learning_rate, tuned.settings
 
     @functools.cached_property
     def draws(self) -> tuple[Draws, Draws]:
@@ -188,24 +229,22 @@ class _Runner:
         return _draw(self.family, *self.tuning_draws, *self.final_draws)
 
     def comparison(
-        self,
-        tried: tuple[float, ...],
-        learned: tuple[str, ...],
-        last: int,
-        result: Literal["completed", "stopped"],
+        self, result: Literal["completed", "stopped"], order: Sequence[str] | None = None
     ) -> Comparison:
-        """What there is."""
-        tunings = self.tunings
-        # Where all that was tried diverges, nothing is the best of it.
-        tuned = {name: one for name, one in tunings.items() if np.isfinite(one.losses_by_rate).any()}
+        """What there is, by the names in `order`."""
+        names = [name for name in order or self.found if name in self.found]
+
+        def of(found: dict[str, Any]) -> dict[str, Any]:
+            return {name: found[name] for name in names if name in found}
+
         return Comparison(
-            self.known,
-            {name: one.learning_rate for name, one in tuned.items()},
-            {name: one.losses_by_rate for name, one in tunings.items()},
-            tried,
-            {name: one.settings for name, one in tuned.items()},
-            learned,
-            last,
+            of(self.found),
+            of(self.rates),
+            of(self.losses_by_rate),
+            self.tuning["rates"],
+            of(self.settings),
+            tuple(name for name in names if name in self.learned),
+            self.tuning["last"],
             result,
             self.tuning["best_so_far"],
         )

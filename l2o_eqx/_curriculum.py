@@ -12,7 +12,7 @@ from ._checks import check_sizes
 from ._errors import ArgumentError
 from ._loop import Attendance, attended
 from ._meta_step import MetaState, init_meta_state
-from ._meta_train import MetaSolution, Progress, meta_train
+from ._meta_train import MetaSolution, Progress, fitting, meta_train
 from ._snapshots import Snapshot, Validation
 from .callbacks import StopTraining
 from .callbacks._base import Callback
@@ -100,16 +100,22 @@ class CurriculumSolution(eqx.Module):
 
 class _Watch:
     # A callback that ends a stage where validations stagnate, or where a callback ends the training.
-    def __init__(self, attendance: Attendance, patience: int):
-        self.attendance, self.patience = attendance, patience
+    def __init__(self, attendance: Attendance, stage: int, patience: int):
+        self.attendance, self.stage, self.patience = attendance, stage, patience
         self.wish: StopTraining | None = None
 
     def __call__(self, progress: Progress) -> StopTraining | None:
-        self.wish = self.attendance.stop(progress)
-        assert progress.state.best is not None
-        # Of several restarts, the one that improved last.
-        since = progress.super_epoch - int(np.max(np.asarray(progress.state.best.super_epoch)))
-        return StopTraining("the validation stagnates") if since >= self.patience else self.wish
+        state = progress.state
+        assert state.past is not None
+        state = dataclasses.replace(state, past=dataclasses.replace(state.past, stage=self.stage))
+        self.wish = self.attendance.stop(dataclasses.replace(progress, state=state))
+        return StopTraining("the validation stagnates") if self.stagnates(state) else self.wish
+
+    def stagnates(self, state: MetaState) -> bool:
+        """Whether the best snapshot is older than patience allows; of several restarts the latest."""
+        if state.best is None:
+            return False
+        return int(state.super_epoch) - int(np.max(np.asarray(state.best.super_epoch))) >= self.patience
 
 
 def train_curriculum(
@@ -126,6 +132,7 @@ def train_curriculum(
     validation_family: AbstractObjectiveFamily | None = None,
     key: PRNGKeyArray,
     callbacks: Sequence[Callback] = (),
+    state: MetaState | None = None,
 ) -> CurriculumSolution:
     """Trains on short super epochs first, and on longer ones as soon as those no longer help.
 
@@ -137,6 +144,8 @@ def train_curriculum(
 
     - `curriculum`: the horizons, and when to go on.
     - `super_epochs`: how many in all, over all horizons; training ends earlier if the last horizon stagnates.
+    - `state`: of a `Progress`, or `load_checkpoint`, to go on where it was, with the same settings and `key`,
+        bit for bit as if it had not ended. The solution has the stages from there on.
     - `validation_family`: what validations draw from; by default `family`.
     - all others: as in `meta_train`. With `restarts`, all go on together, when the last one stagnates, each
         from its own best snapshot.
@@ -150,11 +159,15 @@ def train_curriculum(
     meta_optimizer = default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     draws = jr.fold_in(key, _DRAWS)
     start = EveryWindow() if strategy is None else strategy
-    state = init_meta_state(optimizer, meta_optimizer, start, restarts=restarts, key=key)
+    begin = init_meta_state(optimizer, meta_optimizer, start, restarts=restarts, key=key)
+    state = begin if state is None else fitting("train_curriculum", begin, state, super_epochs, key)
+    first = 0 if state.past is None else state.past.stage
     stages, wish = [], None
-    with attended(callbacks, Progress(0, super_epochs, {}, state)) as attendance:
-        for i, horizon in enumerate(curriculum.horizons):
-            watch = _Watch(attendance, curriculum.patience * curriculum.every)
+    with attended(callbacks, Progress(int(state.super_epoch), super_epochs, {}, state)) as attendance:
+        for i, horizon in list(enumerate(curriculum.horizons))[first:]:
+            watch = _Watch(attendance, i, curriculum.patience * curriculum.every)
+            # It may have ended with the last super epoch of its horizon.
+            is_over = i == first and watch.stagnates(state)
             solution = meta_train(
                 state.optimizer,
                 family,
@@ -162,7 +175,7 @@ def train_curriculum(
                 weighting=weighting,
                 meta_optimizer=meta_optimizer,
                 num_steps=horizon,
-                super_epochs=super_epochs,
+                super_epochs=int(state.super_epoch) if is_over else super_epochs,
                 num_objectives=num_objectives,
                 restarts=restarts,
                 validation=_validation(curriculum, i, validation_family or family, draws),

@@ -34,11 +34,13 @@ class Past(eqx.Module):
     - `failed`: of each objective that was not finite its super epoch, its restart, −1 without restarts, and
         its number in the super epoch.
     - `watched`: whose gradients are zero; `None` where nobody looks.
+    - `stage`: the number of the horizon of a curriculum, of which the state is.
     """
 
     key: PRNGKeyArray
     failed: Int[np.ndarray, "failed 3"]
     watched: Watched | None = None
+    stage: int = 0
 
     @classmethod
     def none_yet(cls, key: PRNGKeyArray) -> "Past":

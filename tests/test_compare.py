@@ -334,6 +334,38 @@ def test_rates_that_must_be_python_numbers(getkey):
     assert done == sorted(done) and 0.45 in done
 
 
+def test_a_comparison_goes_on_where_it_was_stopped(getkey):
+    """What is known is not done again, and the whole is the same, in the order that was asked for."""
+    made = []
+
+    def adam(rate):
+        made.append(rate)
+        return optax.adam(rate)
+
+    learned = eqx.filter_vmap(LEARNED["lstm_adam_like"])(jr.split(getkey(), 2))
+    optimizers = {"SGD": optax.sgd, "learned": learned, "Adam": adam, "fixed": optax.sgd(0.1)}
+    common: dict[str, Any] = dict(
+        num_steps=6, num_objectives=3, num_tuning_objectives=2, learning_rates=(0.01, 0.1), restarts=2
+    )
+    key, seen = getkey(), []
+    whole = l2o_eqx.compare(optimizers, Bowls(), key=key, callbacks=[seen.append], **common)
+    assert [list(p.comparison.trajectories) for p in seen if p.done == int(p.done)] == [
+        list(optimizers)[:n] for n in range(5)
+    ]
+    count, some = len(made), next(p.comparison for p in seen if p.done == 3)
+    reordered = {name: some.trajectories[name] for name in ("Adam", "learned", "SGD")}
+    known = eqx.tree_at(lambda c: c.trajectories, some, reordered, is_leaf=lambda x: x is some.trajectories)
+    again = l2o_eqx.compare(optimizers, Bowls(), key=key, known=known, **common)
+    assert (
+        len(made) == count and eqx.tree_equal(again, whole) and list(again.trajectories) == list(optimizers)
+    )
+    for changed in ({"num_steps": 5}, {"learning_rates": (0.1,)}, {"num_objectives": 2}):
+        with pytest.raises(
+            l2o_eqx.ArgumentError, match=r"compare\(known=...\)` is of a comparison with other"
+        ):
+            l2o_eqx.compare(optimizers, Bowls(), key=key, known=known, **{**common, **changed})
+
+
 class Slopes(Bowl):
     def loss(self, params, step, key):
         return jnp.sum(jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]) * params**2)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -43,6 +44,26 @@ def test_it_goes_on_when_the_next_horizon_no_longer_improves():
             assert done == end + 2 and int(best.super_epoch) == end
         end = done
     assert end < 30
+
+
+@pytest.mark.parametrize("restarts", [None, 2])
+def test_it_goes_on_from_every_state_as_if_it_had_not_ended(restarts):
+    """In the middle of a horizon, at its end, and at the very end."""
+    optimizer, bowls, states = rates(*(0.0, 0.25)[: restarts or 1]), family(), []
+    settings: dict[str, Any] = {"restarts": restarts}
+    whole = train(optimizer, bowls, callbacks=[lambda p: states.append(p.state)], **settings)
+    assert len(states) == int(whole.state.super_epoch)
+    ends = np.cumsum([stage.solution.metrics["final_loss"].shape[0] for stage in whole.stages]).tolist()
+    for done in sorted({1, ends[0] - 1, ends[0], ends[0] + 1, ends[1], ends[2]}):
+        found = train(optimizer, bowls, state=states[done - 1], **settings)
+        assert eqx.tree_equal(found.optimizer, whole.optimizer) and eqx.tree_equal(found.best, whole.best)
+        known, of_whole = (
+            [row for stage in one.stages for row in stage.solution.metrics.get("final_loss", [])]
+            for one in (found, whole)
+        )
+        np.testing.assert_array_equal([*of_whole[:done], *known], of_whole)
+    with pytest.raises(l2o_eqx.ArgumentError, match="another `key`"):
+        train(optimizer, bowls, state=states[0], key=jr.key(5), **settings)
 
 
 def test_each_horizon_compiles_once():

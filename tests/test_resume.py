@@ -13,7 +13,7 @@ from l2o_cli._folder import Lock, read_record
 from torture import SETTINGS, command, differences
 from typer.testing import CliRunner
 
-from l2o_eqx import callbacks, load, plots
+from l2o_eqx import _compare, callbacks, load, plots
 
 TRAIN = ("train", *SETTINGS, "--super-epochs", "300", "--checkpoint-every", "7")
 NEWEST, BEFORE = (f"checkpoints/checkpoint-{done:09}.safetensors" for done in (300, 294))
@@ -70,6 +70,29 @@ def test_a_run_that_is_killed_twice_and_moved_comes_out_the_same(whole, tmp_path
     assert f"Going on with {moved}, from checkpoint-000000" in text
     assert differences(moved, whole) == []
     assert len(json.loads((moved / "run.json").read_text())["resumed"]) == 2
+
+
+def test_a_comparison_that_is_interrupted_goes_on(stopped, whole, monkeypatch):
+    """With the optimizer that was at work, and not with those that were done."""
+    at_work: list[str] = []
+    run = _compare._Runner.run
+
+    def fail(self, name, *more):
+        at_work.append(name)
+        if len(at_work) == 2:
+            raise KeyboardInterrupt
+        run(self, name, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_compare._Runner, "run", fail)
+        assert f"`l2o resume {stopped}` compares it" in l2o_cli("resume", stopped, code=130).output
+    begun = list(at_work)
+    at_work.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(_compare._Runner, "run", lambda *args: (at_work.append(args[1]), run(*args))[1])
+        l2o_cli("resume", stopped)
+    assert at_work[0] == begun[-1] and not set(at_work) & set(begun[:-1])
+    assert differences(stopped, whole) == [] and not (stopped / "checkpoints" / "comparison").exists()
 
 
 def test_two_processes_do_not_work_in_one_folder(stopped):

@@ -12,7 +12,7 @@ from ._options import OUTPUT
 from ._resolve import Table, plain
 
 # The folders in that of a run.
-TRAINING, PRETRAINING = "checkpoints", "checkpoints/pretraining"
+TRAINING, PRETRAINING, JOINT_TRAINING = "checkpoints", "checkpoints/pretraining", "checkpoints/joint"
 DEFAULT_MINUTES = 1.0
 
 Every = Annotated[
@@ -45,7 +45,7 @@ def checkpoint(folder: Path, name: str, config: Table, cadence: Cadence) -> Any:
     **Arguments:**
 
     - `folder`: of the run.
-    - `name`: `TRAINING` or `PRETRAINING`.
+    - `name`: `TRAINING`, `PRETRAINING` or `JOINT_TRAINING`.
     - `config`: of the run.
     """
     from l2o_eqx.callbacks import Checkpoint

@@ -1,8 +1,10 @@
 """The comparison at the end of a training, and that of `l2o evaluate`: run it, keep it, show it."""
 
+import contextlib
 import functools
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from ._output import Output, Update
 from ._pictures import draw
 from ._resolve import plain
 
+# The folder in that of a run, beside its other checkpoints.
+PARTIAL = "checkpoints/comparison"
 LEARNED = "learned"
 UNTRAINED = "untrained"
 
@@ -37,6 +41,7 @@ def run_comparisons(
     restarts: int | None,
     key: PRNGKeyArray,
     with_baselines: bool = True,
+    keep_in: Path | None = None,
 ) -> Comparisons:
     """`l2o_eqx.compare` with the settings of a run, on each family, and a bar that shows how far it is.
 
@@ -47,6 +52,7 @@ def run_comparisons(
     - `output`: shows the progress.
     - `key`: picks the draws.
     - `with_baselines`: whether those that fit are compared, too.
+    - `keep_in`: the folder in which results are kept as they come, and taken up; until `forget_partial`.
     """
     families = families_of(parts.family)
     compared = {name: dict(optimizers) for name in families}
@@ -56,13 +62,66 @@ def run_comparisons(
     with output.progress("comparing", sum(map(len, compared.values())), "") as update:
         done = 0
         for name, family in families.items():
-            show = functools.partial(_show_progress, update, done, name)
+            callbacks: list[Any] = [functools.partial(_show_progress, update, done, name)]
+            known = None
+            if keep_in is not None:
+                partial = _Partial(keep_in / PARTIAL / f"{_file_name(name)}.safetensors", plain(parts.config))
+                known = partial.load()
+                callbacks.append(partial)
             found[name] = l2o.compare(
-                compared[name], family, **parts.comparing, restarts=restarts, key=key, callbacks=[show]
+                compared[name],
+                family,
+                **parts.comparing,
+                restarts=restarts,
+                key=key,
+                callbacks=callbacks,
+                known=known,
             )
             done += len(compared[name])
         update(done, "done")
     return found
+
+
+class _Partial:
+    """Keeps what a comparison has found so far: a callback of `compare`.
+
+    **Arguments:**
+
+    - `path`: of the file.
+    - `settings`: what it depends on; of others, nothing is taken up.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings, self.count = path, {"settings": settings}, 0
+
+    def load(self) -> l2o.Comparison | None:
+        """What was found before."""
+        try:
+            same = l2o.load_metadata(self.path) == self.settings
+            found: Any = l2o.load(self.path) if same else None
+        except (OSError, ValueError):
+            return None
+        self.count = 0 if found is None else len(found.trajectories)
+        return found
+
+    def __call__(self, progress: l2o.ComparisonProgress) -> None:
+        found = progress.comparison
+        if found is None or len(found.trajectories) <= self.count:
+            return
+        self.count = len(found.trajectories)
+        # Nothing is lost without it but time.
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            l2o.save(self.path, found, metadata=self.settings)
+
+
+def forget_partial(folder: Path) -> None:
+    """Removes what `run_comparisons` has kept in a folder."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+
+
+def _file_name(family: str) -> str:
+    return re.sub(r"[^\w.-]", "-", family) or "comparison"
 
 
 def _show_progress(update: Update, before: int, family: str, progress: l2o.ComparisonProgress) -> None:
@@ -87,7 +146,7 @@ def write_comparisons(
         write_comparison(folder, comparisons[""], output, title=title, facts=facts, by=by)
         return
     for name, comparison in comparisons.items():
-        own = folder / "families" / re.sub(r"[^\w.-]", "-", name)
+        own = folder / "families" / _file_name(name)
         own.mkdir(parents=True, exist_ok=True)
         of_family = {"title": f"{name}: {title}", "facts": {**facts, "family": name}}
         write_comparison(own, comparison, output, **of_family, by=by)

@@ -1,6 +1,6 @@
 """What a comparison of learned starts has beside baselines: a start learned without inner steps, and fits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,14 @@ def can_be_joint(parts: Parts, optimizer: Any) -> bool:
 
 
 def train_jointly(
-    optimizer: LearnedStart, parts: Parts, output: Output, *, restarts: int | None, key: PRNGKeyArray
+    optimizer: LearnedStart,
+    parts: Parts,
+    output: Output,
+    *,
+    restarts: int | None,
+    key: PRNGKeyArray,
+    state: l2o.MetaState | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> LearnedStart:
     """Gradient descent at a tuned rate from a start that was trained as long, but without inner steps.
 
@@ -49,12 +56,17 @@ def train_jointly(
     - `parts`: the settings of the run.
     - `output`: shows the progress.
     - `key`: draws the tasks.
+    - `state`, `callbacks`: as in `meta_train`.
     """
     meta = parts.config.meta
     # Steps of length zero, so that the loss after them is that of the start.
     still = LearnedStart(GradientDescent(None, 0.0, rates="fixed"), optimizer.start)
     strategy = l2o.strategies.OncePerSuperEpoch(l2o.estimators.Backprop(), include_final_loss=True)
     with output.progress("training jointly", meta.super_epochs, "compiling") as update:
+
+        def show(progress: l2o.Progress) -> None:
+            update(progress.super_epoch, f"meta-loss {np.median(progress.metrics['meta_loss']):.4g}")
+
         solution = l2o.meta_train(
             still,
             parts.family,
@@ -67,7 +79,8 @@ def train_jointly(
             restarts=restarts,
             per_call=meta.per_call,
             key=jr.fold_in(key, _TRAINING),
-            callbacks=[lambda p: update(p.super_epoch, f"meta-loss {np.median(p.metrics['meta_loss']):.4g}")],
+            callbacks=[show, *callbacks],
+            state=state,
         )
     trained = solution.optimizer
     assert isinstance(trained, LearnedStart)

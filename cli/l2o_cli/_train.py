@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import l2o_eqx as l2o
 
-from ._checkpoints import DEFAULT_MINUTES, TRAINING, Cadence, Every, Minutes, checkpoint, state_of
+from ._checkpoints import (
+    DEFAULT_MINUTES,
+    JOINT_TRAINING,
+    TRAINING,
+    Cadence,
+    Every,
+    Minutes,
+    checkpoint,
+    state_of,
+)
 from ._distributed import Coordinator, Crew, Distributed, Process
 from ._errors import Failure, describe
 from ._folder import CONFIG, check_free
@@ -397,7 +406,13 @@ def _compare(training: _Training) -> "tuple[Comparisons, dict[str, Any]]":
     optimizers = {LEARNED: training.optimizer, UNTRAINED: run.optimizer}
     if can_be_joint(run.parts, run.optimizer):
         optimizers[JOINT] = train_jointly(
-            run.optimizer, run.parts, run.output, restarts=run.restarts, key=run.comparison_key
+            run.optimizer,
+            run.parts,
+            run.output,
+            restarts=run.restarts,
+            key=run.comparison_key,
+            state=state_of(run.folder, JOINT_TRAINING, run.parts.config),
+            callbacks=[checkpoint(run.folder, JOINT_TRAINING, run.parts.config, run.cadence)],
         )
     comparisons = run_comparisons(
         optimizers,
@@ -405,18 +420,20 @@ def _compare(training: _Training) -> "tuple[Comparisons, dict[str, Any]]":
         run.output,
         restarts=run.restarts,
         key=run.comparison_key,
+        keep_in=run.folder,
     )
     return comparisons, {name: optimizers[name] for name in (LEARNED, JOINT) if name in optimizers}
 
 
 def _keep(training: _Training, comparisons: "Comparisons", learners: dict[str, Any]) -> None:
-    from ._comparison import facts_of, title_of, write_comparisons
+    from ._comparison import facts_of, forget_partial, title_of, write_comparisons
     from ._few_shot import write_fits
 
     run = training.run
     facts = facts_of(run.parts, run.parts.config.seed)
     write_comparisons(run.folder, comparisons, run.output, title=title_of(facts), facts=facts)
     write_fits(run.folder, learners, run.parts, run.output, restarts=run.restarts)
+    forget_partial(run.folder)
 
 
 def _report(training: _Training, comparisons: "Comparisons") -> None:

@@ -6,6 +6,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ._axis import mean_over
 from ._mesh import (
     DEVICES,
     gather,
@@ -60,7 +61,7 @@ class Placement(eqx.Module):
 
     def mean(self, tree: PyTree) -> PyTree:
         """Means over the objectives of this device as means over those of all, inside of a training."""
-        return lax.pmean(tree, DEVICES) if self.shared == "objectives" else tree
+        return mean_over(tree, DEVICES) if self.shared == "objectives" else tree
 
     def collect(self, rows: Array) -> Array:
         """The rows, one per objective, of all devices, inside of a training."""

@@ -333,6 +333,7 @@ VALUES |= {
     "optimizer.moving": ("head", "head"),
     "weighting.weights": ("0,0.5,0.5", (0.0, 0.5, 0.5)),
     "meta.per_call": ("7", 7),
+    "meta.debug_nans": ("", True),
     "evaluation.joint": (None, False),
     "strategy.estimator.kind": ("es", "es"),
     "strategy.estimator.constants": ("state", frozenset({"state"})),

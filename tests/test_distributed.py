@@ -52,7 +52,7 @@ trainings = [
     (one, Quadratic(3), EveryWindow(3), dict(num_objectives=3)),
 ]
 lines = []
-for optimizer, family, strategy, settings in trainings[: 4 if count == 2 else None]:
+for optimizer, family, strategy, settings in trainings[: 2 if count == 2 else None]:
     solution = l2o.meta_train(
         optimizer, family, strategy, num_steps=9, super_epochs=3, key=jr.key(1), **settings
     )
@@ -104,7 +104,7 @@ def test_several_processes_train_what_one_does(count):
     several = [start(["-c", TRAINED, i, count, port]) for i in range(count)]
     found = [numbers_in(output) for output in outputs(several)]
     expected = numbers_in(outputs([start(["-c", TRAINED, -1, count, 0])])[0])
-    assert [int(expected[i][0]) for i in (1, 3, 5)] == [3, 2, 3]
+    assert [int(expected[i][0]) for i in (1, 3)] == [3, 2]
     for one in found:
         for own, of_one in zip(one, expected, strict=True):
             np.testing.assert_allclose(own, of_one, rtol=1e-5)

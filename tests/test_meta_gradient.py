@@ -277,7 +277,11 @@ LAID_OUT += ["learned_momentum_per_layer", "user_looking_lstm", "user_scaled_gra
 
 
 @pytest.mark.parametrize(
-    "name", sparing(LAID_OUT, but=["adam_mlp_matrices", "learned_momentum_per_layer", "lstm_adam_like"])
+    "name",
+    sparing(
+        LAID_OUT,
+        but=["learned_momentum", "adam_mlp_matrices", "learned_momentum_per_layer", "lstm_adam_like"],
+    ),
 )
 def test_batch_is_the_mean_over_objectives(name, getkey):
     """Objectives folded into the coordinates, split by layer, or vmapped: always the mean."""

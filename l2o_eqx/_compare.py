@@ -99,7 +99,7 @@ def compare(
     **Returns:** a `Comparison`.
 
     **Raises:** `ValueError` for sizes below 1, more `last` losses than steps, no learning rates, or something
-    `known` that is of another comparison.
+    `known` that has other names, learning rates, sizes or restarts; it does not tell its `key` and family.
     """
     _check(num_steps, num_objectives, num_tuning_objectives, last)
     tried = tuple(map(float, learning_rates))
@@ -172,7 +172,9 @@ class _Runner:
         own = {name: self.tuning[name] for name in shown}
         shape = (self.final_draws[1], self.num_steps)
         found = {one.losses.shape[-2:] for one in known.trajectories.values()}
-        if shown != own or not found <= {shape} or not set(known.trajectories) <= names:
+        batches = {known.trajectories[name].losses.shape[:-2] for name in known.learned}
+        fits = found <= {shape} and batches <= {self.runs.shape}
+        if shown != own or not fits or not set(known.trajectories) <= names:
             raise ArgumentError(
                 "`compare(known=...)` is of a comparison with other arguments: of "
                 f"{', '.join(known.trajectories) or 'nothing'}, with {shown} and losses of shapes {found}; "

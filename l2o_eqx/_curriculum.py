@@ -105,11 +105,14 @@ class _Watch:
         self.wish: StopTraining | None = None
 
     def __call__(self, progress: Progress) -> StopTraining | None:
-        state = progress.state
-        assert state.past is not None
-        state = dataclasses.replace(state, past=dataclasses.replace(state.past, stage=self.stage))
+        state = self.marked(progress.state)
         self.wish = self.attendance.stop(dataclasses.replace(progress, state=state))
         return StopTraining("the validation stagnates") if self.stagnates(state) else self.wish
+
+    def marked(self, state: MetaState) -> MetaState:
+        """The state with the number of its horizon."""
+        assert state.past is not None
+        return dataclasses.replace(state, past=dataclasses.replace(state.past, stage=self.stage))
 
     def stagnates(self, state: MetaState) -> bool:
         """Whether the best snapshot is older than patience allows; of several restarts the latest."""
@@ -144,8 +147,8 @@ def train_curriculum(
 
     - `curriculum`: the horizons, and when to go on.
     - `super_epochs`: how many in all, over all horizons; training ends earlier if the last horizon stagnates.
-    - `state`: of a `Progress`, or `load_checkpoint`, to go on where it was, with the same settings and `key`,
-        bit for bit as if it had not ended. The solution has the stages from there on.
+    - `state`: of an earlier solution, a `Progress`, or `load_checkpoint`, to go on where it was, with the
+        same settings and `key`, bit for bit as if it had not ended. The solution has the stages from there.
     - `validation_family`: what validations draw from; by default `family`.
     - all others: as in `meta_train`. With `restarts`, all go on together, when the last one stagnates, each
         from its own best snapshot.
@@ -183,6 +186,7 @@ def train_curriculum(
                 callbacks=[watch],
                 state=state,
             )
+            solution = eqx.tree_at(lambda s: s.state, solution, watch.marked(solution.state))
             stages.append(Stage(horizon, solution))
             state, wish = _from_best(solution.state), watch.wish
             if wish is not None or int(state.super_epoch) >= super_epochs:

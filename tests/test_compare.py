@@ -359,7 +359,8 @@ def test_a_comparison_goes_on_where_it_was_stopped(getkey):
     assert (
         len(made) == count and eqx.tree_equal(again, whole) and list(again.trajectories) == list(optimizers)
     )
-    for changed in ({"num_steps": 5}, {"learning_rates": (0.1,)}, {"num_objectives": 2}):
+    changes: list[dict[str, Any]] = [{"num_steps": 5}, {"learning_rates": (0.1,)}, {"num_objectives": 2}]
+    for changed in (*changes, {"restarts": 3}):
         with pytest.raises(
             l2o_eqx.ArgumentError, match=r"compare\(known=...\)` is of a comparison with other"
         ):

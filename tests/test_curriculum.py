@@ -62,6 +62,10 @@ def test_it_goes_on_from_every_state_as_if_it_had_not_ended(restarts):
             for one in (found, whole)
         )
         np.testing.assert_array_equal([*of_whole[:done], *known], of_whole)
+    # The state of a solution says which horizon it is of, as those of checkpoints do.
+    ended = train(optimizer, bowls, callbacks=[stop_at(ends[0] + 1)], **settings)
+    assert [stage.horizon for stage in ended.stages] == [2, 4] and ended.result == "stopped"
+    assert eqx.tree_equal(train(optimizer, bowls, state=ended.state, **settings).optimizer, whole.optimizer)
     with pytest.raises(l2o_eqx.ArgumentError, match="another `key`"):
         train(optimizer, bowls, state=states[0], key=jr.key(5), **settings)
 

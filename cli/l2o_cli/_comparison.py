@@ -5,7 +5,7 @@ import functools
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def run_comparisons(
             callbacks: list[Any] = [functools.partial(_show_progress, update, done, name)]
             known = None
             if keep_in is not None:
-                partial = _Partial(keep_in / PARTIAL / f"{_file_name(name)}.safetensors", plain(parts.config))
+                path = keep_in / PARTIAL / f"{_file_name(name)}.safetensors"
+                partial = _Partial(path, {"settings": plain(parts.config), "family": name}, compared[name])
                 known = partial.load()
                 callbacks.append(partial)
             found[name] = l2o.compare(
@@ -88,18 +89,21 @@ class _Partial:
     **Arguments:**
 
     - `path`: of the file.
-    - `settings`: what it depends on; of others, nothing is taken up.
+    - `facts`: what it depends on; of others, nothing is taken up.
+    - `names`: of what is compared, and so of others.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.settings, self.count = path, {"settings": settings}, 0
+    def __init__(self, path: Path, facts: dict[str, Any], names: Collection[str]):
+        self.path, self.facts, self.names, self.count = path, facts, names, 0
 
     def load(self) -> l2o.Comparison | None:
         """What was found before."""
         try:
-            same = l2o.load_metadata(self.path) == self.settings
+            same = l2o.load_metadata(self.path) == self.facts
             found: Any = l2o.load(self.path) if same else None
         except (OSError, ValueError):
+            return None
+        if found is not None and not set(found.trajectories) <= set(self.names):
             return None
         self.count = 0 if found is None else len(found.trajectories)
         return found
@@ -112,7 +116,7 @@ class _Partial:
         # Nothing is lost without it but time.
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            l2o.save(self.path, found, metadata=self.settings)
+            l2o.save(self.path, found, metadata=self.facts)
 
 
 def forget_partial(folder: Path) -> None:

@@ -85,6 +85,8 @@ class _Training:
     failed_so_far: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
     without_gradient: tuple[str, ...] = ()
     wants_to_stop: bool = False
+    # The same, as all processes have agreed on it.
+    stopped: bool = False
     # What is kept and compared, and why if it is not the last one.
     optimizer: Any = None
     taken: dict[str, Any] | None = None
@@ -141,7 +143,7 @@ def work(run: "Run") -> None:
             if run.parts.config.pretraining.enabled:
                 pretrain_first(run)
             run_interruptibly(lambda: _meta_train(training), on_first=lambda: _ask(training))
-            result = "stopped" if training.wants_to_stop else "completed"
+            result = "stopped" if training.stopped else "completed"
         except KeyboardInterrupt:
             result = "stopped"
         say = output.say
@@ -271,7 +273,8 @@ def _meta_train(training: _Training) -> None:
                 output.say(progress.skipped_all, "yellow")
             if progress.nan is not None:
                 output.say(str(progress.nan), "yellow")
-                training.run.record.add(first_nan=str(progress.nan))
+                first = training.run.record.facts.get("first_nan", str(progress.nan))
+                training.run.record.add(first_nan=first)
             if progress.without_gradient:
                 training.without_gradient = progress.without_gradient
                 output.say(describe_zero_gradients(progress.without_gradient), "yellow")
@@ -297,7 +300,7 @@ def _meta_train(training: _Training) -> None:
             training.solution = l2o.meta_train(
                 training.run.optimizer, parts.family, parts.strategy, **parts.training, **common
             )
-    training.wants_to_stop = any_process(training.wants_to_stop)
+    training.stopped = any_process(training.wants_to_stop)
 
 
 def _ask(training: _Training) -> None:

@@ -122,4 +122,5 @@ def place(runs: Restarts, num_objectives: int, worth_sharing_coordinates: Callab
     count = num_devices()
     if count == 1 or not worth_sharing_coordinates(count):
         return Placement(runs)
-    return Placement(runs, mesh_for(count), "coordinates")
+    mesh = mesh_for(count)
+    return Placement(runs, mesh, None if mesh is None else "coordinates")

@@ -199,7 +199,9 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 def _compare(path: Path, kept: Any, given: Any) -> None:
     kept, given = dict(_flat(kept)), dict(_flat(given))
     for name in [*given, *(name for name in kept if name not in given)]:
-        if kept.get(name) != given.get(name):
+        # What was not a setting yet is off.
+        is_new = name not in kept and given.get(name) is False
+        if kept.get(name) != given.get(name) and not is_new:
             raise ArgumentError(
                 f"{path} is of another training: `{name}` was {kept.get(name)!r} then, and is "
                 f"{given.get(name)!r} now.",

@@ -136,10 +136,10 @@ _NAMES = {
         "_errors": "ArgumentError NanWarning SkippedUpdatesWarning "
         "UntrainedNumberWarning ZeroGradientWarning",
         "_evaluate": "EvaluationProgress Trajectories evaluate",
+        "_find_nan": "NanPlace",
         "_generalization": "CardProgress generalization_card",
         "_imitate": "ImitationSolution imitate",
         "_meta_gradient": "MetaGradient meta_gradient recorded_meta_gradient",
-        "_find_nan": "NanPlace",
         "_meta_step": "MetaState init_meta_state meta_step",
         "_meta_train": "FailedObjective MetaSolution Progress count_meta_parameters meta_train "
         "select_restart",

@@ -278,8 +278,8 @@ def meta_train(
                 return place
         return NanPlace(int(state.super_epoch))
 
-    course = Course(steps, name_failed, watch, past, keeper, turns, families.fetch)
-    course.locate = locate if debug_nans else None
+    asked = locate if debug_nans else None
+    course = Course(steps, name_failed, watch, past, keeper, turns, families.fetch, asked)
     ends = [
         done
         for done in range(begun + 1, super_epochs + 1)
@@ -321,6 +321,7 @@ class Course:
     - `keeper`: keeps snapshots.
     - `turns`: what each super epoch is of.
     - `fetch`: brings the last state back from the devices.
+    - `locate`: where so many super epochs, from a state on, have their first NaN; asked once.
     """
 
     def __init__(
@@ -332,13 +333,12 @@ class Course:
         keeper: Keeper,
         turns: Sequence[Turn],
         fetch: Callable[[MetaState], MetaState],
+        locate: Callable[[MetaState, int], NanPlace] | None = None,
     ):
         self.steps, self.name_failed, self.watch, self.keeper = steps, name_failed, watch, keeper
-        self.past, self.turns, self.fetch = past, turns, fetch
+        self.past, self.turns, self.fetch, self.locate = past, turns, fetch, locate
         self.families = sorted({turn.family for turn in turns})
         self.rows = Rows()
-        # Where some super epochs, from a state on, have their first NaN; asked once.
-        self.locate: Callable[[MetaState, int], NanPlace] | None = None
 
     def run(self, state: MetaState, ends: Sequence[int], callbacks: Sequence[Callback]) -> MetaSolution:
         """Goes on from a state, in calls that end after so many super epochs."""
@@ -374,8 +374,10 @@ class Course:
         return state, Progress(done, total, row, state, failed, zeros, name, skipped_all, nan)
 
     def _locate(self, before: MetaState, count: int, row: dict[str, Any]) -> NanPlace | None:
+        if self.locate is None:
+            return None
         skipped = np.any(row["skipped_updates"] > np.asarray(count_skipped(before.meta_optimizer_state)))
-        if self.locate is None or not (skipped or np.any(row["failed_objectives"])):
+        if not (skipped or np.any(row["failed_objectives"])):
             return None
         place, self.locate = self.locate(before, count), None
         warnings.warn(str(place), NanWarning, stacklevel=2)

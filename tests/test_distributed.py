@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from helpers import sparing
+from torture import metrics_of
 
 # One line of numbers for each way in which work is shared out, and one for what is compared after it.
 TRAINED = """
@@ -121,10 +122,6 @@ def train(folder, *, index: int | None = None, port: int = 0, resume: bool = Fal
     return start(["-m", "l2o_cli", *command, "--json", *(where if index is not None else [])])
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def lines_of(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
@@ -143,12 +140,12 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path):
     assert re.search(r"^l2o: another process of this work has ended.*`l2o resume`", err, re.M), err
     assert "Traceback" not in err and json.loads((broken / "run.json").read_text())["result"] == "failed"
 
-    done = len(rows_of(broken))
+    done = len(metrics_of(broken))
     assert 3 <= done < 100
     port = free_port()
     resumed = outputs([train(broken, index=i, port=port, resume=True) for i in (0, 1)])
     assert json.loads(resumed[0])["result"] == "completed" and resumed[1] == ""
     outputs([train(whole)])
-    for own, expected in zip(rows_of(broken), rows_of(whole), strict=True):
+    for own, expected in zip(metrics_of(broken), metrics_of(whole), strict=True):
         losses = (row["restarts"]["final_loss"] for row in (own, expected))
         np.testing.assert_allclose(*losses, rtol=1e-4)

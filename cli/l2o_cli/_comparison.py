@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from l2o_eqx.files import dumps, replacing, write_text
 from l2o_eqx.objectives._mixture import families_of
 
 from ._build import Parts, baselines_of
+from ._folder import file_name
 from ._mixture import name_of
 from ._output import Output, Update
 from ._pictures import draw
@@ -65,7 +65,7 @@ def run_comparisons(
             callbacks: list[Any] = [functools.partial(_show_progress, update, done, name)]
             known = None
             if keep_in is not None:
-                path = keep_in / PARTIAL / f"{_file_name(name)}.safetensors"
+                path = keep_in / PARTIAL / f"{file_name(name) or 'comparison'}.safetensors"
                 partial = _Partial(path, {"settings": plain(parts.config), "family": name}, compared[name])
                 known = partial.load()
                 callbacks.append(partial)
@@ -124,10 +124,6 @@ def forget_partial(folder: Path) -> None:
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
-def _file_name(family: str) -> str:
-    return re.sub(r"[^\w.-]", "-", family) or "comparison"
-
-
 def _show_progress(update: Update, before: int, family: str, progress: l2o.ComparisonProgress) -> None:
     if progress.done < progress.total:
         update(before + progress.done, f"{progress.name} on {family}" if family else progress.name)
@@ -150,7 +146,7 @@ def write_comparisons(
         write_comparison(folder, comparisons[""], output, title=title, facts=facts, by=by)
         return
     for name, comparison in comparisons.items():
-        own = folder / "families" / _file_name(name)
+        own = folder / "families" / file_name(name)
         own.mkdir(parents=True, exist_ok=True)
         of_family = {"title": f"{name}: {title}", "facts": {**facts, "family": name}}
         write_comparison(own, comparison, output, **of_family, by=by)

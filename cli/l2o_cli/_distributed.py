@@ -218,7 +218,7 @@ class Member:
         if self.scratch is None:
             check()
             return
-        from l2o_eqx._devices import from_first_process
+        from l2o_eqx._devices import any_process
 
         mistake = None
         if self.is_first:
@@ -226,7 +226,7 @@ class Member:
                 check()
             except UsageError as error:
                 mistake = error
-        if from_first_process(b"" if mistake is None else b"no"):
+        if any_process(mistake is not None):
             self.agreed = True
             raise mistake or typer.Exit(UsageError.exit_code)
 

@@ -29,7 +29,7 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
     **Raises:** `UsageError` if it exists or cannot be made.
     """
     # A plug-in's kind may be `module:name`.
-    name = re.sub(r"[^\w.-]", "-", name)
+    name = file_name(name)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     numbered = (f"-{i}" if i > 1 else "" for i in itertools.count(1))
     candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)
@@ -43,6 +43,11 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
             message = f"option '--out': {folder} cannot be made: {error.strerror}"
             raise UsageError(message) from None
     raise exists(out)
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file or folder: without what systems do not take there."""
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 def check_free(out: Path | None, option: str = "--out") -> None:

@@ -56,6 +56,14 @@ class Run:
         restarts = self.parts.config.meta.restarts
         return restarts if restarts > 1 else None
 
+    def kept(self, name: str) -> dict[str, Any]:
+        """`state` and `callbacks` of a piece of work whose states are kept under a name of `_checkpoints`."""
+        config = self.parts.config
+        return {
+            "state": state_of(self.folder, name, config),
+            "callbacks": [checkpoint(self.folder, name, config, self.cadence)],
+        }
+
 
 def begin(
     given: Table,
@@ -171,8 +179,7 @@ def pretrain_first(run: Run) -> None:
             run.output,
             restarts=run.restarts,
             key=run.pretraining_key,
-            state=state_of(run.folder, PRETRAINING, run.parts.config),
-            callbacks=[checkpoint(run.folder, PRETRAINING, run.parts.config, run.cadence)],
+            **run.kept(PRETRAINING),
         )
 
     pretrained = run_interruptibly(work)

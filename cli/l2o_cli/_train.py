@@ -414,8 +414,7 @@ def _compare(training: _Training) -> "tuple[Comparisons, dict[str, Any]]":
             run.output,
             restarts=run.restarts,
             key=run.comparison_key,
-            state=state_of(run.folder, JOINT_TRAINING, run.parts.config),
-            callbacks=[checkpoint(run.folder, JOINT_TRAINING, run.parts.config, run.cadence)],
+            **run.kept(JOINT_TRAINING),
         )
     comparisons = run_comparisons(
         optimizers,

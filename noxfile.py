@@ -57,6 +57,13 @@ def thorough(session: nox.Session) -> None:
     session.run("pytest", "--thorough", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
+@nox.session
+def torch(session: nox.Session) -> None:
+    """The optimizers in PyTorch, which the tests leave out where it is not installed."""
+    session.install("-e", ".[dev,torch]")
+    session.run("pytest", "tests/test_torch_runtime.py", *session.posargs)
+
+
 QUICK = (
     *("callbacks", "cli_options", "data", "files", "interfaces", "meta_optimizers", "outputs", "plots"),
     *("preprocessors", "serialise", "variations", "weightings", "zoo"),

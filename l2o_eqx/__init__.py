@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from . import plots as plots
     from . import preprocessors as preprocessors
     from . import strategies as strategies
+    from . import torch_runtime as torch_runtime
     from . import transforms as transforms
     from . import weightings as weightings
     from ._adapt import adapt as adapt
@@ -118,6 +119,7 @@ _NAMESPACES = [
     "plots",
     "preprocessors",
     "strategies",
+    "torch_runtime",
     "transforms",
     "weightings",
 ]

@@ -2,19 +2,22 @@
 
     optimizer = numpy_runtime.load("optimizer.safetensors")
     state = optimizer.init(params)                    # a dict of arrays by name
-    updates, state = optimizer.update(grads, state)
+    updates, state = optimizer.update(grads, state, params)
     params = {name: x + updates[name] for name, x in params.items()}
 
 This file imports NumPy and safetensors alone, and nothing of this package: copy it to where JAX is not. That
-is why it reads files by itself. It knows `LearnedMomentum`, and `CoordinatewiseLSTM` that sees gradients,
-their signed logarithms, or logarithms and signs; their equations are in the docstrings of these classes. All
-is computed in float64, and rounded to the dtype of the gradients at the end.
+is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that sees
+gradients, their signed logarithms, or logarithms and signs; their equations are in the docstrings of these
+classes. All is computed in float64, and rounded to the dtype of the gradients at the end.
+
+The equations call only what NumPy and PyTorch both have: `l2o_eqx.torch_runtime` runs them on tensors.
 """
 
 import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +25,22 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+# NumPy's, or tensors of PyTorch.
+Array = Any
 # By name; "layers.0.weight" and "layers.0.bias" are of one layer.
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Array]
+State = dict[str, Any]
 _FORMAT = 1
 # As in l2o_eqx.optimizers.LearnedMomentum.
 _DECAY, _LARGEST_ANSWER, _LONGEST_FIRST_MOVE = math.log(0.99), 6.0, math.log(1e6)
+# As in l2o_eqx.optimizers.AdamMLP.
+_DECAYS, _SQUARE_DECAY, _START, _NUM_DIRECTIONS = (0.5, 0.9, 0.97), 0.99, 2, 8
+_MUON_STEPS, _MUON_FLOOR, _MUON_FAN_IN, _COEFFICIENTS = 3, 0.01, 1000, (3.4445, -4.7750, 2.0315)
+# Entries of a tensor that go through the network of `AdamMLP` at once.
+_BLOCK = 65_536
 
 
-def load(path: str | os.PathLike[str]) -> "LearnedMomentum | CoordinatewiseLSTM":
+def load(path: str | os.PathLike[str]) -> "LearnedMomentum | AdamMLP | CoordinatewiseLSTM":
     """The optimizer in a file of `l2o_eqx.save`.
 
     **Raises:** `FileNotFoundError`; `ValueError` for files that are damaged or from elsewhere, and for
@@ -38,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> "LearnedMomentum | CoordinatewiseLSTM"
     header, arrays = _read(path)
     found = _value(header["structure"], arrays)
     name = found.pop("class") if isinstance(found, dict) and "class" in found else "no class"
-    kinds = {kind.__name__: kind for kind in (LearnedMomentum, CoordinatewiseLSTM)}
+    kinds = {kind.__name__: kind for kind in (LearnedMomentum, AdamMLP, CoordinatewiseLSTM)}
     if name not in kinds:
         raise ValueError(f"{path}: holds {name}; without JAX there are {', '.join(kinds)}")
     if found.pop("output", None) is not None:
@@ -90,33 +101,62 @@ def _value(node: Any, arrays: Arrays) -> Any:
     return value
 
 
-# The parts that both have.
-
-LSTMState = list[tuple[np.ndarray, np.ndarray]]
+# What NumPy and PyTorch call differently.
 
 
-def _zero_states(cells: list[dict[str, Any]], columns: int) -> LSTMState:
-    sizes = [cell["weight_hh"].shape[1] for cell in cells]
-    return [(np.zeros((size, columns)), np.zeros((size, columns))) for size in sizes]
+def _library(x: Array) -> Any:
+    return np if isinstance(x, np.ndarray | np.generic) else sys.modules["torch"]
 
 
-def _run_cells(
-    cells: list[dict[str, Any]], inputs: np.ndarray, states: LSTMState
-) -> tuple[np.ndarray, LSTMState]:
-    following = []
+def _cast(x: Array, dtype: Any) -> Array:
+    return x.astype(dtype, copy=False) if isinstance(x, np.ndarray | np.generic) else x.to(dtype)
+
+
+def _wide(x: Array) -> Any:
+    # The dtype of norms and networks. Apple's GPUs have no float64.
+    xp = _library(x)
+    return xp.float32 if xp is not np and x.device.type == "mps" else xp.float64
+
+
+def _own(x: Array) -> Any:
+    # The dtype of what there is for every entry.
+    xp = _library(x)
+    return np.float64 if xp is np else xp.promote_types(x.dtype, xp.float32)
+
+
+def _zeros(like: Array) -> Array:
+    return _library(like).zeros_like(_cast(like, _own(like)))
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * _library(x).tanh(0.5 * x) + 0.5
+
+
+# The network of two of them.
+
+LSTMState = list[tuple[Array, Array]]
+
+
+def _zero_states(cells: list[dict[str, Any]], like: Array, columns: int) -> LSTMState:
+    xp, states = _library(like), []
+    for cell in cells:
+        shape = (cell["weight_hh"].shape[1], columns)
+        states.append(tuple(xp.zeros(shape, dtype=_wide(like), device=like.device) for _ in range(2)))
+    return states
+
+
+def _run_cells(cells: list[dict[str, Any]], inputs: Array, states: LSTMState) -> tuple[Array, LSTMState]:
+    xp, following = _library(inputs), []
     for cell, (hidden, memory) in zip(cells, states, strict=True):
         gates = cell["weight_ih"] @ inputs + cell["weight_hh"] @ hidden
         if cell["bias"] is not None:
             gates = gates + cell["bias"][:, None]
-        i, f, g, o = np.split(gates, 4)
-        memory = _sigmoid(f) * memory + _sigmoid(i) * np.tanh(g)
-        inputs = _sigmoid(o) * np.tanh(memory)
+        size = len(gates) // 4
+        i, f, g, o = (gates[k * size : (k + 1) * size] for k in range(4))
+        memory = _sigmoid(f) * memory + _sigmoid(i) * xp.tanh(g)
+        inputs = _sigmoid(o) * xp.tanh(memory)
         following.append((inputs, memory))
     return inputs, following
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * np.tanh(0.5 * x) + 0.5
 
 
 @dataclass
@@ -128,38 +168,42 @@ class CoordinatewiseLSTM:
     preprocessor: dict[str, Any]
     learning_rate: float
 
-    def init(self, params: Arrays) -> LSTMState:
-        """The state before the first step."""
-        return _zero_states(self.cells, sum(x.size for x in params.values()))
+    def init(self, params: Arrays, num_steps: int | None = None) -> State:
+        """The state before the first step, however many there will be."""
+        first = next(iter(params.values()))
+        columns = sum(math.prod(x.shape) for x in params.values())
+        return {"lstm": _zero_states(self.cells, first, columns)}
 
-    def update(self, grads: Arrays, state: LSTMState) -> tuple[dict[str, np.ndarray], LSTMState]:
+    def update(
+        self, grads: Arrays, state: State, params: Arrays | None = None
+    ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in grads.values()])
+        first = next(iter(grads.values()))
+        flat = _library(first).concat([_cast(x, _wide(x)).reshape(-1) for x in grads.values()])
         features = _FEATURES[self.preprocessor["class"]](flat, self.preprocessor.get("p"))
-        hidden, state = _run_cells(self.cells, features, state)
-        total = hidden.sum(axis=0) if self.readout is None else (self.readout["weight"] @ hidden)[0]
-        ends = np.cumsum([x.size for x in grads.values()])[:-1]
-        parts = np.split(self.learning_rate * total, ends)
-        updates = {
-            name: part.reshape(x.shape).astype(x.dtype)
-            for (name, x), part in zip(grads.items(), parts, strict=True)
-        }
-        return updates, state
+        hidden, lstm = _run_cells(self.cells, features, state["lstm"])
+        total = hidden.sum(0) if self.readout is None else (self.readout["weight"] @ hidden)[0]
+        total, updates, start = self.learning_rate * total, {}, 0
+        for name, x in grads.items():
+            end = start + math.prod(x.shape)
+            updates[name], start = _cast(total[start:end].reshape(x.shape), x.dtype), end
+        return updates, {"lstm": lstm}
 
 
-def _signed_log(g: np.ndarray, p: float) -> np.ndarray:
-    log, large = _logarithm(g, p)
-    return np.where(large, log * np.sign(g), -math.exp(p) * g)[None]
+def _signed_log(g: Array, p: float) -> Array:
+    xp, log, large = _logarithm(g, p)
+    return xp.where(large, log * xp.sign(g), -math.exp(p) * g)[None]
 
 
-def _log_and_sign(g: np.ndarray, p: float) -> np.ndarray:
-    log, large = _logarithm(g, p)
-    return np.stack([np.where(large, log, -1.0), np.where(large, np.sign(g), math.exp(p) * g)])
+def _log_and_sign(g: Array, p: float) -> Array:
+    xp, log, large = _logarithm(g, p)
+    return xp.stack([xp.where(large, log, -1.0), xp.where(large, xp.sign(g), math.exp(p) * g)])
 
 
-def _logarithm(g: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarray]:
-    large = np.abs(g) >= math.exp(-p)
-    return np.log(np.where(large, np.abs(g), 1.0)) / p, large
+def _logarithm(g: Array, p: float) -> tuple[Any, Array, Array]:
+    xp = _library(g)
+    large = abs(g) >= math.exp(-p)
+    return xp, xp.log(xp.where(large, abs(g), 1.0)) / p, large
 
 
 _FEATURES = {
@@ -170,94 +214,101 @@ _FEATURES = {
 
 
 @dataclass
-class MomentumState:
-    """Of `LearnedMomentum`: last gradients and updates, and one number for each group of arrays."""
-
-    grads: dict[str, np.ndarray]
-    updates: dict[str, np.ndarray]
-    lstm: LSTMState
-    log_curvature: np.ndarray
-    known: np.ndarray
-    log_first: np.ndarray  # of the first gradient that is not zero; −∞ before
-    log_reference: float
-
-
-@dataclass
 class LearnedMomentum:
     """`l2o_eqx.optimizers.LearnedMomentum`; the fields are those of the file."""
 
     cells: list[dict[str, Any]]
-    readout: np.ndarray
-    offsets: np.ndarray
-    log_first_move: np.ndarray
+    readout: Array
+    offsets: Array
+    log_first_move: Array
     per: str
     first_step: str
 
-    def init(self, params: Arrays) -> MomentumState:
-        """The state before the first step."""
-        count = len(self._groups(params))
-        zeros = {name: np.zeros(x.shape) for name, x in params.items()}
-        reference = 0.0
+    def init(self, params: Arrays, num_steps: int | None = None) -> State:
+        """The state before the first step, however many there will be: last gradients and updates, and one
+        number for each group of arrays."""
+        first = next(iter(params.values()))
+        xp, groups = _library(first), self._groups(params)
+        zeros = {name: _zeros(x) for name, x in params.items()}
+        none = xp.zeros(len(groups), dtype=_wide(first), device=first.device)
+        reference = 0 * none
         if self.first_step == "relative":
-            square = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in params.values())
-            size = sum(x.size for x in params.values())
-            reference = 0.5 * math.log(square / size) if square > 0 else 0.0
-        return MomentumState(
-            grads=zeros,
-            updates=zeros,
-            lstm=_zero_states(self.cells, count),
-            log_curvature=np.zeros(count),
-            known=np.zeros(count, bool),
-            log_first=np.full(count, -np.inf),
-            log_reference=reference,
-        )
+            square = sum(xp.sum(xp.square(_cast(x, _wide(x)))) for x in params.values())
+            size = sum(math.prod(x.shape) for x in params.values())
+            reference = reference + _log_root(square / size)
+        return {
+            "grads": zeros,
+            "updates": dict(zeros),
+            "lstm": _zero_states(self.cells, first, len(groups)),
+            "log_curvature": none,
+            "known": none > 0,
+            # Of the first gradient that is not zero.
+            "log_first": none - math.inf,
+            "log_reference": reference,
+        }
 
-    def update(self, grads: Arrays, state: MomentumState) -> tuple[dict[str, np.ndarray], MomentumState]:
+    def update(
+        self, grads: Arrays, state: State, params: Arrays | None = None
+    ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        groups = self._groups(grads)
-        now = {name: np.asarray(x, np.float64) for name, x in grads.items()}
-        before, moved = state.grads, state.updates
+        groups, xp = self._groups(grads), _library(next(iter(grads.values())))
+        now = {name: _cast(x, _own(x)) for name, x in grads.items()}
+        before, moved = state["grads"], state["updates"]
         change = {name: now[name] - before[name] for name in now}
 
-        def dot(a: Arrays, b: Arrays) -> np.ndarray:
-            return np.array([sum(float(np.sum(a[name] * b[name])) for name in group) for group in groups])
+        def dot(a: Arrays, b: Arrays) -> Array:
+            def one(name: str) -> Array:
+                wide = _wide(grads[name])
+                return xp.sum(_cast(a[name], wide) * _cast(b[name], wide))
+
+            return xp.stack([sum(one(name) for name in group) for group in groups])
 
         g, b, u, y = (_Length(dot(a, a)) for a in (now, before, moved, change))
         measured = y.positive & u.positive
-        seen = np.where(measured, y.log - u.log, 0.0)
-        later = np.where(measured, np.maximum(state.log_curvature + _DECAY, seen), state.log_curvature)
-        curvature, known = np.where(state.known, later, seen), state.known | measured
+        seen = xp.where(measured, y.log - u.log, 0.0)
+        last, known = state["log_curvature"], state["known"]
+        later = xp.where(measured, xp.maximum(last + _DECAY, seen), last)
+        curvature, known = xp.where(known, later, seen), known | measured
         along = _cosine(dot(moved, change), u, y)
-        log_along = np.log(np.maximum(along, 1e-5)) + y.log - u.log - curvature
+        log_along = xp.log(xp.clip(along, 1e-5, None)) + y.log - u.log - curvature
         moving = g.positive & u.positive & known
         features = [
             _cosine(dot(now, moved), g, u),
             _cosine(dot(now, before), g, b),
             along,
-            np.tanh(_cut(g.log - b.log, g.positive & b.positive)),
+            xp.tanh(_cut(g.log - b.log, g.positive & b.positive)),
             _cut(log_along, measured) / 5,
             _cut(u.log + curvature - g.log, moving) / 3,
         ]
-        hidden, lstm = _run_cells(self.cells, np.stack(features), state.lstm)
+        hidden, lstm = _run_cells(self.cells, xp.stack(features), state["lstm"])
         answers = 4 * self.readout @ hidden + self.offsets[:, None]
-        rate = np.clip(answers[0], -_LARGEST_ANSWER, _LARGEST_ANSWER)
-        grown = g.positive & np.isfinite(state.log_first) & (g.log > state.log_first)
-        rate = np.where(grown, np.minimum(rate, 0.0), rate) - curvature
-        half_log_size = 0.5 * np.log([max(1, sum(now[name].size for name in group)) for group in groups])
-        shortest = self.log_first_move + state.log_reference + half_log_size
-        again = np.clip(u.log + math.log(2), shortest, shortest + _LONGEST_FIRST_MOVE)
-        first = np.where(u.positive, again, shortest)
-        length = np.exp(np.minimum(np.where(known, rate + g.log, first), 85.0))
-        step = np.where(g.positive, length / np.exp(g.log), 0.0)
+        rate = xp.clip(answers[0], -_LARGEST_ANSWER, _LARGEST_ANSWER)
+        log_first = state["log_first"]
+        grown = g.positive & xp.isfinite(log_first) & (g.log > log_first)
+        rate = xp.where(grown, xp.clip(rate, None, 0.0), rate) - curvature
+        sizes = [max(1, sum(math.prod(now[name].shape) for name in group)) for group in groups]
+        half_log_size = xp.asarray([0.5 * math.log(n) for n in sizes], dtype=rate.dtype, device=rate.device)
+        shortest = self.log_first_move + state["log_reference"] + half_log_size
+        again = xp.minimum(xp.maximum(u.log + math.log(2), shortest), shortest + _LONGEST_FIRST_MOVE)
+        first = xp.where(u.positive, again, shortest)
+        length = xp.exp(xp.clip(xp.where(known, rate + g.log, first), None, 85.0))
+        step = xp.where(g.positive, length / xp.exp(g.log), 0.0)
         keep = _sigmoid(answers[1])
         updates = {
             name: keep[i] * moved[name] - step[i] * now[name]
             for i, group in enumerate(groups)
             for name in group
         }
-        log_first = np.where(np.isfinite(state.log_first) | ~g.positive, state.log_first, g.log)
-        state = MomentumState(now, updates, lstm, curvature, known, log_first, state.log_reference)
-        return {name: updates[name].astype(x.dtype) for name, x in grads.items()}, state
+        following = {
+            "grads": now,
+            "updates": updates,
+            "lstm": lstm,
+            "log_curvature": curvature,
+            "known": known,
+            "log_first": xp.where(xp.isfinite(log_first) | ~g.positive, log_first, g.log),
+            "log_reference": state["log_reference"],
+        }
+        return {name: _cast(updates[name], x.dtype) for name, x in grads.items()}, following
 
     def _groups(self, arrays: Arrays) -> list[list[str]]:
         # Which arrays share a network.
@@ -271,15 +322,142 @@ class LearnedMomentum:
 
 class _Length:
     # Norms, by their squares: in float64 those of float32 stay in range.
-    def __init__(self, square: np.ndarray):
-        self.square, self.positive = square, square > 0
-        self.log = 0.5 * np.log(np.where(self.positive, square, 1.0))
+    def __init__(self, square: Array):
+        self.square, self.positive, self.log = square, square > 0, _log_root(square)
 
 
-def _cosine(product: np.ndarray, a: _Length, b: _Length) -> np.ndarray:
-    both = a.positive & b.positive
-    return np.where(both, product / np.where(both, np.sqrt(a.square) * np.sqrt(b.square), 1.0), 0.0)
+def _log_root(square: Array) -> Array:
+    xp = _library(square)
+    return 0.5 * xp.log(xp.where(square > 0, square, 1.0))
 
 
-def _cut(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    return np.where(where, np.clip(x, -10.0, 10.0), 0.0)
+def _cosine(product: Array, a: _Length, b: _Length) -> Array:
+    xp, both = _library(product), a.positive & b.positive
+    return xp.where(both, product / xp.where(both, xp.sqrt(a.square) * xp.sqrt(b.square), 1.0), 0.0)
+
+
+def _cut(x: Array, where: Array) -> Array:
+    xp = _library(x)
+    return xp.where(where, xp.clip(x, -10.0, 10.0), 0.0)
+
+
+@dataclass
+class AdamMLP:
+    """`l2o_eqx.optimizers.AdamMLP`; the fields are those of the file."""
+
+    layers: list[dict[str, Any]]
+    log_rate: Array
+    num_steps: int
+    matrices: bool
+    decay: str
+
+    def init(self, params: Arrays, num_steps: int | None = None) -> State:
+        """The state before the first of `num_steps` steps, by default as many as it was trained for."""
+        moments = {}
+        for name, x in params.items():
+            zeros = _zeros(x)
+            # In units of `scale`, so that float32 suffices for squares.
+            moments[name] = {"means": [zeros] * len(_DECAYS), "square": zeros, "scale": zeros.sum()}
+            if self.matrices and _is_matrix(x):
+                moments[name]["muon_square"] = zeros
+        return {"step": 0, "horizon": float(num_steps or self.num_steps), "moments": moments}
+
+    def update(
+        self, grads: Arrays, state: State, params: Arrays | None = None
+    ) -> tuple[dict[str, Array], State]:
+        """One step: what to add to the params, in the dtype of the gradients, and the next state.
+
+        **Raises:** `ValueError` without params.
+        """
+        if params is None:
+            raise ValueError("AdamMLP looks at the params: hand them to `update`")
+        updates, moments = {}, {}
+        for name, x in grads.items():
+            if math.prod(x.shape):
+                own = state["moments"][name]
+                update, moments[name] = self._update_tensor(x, own, params[name], state)
+                updates[name] = _cast(update, x.dtype)
+            else:
+                updates[name], moments[name] = x, state["moments"][name]
+        return updates, {**state, "step": state["step"] + 1, "moments": moments}
+
+    def _update_tensor(self, grad: Array, moments: State, param: Array, state: State) -> tuple[Array, State]:
+        xp, dtype, size = _library(grad), _own(grad), math.prod(grad.shape)
+        step, horizon = state["step"], state["horizon"]
+        g, moments = _next_moments(_cast(grad, dtype), moments)
+        corrections = [1 / (1 - b ** (step + 1)) for b in (0.0, *_DECAYS, _SQUARE_DECAY)]
+        means = [c * m for c, m in zip(corrections, (g, *moments["means"]), strict=False)]
+        square = corrections[-1] * moments["square"]
+        mean_square = xp.where(moments["scale"] > 0, square.mean(), 1.0)
+        ratios = [0.5 * xp.log(xp.square(m).mean() / mean_square + 1e-24) for m in means]
+        rms = xp.sqrt(xp.square(_cast(param, dtype)).mean())
+        fan_in, share = math.prod(grad.shape[1:]), min(step / horizon, 1.0)
+        others = [math.log(fan_in) / 3 - 1, float(fan_in > 1), math.log(size) / 5 - 1]
+        others += [2 * share - 1, math.tanh(step / 3), 0.5 * math.log(max(1.02 - share, 0.02))]
+        others += [0.5 * math.log(horizon / 100)]
+        facts = xp.asarray(others, dtype=dtype, device=grad.device)
+        of_tensor = xp.concat([xp.stack([*ratios, 0.5 * xp.log(rms + 1e-3) + 1]), facts])
+
+        decay = 1.0 if self.decay == "none" else (1 + math.cos(math.pi * share)) / 2 + 0.01
+        log_rate = _cast(self.log_rate, dtype) + math.log(decay)
+        inverse = 1 / xp.sqrt(square + 1e-6 * mean_square)
+        a, s = [m * inverse for m in means], [m / xp.sqrt(mean_square) for m in means]
+        directions, start = [*a, *s], _START
+        if self.matrices:
+            directions, start = [*directions, a[_START]], _NUM_DIRECTIONS
+        if "muon_square" in moments:
+            muon = _near_orthogonal(means[1], mean_square)
+            muon_square = _SQUARE_DECAY * moments["muon_square"] + (1 - _SQUARE_DECAY) * xp.square(muon)
+            moments["muon_square"] = muon_square
+            directions[-1] = muon / xp.sqrt(corrections[-1] * muon_square + _MUON_FLOOR)
+            log_rate = log_rate + math.log(_MUON_FAN_IN / fan_in) / 4
+        flat, blocks = [d.reshape(-1) for d in directions], []
+        for i in range(0, size, _BLOCK):
+            block = [d[i : i + _BLOCK] for d in flat]
+            seen = [xp.tanh(abs(x)) for x in block[:4]] + [xp.tanh(block[0] * x) for x in block[1:4]]
+            rate, *coefficients = self._run(of_tensor, xp.stack(seen))
+            coefficients[start] = coefficients[start] + 1
+            direction = sum(c * d for c, d in zip(coefficients, block, strict=True))
+            blocks.append(-xp.exp(log_rate + xp.clip(2 * rate, -8, 4)) * direction)
+        return xp.concat(blocks).reshape(grad.shape), moments
+
+    def _run(self, of_tensor: Array, of_entry: Array) -> Array:
+        xp, dtype = _library(of_entry), of_entry.dtype
+        weights = [(_cast(x["weight"], dtype), _cast(x["bias"], dtype)[:, None]) for x in self.layers]
+        (weight, bias), *others = weights
+        # The tensor's features are one more bias of the first layer.
+        split = len(of_tensor)
+        x = weight[:, split:] @ of_entry + (weight[:, :split] @ of_tensor)[:, None] + bias
+        for weight, bias in others:
+            x = weight @ xp.clip(x, 0, None) + bias
+        return x
+
+
+def _is_matrix(x: Array) -> bool:
+    return len(x.shape) > 1 and x.shape[0] > 1 and math.prod(x.shape) > x.shape[0]
+
+
+def _next_moments(grad: Array, moments: State) -> tuple[Array, State]:
+    # The gradient and the moments in units of the new scale, the power of two below the largest gradient;
+    # it decays as the root of the mean square does.
+    xp = _library(grad)
+    largest = xp.maximum(abs(grad).max(), math.sqrt(_SQUARE_DECAY) * moments["scale"])
+    some = largest > 0
+    unit = xp.exp2(xp.floor(xp.log2(xp.where(some, largest, 1.0))))
+    g, change = grad / unit, moments["scale"] / unit
+    means = [b * change * m + (1 - b) * g for b, m in zip(_DECAYS, moments["means"], strict=True)]
+    square = _SQUARE_DECAY * change**2 * moments["square"] + (1 - _SQUARE_DECAY) * xp.square(g)
+    return g, {**moments, "means": means, "square": square, "scale": xp.where(some, unit, 0.0)}
+
+
+def _near_orthogonal(mean: Array, mean_square: Array) -> Array:
+    xp, matrix = _library(mean), mean.reshape(mean.shape[0], -1)
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    size = math.prod(mean.shape)
+    wide = wide / xp.maximum(xp.sqrt(xp.square(mean).sum()), xp.sqrt(mean_square * size))
+    a, b, c = _COEFFICIENTS
+    for _ in range(_MUON_STEPS):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    wide = math.sqrt(wide.shape[1]) * wide
+    return (wide if matrix.shape == wide.shape else wide.T).reshape(mean.shape)

@@ -1,5 +1,6 @@
 """Without JAX: the updates are those of the library, along recorded gradients."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from helpers import as_if_trained, draw_grads, to_float64, updates_of
 
 import l2o_eqx as l2o
 from l2o_eqx import numpy_runtime, preprocessors
-from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum
+from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum, SubspaceRNN
 
 STEPS = 100
 PARAMS = {"a": {"b": jnp.full((2, 3), 0.5), "w": jnp.ones(4)}, "c": {"w": jnp.full((1,), -2.0)}}
@@ -33,6 +34,9 @@ OPTIMIZERS = {
         LearnedMomentum(3, per="layer", first_step="relative", key=jr.key(0)), jr.key(1)
     ),
     "tree": lambda: LearnedMomentum(3, per="tree", key=jr.key(0)),
+    "mnist": lambda: l2o.pretrained("mnist"),
+    "adam_mlp": lambda: as_if_trained(AdamMLP((4,), num_steps=60, key=jr.key(0)), jr.key(1)),
+    "muon": lambda: as_if_trained(AdamMLP((5, 3), matrices=True, decay="cosine", key=jr.key(0)), jr.key(1)),
 }
 
 
@@ -53,19 +57,22 @@ def flat(tree):
     return {f"{layer}.{name}": np.asarray(x) for layer, part in tree.items() for name, x in part.items()}
 
 
+@functools.cache
+def updates_of_jax(name):
+    """By array, one row a step; in float64, because in float32 JAX's own rounding is 1e-6."""
+    optimizer, grads = OPTIMIZERS[name](), recorded()
+    with jax.enable_x64(True):
+        return flat(updates_of(*map(to_float64, (optimizer, grads, PARAMS))))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_100_steps_are_those_of_jax(name, tmp_path):
     l2o.save(tmp_path / "file", OPTIMIZERS[name]())
-    seen = recorded()
     runtime: Any = numpy_runtime.load(tmp_path / "file")
-    rows, params = flat(seen), flat(PARAMS)
-    # In float32 JAX's own rounding is 1e-6.
-    with jax.enable_x64(True):
-        optimizer, grads, start = map(to_float64, (l2o.load(tmp_path / "file"), seen, PARAMS))
-        expected = flat(updates_of(optimizer, grads, start))
+    rows, params, expected = flat(recorded()), flat(PARAMS), updates_of_jax(name)
     state = runtime.init(params)
     for step in range(STEPS):
-        updates, state = runtime.update({key: x[step] for key, x in rows.items()}, state)
+        updates, state = runtime.update({key: x[step] for key, x in rows.items()}, state, params)
         for key, update in updates.items():
             assert update.dtype == np.float32 and np.all(np.isfinite(update))
             np.testing.assert_allclose(update, expected[key][step], rtol=1e-6, atol=1e-12)
@@ -94,7 +101,7 @@ def test_it_needs_neither_jax_nor_the_package(tmp_path):
 def test_what_it_does_not_know(tmp_path):
     path = tmp_path / "file"
     for optimizer, message in [
-        (AdamMLP((2,), key=jr.key(0)), "holds AdamMLP; without JAX there are LearnedMomentum"),
+        (SubspaceRNN(key=jr.key(0)), "holds SubspaceRNN; without JAX there are LearnedMomentum"),
         (_lstm(preprocessors.AdamLike()), "the preprocessor AdamLike"),
         (_lstm(None, output=l2o.outputs.MomentumOutput()), "with an `output`"),
         ({"a": 3}, "holds no class"),

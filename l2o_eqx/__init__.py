@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from ._curriculum import Stage as Stage
     from ._curriculum import train_curriculum as train_curriculum
     from ._devices import use_cores as use_cores
+    from ._distill import Distillation as Distillation
+    from ._distill import Fit as Fit
+    from ._distill import FittedEquation as FittedEquation
+    from ._distill import distill as distill
     from ._environment import environment as environment
     from ._errors import ArgumentError as ArgumentError
     from ._errors import NanWarning as NanWarning
@@ -134,6 +138,7 @@ _NAMES = {
         "_comparison": "Comparison Share",
         "_curriculum": "Curriculum CurriculumSolution Stage train_curriculum",
         "_devices": "use_cores",
+        "_distill": "Distillation Fit FittedEquation distill",
         "_environment": "environment",
         "_errors": "ArgumentError NanWarning SkippedUpdatesWarning "
         "UntrainedNumberWarning ZeroGradientWarning",

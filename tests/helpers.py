@@ -160,6 +160,9 @@ LEARNED: dict[str, Callable[[Any], AbstractOptimizer]] = {
     ),
     "subspace_rnn": lambda key: optimizers.SubspaceRNN(4, key=key),
     "gradient_descent": lambda key: optimizers.GradientDescent(None, 0.03, num_rates=3),
+    "equation": lambda key: optimizers.Equation(
+        ("m0.9/sqrt(v)", "g/L", "cos*muon(m0.5)", "u"), (-0.01, -0.1, -0.01, 0.3), num_steps=5
+    ),
     "user_scaled_gradient": lambda key: ScaledGradient(jnp.float32(1e-2), jnp.float32(1e-3)),
     "user_root_mean_square": lambda key: RootMeanSquare(jnp.float32(1e-2)),
     "user_looking_lstm": lambda key: LookingLSTM(

@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "compare": "Compare optimizers with one another: trained ones, and any of optax's, tuned.",
+    "distill": "Fit an equation to what a trained optimizer does, and compare the two as optimizers.",
     "info": "Tell what a file of a trained optimizer holds, and how it came about.",
     "export": "Make a folder of a trained optimizer to be given away: its file, its facts and a card.",
     "minimize": "Make a number small that any program of yours returns, in few evaluations.",

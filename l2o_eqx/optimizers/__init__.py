@@ -14,6 +14,7 @@ from ._by_entry import by_entry as by_entry
 from ._celo2 import Celo2 as Celo2
 from ._clipped import Clipped as Clipped
 from ._coordinatewise_lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
+from ._equation import Equation as Equation
 from ._from_optax import FromOptax as FromOptax
 from ._from_optax import as_optimizer as as_optimizer
 from ._gradient_descent import GradientDescent as GradientDescent

@@ -16,7 +16,7 @@ from l2o_eqx.hub import OPTIMIZER
 
 from ._errors import UsageError, in_brief
 from ._folder import check_free
-from ._gallery import as_markdown, comparison_table
+from ._gallery import as_markdown, comparison_tables
 from ._info import describe_file, facts_of_file
 from ._options import folder_option
 from ._start import start
@@ -82,20 +82,11 @@ def _comparison_beside(file: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"comparison": found, "tables": _tables(found)}
+        return {"comparison": found, "tables": comparison_tables(found)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{_SOURCE}: {path} is no comparison of `l2o train` ({in_brief(repr(error))})"
         ) from None
-
-
-def _tables(found: Mapping[str, Any]) -> list[str]:
-    families = found.get("families", {"": {}})
-    of_family = ({"objective": name} if name else {} for name in families)
-    return [
-        comparison_table({**found, **own, **names})
-        for own, names in zip(families.values(), of_family, strict=True)
-    ]
 
 
 def _card(name: str, facts: Mapping[str, Any], known: Mapping[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ from ._start import start
 # What a card keeps of a row of the comparison.
 _ROW = ("name", "median", "mean", "q25", "q75", "diverged", "broken", "settings", "evaluations_per_step")
 _ROW += ("beaten", "beaten_low", "beaten_high")
+# And of the comparison beside its rows.
+_FACTS = ("objective", "objective_settings", "num_steps", "num_objectives", "seed", "data")
+_NUMBERS = ("averaged_steps", "best_so_far", "best_baseline", "steps_to_pass")
 
 
 def gallery(
@@ -106,8 +110,6 @@ def make_card(name: str, folder: Path) -> dict[str, Any]:
     )
     file = shutil.copyfile(folder / OPTIMIZER_FILE, folder / f"{name}.safetensors")
     begun, ended = (datetime.datetime.fromisoformat(run[key]) for key in ("started", "ended"))
-    kept = ("objective", "objective_settings", "num_steps", "num_objectives", "seed", "data")
-    kept += ("averaged_steps", "best_so_far", "best_baseline", "steps_to_pass")
     card = {
         "format": 1,
         "name": name,
@@ -128,14 +130,19 @@ def make_card(name: str, folder: Path) -> dict[str, Any]:
             "failed_objectives": len(run["failed_objectives"]),
             "taken": run.get("taken"),
         },
-        "comparison": {
-            **{key: comparison[key] for key in kept},
-            "summary": [{key: row[key] for key in _ROW} for row in comparison["summary"]],
-        },
+        "comparison": {key: comparison[key] for key in _FACTS} | _numbers(comparison),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     write_text(folder / f"{name}.json", dumps(card, indent=2) + "\n")
     return card
+
+
+def _numbers(comparison: dict[str, Any]) -> dict[str, Any]:
+    # Of several families, each has its own.
+    if "families" in comparison:
+        return {"families": {name: _numbers(one) for name, one in comparison["families"].items()}}
+    rows = [{key: row[key] for key in _ROW} for row in comparison["summary"]]
+    return {**{key: comparison[key] for key in _NUMBERS}, "summary": rows}
 
 
 # Cards as text.
@@ -166,13 +173,14 @@ def as_markdown(card: dict[str, Any]) -> str:
         f"## {card['name']}\n\n{card['summary']}",
         *(_list(title, card[key]) for key, title in _LISTS.items()),
         f"`{card['optimizer']}`, {card['num_meta_parameters']:,} meta-parameters.{_way(card)}",
-        comparison_table(found),
+        *comparison_tables(found),
     ]
-    if any(row["evaluations_per_step"] > 1 for row in found["summary"]):
+    numbers = [*found["families"].values()] if "families" in found else [found]
+    if any(row["evaluations_per_step"] > 1 for one in numbers for row in one["summary"]):
         parts.append("`*` evaluates f several times a step.")
-    if found["averaged_steps"] > 1:
-        parts.append(f"Losses are means of the last {found['averaged_steps']} steps.")
-    if found["best_so_far"]:
+    if numbers[0]["averaged_steps"] > 1:
+        parts.append(f"Losses are means of the last {numbers[0]['averaged_steps']} steps.")
+    if numbers[0]["best_so_far"]:
         parts.append("A loss is the lowest of the run until then.")
     if training["failed_objectives"] or training["skipped_updates"]:
         failed, skipped = training["failed_objectives"], training["skipped_updates"]
@@ -196,8 +204,14 @@ def _way(card: dict[str, Any]) -> str:
     )
 
 
-def comparison_table(found: dict[str, Any]) -> str:
-    """The rows of a `comparison.json` in Markdown."""
+def comparison_tables(found: Mapping[str, Any]) -> list[str]:
+    """The rows of a `comparison.json` in Markdown, a table for each family."""
+    if "families" not in found:
+        return [_table(found)]
+    return [_table({**found, **own, "objective": name}) for name, own in found["families"].items()]
+
+
+def _table(found: Mapping[str, Any]) -> str:
     from ._output import _setting, show_number
 
     title = (

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from . import plots as plots
     from . import preprocessors as preprocessors
     from . import strategies as strategies
-    from . import torch_runtime as torch_runtime
     from . import transforms as transforms
     from . import weightings as weightings
     from ._adapt import adapt as adapt
@@ -123,7 +122,6 @@ _NAMESPACES = [
     "plots",
     "preprocessors",
     "strategies",
-    "torch_runtime",
     "transforms",
     "weightings",
 ]

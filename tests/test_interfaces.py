@@ -18,6 +18,8 @@ import l2o_eqx
 def package_classes():
     """Every `eqx.Module` subclass that the package defines."""
     for info in pkgutil.walk_packages(l2o_eqx.__path__, "l2o_eqx."):
+        if info.name == "l2o_eqx.torch_runtime":
+            continue  # it needs the extra `torch`, and has none
         module = importlib.import_module(info.name)
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if issubclass(cls, eqx.Module) and cls.__module__ == module.__name__:

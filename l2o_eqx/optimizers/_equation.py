@@ -92,8 +92,10 @@ def _name(term: str) -> str:
 
 
 class EquationState(eqx.Module):
-    """What `Equation` carries: how many steps there were and will be, and what its terms remember of each
-    tensor, by name."""
+    """What `Equation` carries: how many steps there were and will be, and what its terms remember.
+
+    `pasts` are of each tensor, by name.
+    """
 
     step: Int[Array, ""]
     horizon: Float[Array, ""]

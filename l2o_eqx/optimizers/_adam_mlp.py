@@ -209,7 +209,9 @@ class AdamMLP(AbstractOptimizer):
             return None
         titles = ["rate", *(f"coefficient of {d}" for d in _DIRECTIONS)]
         titles += ["coefficient of Muon's"] if self.matrices else []
-        columns = [dict(zip(n, jnp.stack(x, 1), strict=True)) for n, x in ((_FEATURES, seen), (titles, answered))]
+        columns = [
+            dict(zip(n, jnp.stack(x, 1), strict=True)) for n, x in ((_FEATURES, seen), (titles, answered))
+        ]
         return Answers.of(names, *columns)
 
 

@@ -33,8 +33,7 @@ PerGroup = Float[Array, " groups"]
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Which leaves, by their place in the tree, share a network; how many coordinates; what they are called.
-    """
+    """Which leaves, by their place in the tree, share a network; how many coordinates; and names."""
 
     members: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]

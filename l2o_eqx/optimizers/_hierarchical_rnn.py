@@ -242,7 +242,7 @@ class HierarchicalRNN(AbstractOptimizer):
         value: Scalar | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Answers | None:
-        """Means over the entries of every tensor: of the inputs, and of what the coordinates' network answers.
+        """Means over the entries of every tensor: of the inputs, and of what the lowest network answers.
 
         That is the rate e^(η′ + o), by the mean of its logarithm; the change η′ − η; and the decays d and c
         for the next step.

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._checks import check_sizes
 from ._engine._inner import show
@@ -34,37 +34,35 @@ _GRADIENTS = tuple(np.linspace(-3, 3, 25).tolist())
 
 
 class UpdateProbes(eqx.Module):
-    """How optimizers update a coordinate, as a function of its gradient and of the last few before.
+    """How an optimizer updates a coordinate, as a function of its gradient and of the last few before.
 
-    A probe is one coordinate of one objective. It has units of its own: for gradients the root mean square of
-    its last `past` gradients, for an optimizer's updates that of the updates which that optimizer gave for
-    these. NaN where there is no such unit, because all of them were zero.
+    A probe is one coordinate of one objective, in units of its own: for gradients the root mean square of its
+    last `past` gradients, for updates that of the updates which it got for these. NaN where there is no such
+    unit, because all of them were zero.
 
     **Fields:**
 
-    - `names`: of the optimizers; the first one is that whose run was followed.
     - `tensor`: whose coordinates were probed.
     - `past`: how many gradients before the current one were replaced.
     - `steps`: at which runs were stopped.
     - `pasts`: what those gradients were replaced by, in units.
     - `gradients`: what the current one was replaced by, in units.
-    - `updates`: what the optimizers answered, in their units.
+    - `updates`: what the optimizer answered, in units.
     - `gradient_units`, `update_units`: the units.
     """
 
-    names: tuple[str, ...] = eqx.field(static=True)
     tensor: str = eqx.field(static=True)
     past: int = eqx.field(static=True)
     steps: Int[Array, " steps"]
     pasts: Float[Array, " pasts"]
     gradients: Float[Array, " gradients"]
-    updates: Float[Array, "optimizers steps pasts gradients probes"]
+    updates: Float[Array, "steps pasts gradients probes"]
     gradient_units: Float[Array, "steps probes"]
-    update_units: Float[Array, "optimizers steps probes"]
+    update_units: Float[Array, "steps probes"]
 
 
 def probe_updates(
-    optimizers: Mapping[str, AbstractOptimizer | optax.GradientTransformation],
+    optimizer: AbstractOptimizer | optax.GradientTransformation,
     family: AbstractObjectiveFamily,
     *,
     num_steps: int,
@@ -77,63 +75,58 @@ def probe_updates(
     num_coordinates: int = 8,
     key: PRNGKeyArray,
 ) -> UpdateProbes:
-    """Reads optimizers' updates as a function of a coordinate's gradient and of its recent past.
+    """Reads an optimizer's updates as a function of a coordinate's gradient and of its recent past.
 
-    The first optimizer runs on objectives of a family; the others are shown the same gradients and points,
-    and would like to move, too. The runs are stopped at a few steps, and at each, some coordinates are drawn
-    among those that had a gradient. For one coordinate at a time, the last `past` gradients and the current
-    one are replaced by multiples of their root mean square, those of all others and the points stay as they
-    were, every optimizer sees these steps again from the state that it had before them, and its update of
-    that coordinate is read.
+    The optimizer runs on objectives of a family. Its runs are stopped at a few steps, and at each, some
+    coordinates are drawn among those that had a gradient. For one coordinate at a time, the last `past`
+    gradients and the current one are replaced by multiples of their root mean square, while the gradients of
+    all others and the params stay as they were; the optimizer sees these steps again from the state that it
+    had before them, and its update of that coordinate is read.
 
-    So what is shown is a cut through the update where runs really go. Of an optimizer that looks at whole
-    tensors it is the answer to a single coordinate that does what the others do not. It is the same function
-    at all coordinates only where the optimizer is coordinatewise, and the probes then differ by their states.
+    So what is read is a cut through the update where runs really go. Of an optimizer that looks at whole
+    tensors it is the answer to one coordinate that does what the others do not. Only of a coordinatewise one
+    it is all of the update, and probes then differ by their states alone.
 
-    Compiled as one program. Coordinatewise optimizers see a probed coordinate alone.
+    It is one compiled program. A coordinatewise optimizer sees a probed coordinate alone, which is the same.
 
     **Arguments:**
 
-    - `optimizers`: by name; learned ones, or optax's.
-    - `family`: what the first one runs on.
+    - `optimizer`: a learned one, or one of optax.
+    - `family`: what it runs on.
     - `num_steps`: of a run, which learned and scheduled optimizers may ask for.
-    - `steps`: where to stop, from 1 to `num_steps` − 1; by default at a twentieth, a half, and the last.
+    - `steps`: where to stop, from 1 to `num_steps` − 1; by default after a twentieth, a half and nine tenths.
     - `past`: how many gradients are replaced before the current one, in steps.
     - `pasts`: by what, in units of the root mean square of those `past` gradients.
     - `gradients`: by what the current one is replaced, in the same units.
     - `tensor`: whose coordinates are probed, by its path, e.g. `"layers.0.weight"`; by default the largest.
     - `num_objectives`: how many are drawn.
     - `num_coordinates`: of each of them, at most.
-    - `key`: draws objectives, starting points, minibatches and coordinates.
+    - `key`: draws objectives, starting points, minibatches and coordinates, the same ones for any optimizer.
 
     **Returns:** `UpdateProbes`, with `num_objectives` times `num_coordinates` probes.
 
-    **Raises:** `ValueError` for no optimizers, one that never looks at a gradient, sizes below 1, a run of
-    one step, steps that are not in it, and an unknown tensor.
+    **Raises:** `ValueError` for an optimizer that never looks at a gradient, sizes below 1, a run of one step,
+    steps that are not in it, and an unknown tensor.
 
-    Reference: updates as functions of gradients after Maheswaranathan et al. 2021, "Reverse engineering
-    learned optimizers reveals known and novel mechanisms" (arXiv:2011.02159), fig. 2 to 4, where states are
-    varied; gradients of the past are varied as in Andrychowicz et al. 2016 (arXiv:1606.04474), appendix.
+    Reference: Maheswaranathan et al. 2021, "Reverse engineering learned optimizers reveals known and novel
+    mechanisms" (arXiv:2011.02159), who draw updates over gradients for states along a run; Andrychowicz et
+    al. 2016 (arXiv:1606.04474), who draw them for pasts.
     """
     check_sizes("probe_updates", past=past, num_objectives=num_objectives, num_coordinates=num_coordinates)
     stops = _stops(num_steps, steps)
-    made = {name: as_optimizer(one) for name, one in optimizers.items()}
-    if not made:
-        raise ArgumentError("`probe_updates(optimizers)` needs at least one.", argument="optimizers")
-    for name, one in made.items():
-        if one.is_black_box():
-            raise ArgumentError(
-                f"`probe_updates(optimizers)`: {name!r}, a {type(one).__name__}, never looks at a gradient.",
-                argument="optimizers",
-                given=one,
-            )
+    made = as_optimizer(optimizer)
+    if made.is_black_box():
+        raise ArgumentError(
+            f"`probe_updates(optimizer)`: a {type(made).__name__} never looks at a gradient.",
+            argument="optimizer",
+            given=made,
+        )
     leaf, label = _find(family, tensor)
     dtype = jnp.result_type(float)
     values = jnp.asarray(pasts, dtype), jnp.asarray(gradients, dtype)
     where = _Where(stops, past, num_steps, leaf, num_coordinates)
-    keys = jr.split(key, num_objectives)
-    read = _probe(where, tuple(made.values()), family, values, keys)
-    return UpdateProbes(tuple(made), label, past, jnp.asarray(stops), *values, *read)
+    read = _probe(where, made, family, values, jr.split(key, num_objectives))
+    return UpdateProbes(label, past, jnp.asarray(stops), *values, *read)
 
 
 def _stops(num_steps: int, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -144,7 +137,7 @@ def _stops(num_steps: int, steps: Sequence[int] | None) -> tuple[int, ...]:
             given=num_steps,
         )
     if steps is None:
-        steps = (max(1, num_steps // 20), num_steps // 2, num_steps - 1)
+        steps = (max(1, num_steps // 20), num_steps // 2, max(1, 9 * num_steps // 10))
     stops = tuple(sorted({int(step) for step in steps}))
     if not stops or stops[0] < 1 or stops[-1] >= num_steps:
         raise ArgumentError(
@@ -184,43 +177,38 @@ class _Where(eqx.Module):
 
 
 @eqx.filter_jit
-def _probe(where, optimizers, family, values, keys):
+def _probe(where, optimizer, family, values, keys):
     # Updates and both units, the probes of all objectives on the last axis.
     def of_objective(key):
         okey, ikey, lkey, ckey = jr.split(key, 4)
         objective = family.sample(okey)
-        windows, layouts = follow(
-            optimizers,
+        windows, layout = follow(
+            optimizer,
             objective,
-            begin_at(optimizers[0], add_axis(objective.init(ikey))),
+            begin_at(optimizer, add_axis(objective.init(ikey))),
             add_axis(objective.init_state(ikey)),
             where.stops,
             where.past + 1,
             num_steps=where.num_steps,
             key=lkey,
         )
-        valid = windows.steps[:, :-1] >= 0
-        units = _rms(jax.tree.leaves(windows.grads)[where.leaf], valid)
+        units, update_units = (
+            _rms(jax.tree.leaves(x)[where.leaf], windows.steps) for x in (windows.grads, windows.updates)
+        )
         # Drawn among those that had a gradient, as long as there are enough.
         drawn = jnp.where(units > 0, jr.uniform(ckey, units.shape[1:])[None], -1.0)
         chosen = lax.top_k(drawn, min(where.num_coordinates, units.shape[1]))[1]
-        units = jnp.take_along_axis(units, chosen, axis=1)
-        updates, update_units = [], []
-        for number, (optimizer, layout) in enumerate(zip(optimizers, layouts, strict=True)):
-            own = _rms(jax.tree.leaves(windows.updates[number])[where.leaf], valid)
-            own = jnp.take_along_axis(own, chosen, axis=1)
+        units, update_units = (jnp.take_along_axis(x, chosen, axis=1) for x in (units, update_units))
 
-            def at_stop(each, number=number, optimizer=optimizer, layout=layout):
-                window, chosen, units = each
-                reader = _Reader(optimizer, layout, window, number, where.leaf, lkey)
-                return lax.map(lambda one: reader.read(*one, *values), (chosen, units))
+        def at_stop(each):
+            window, chosen, units = each
+            reader = _Reader(optimizer, layout, window, where.leaf, lkey)
+            return lax.map(lambda one: reader.read(*one, *values), (chosen, units))
 
-            read = jnp.moveaxis(lax.map(at_stop, (windows, chosen, units)), 1, -1)
-            known = (units > 0) & (own > 0)
-            scaled = read / jnp.where(known, own, 1.0)[:, None, None]
-            updates.append(jnp.where(known[:, None, None], scaled, jnp.nan))
-            update_units.append(own)
-        return jnp.stack(updates), units, jnp.stack(update_units)
+        updates = jnp.moveaxis(lax.map(at_stop, (windows, chosen, units)), 1, -1)
+        known = (units > 0) & (update_units > 0)
+        scaled = updates / jnp.where(known, update_units, 1.0)[:, None, None]
+        return jnp.where(known[:, None, None], scaled, jnp.nan), units, update_units
 
     def together(x):
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
@@ -229,11 +217,11 @@ def _probe(where, optimizers, family, values, keys):
 
 
 def _rms(
-    x: Float[Array, "stops window *shape"], valid: Bool[Array, "stops past"]
+    x: Float[Array, "stops window *shape"], steps: Int[Array, "stops window"]
 ) -> Float[Array, "stops entries"]:
-    # Over the steps that there were before the last one; scaled by the largest, because squares would vanish.
-    x = x[:, :-1].reshape(*valid.shape, -1)
-    x = jnp.where(valid[..., None], x, 0)
+    # Before the last step, where there were steps; scaled by the largest, because squares would vanish.
+    valid = steps[:, :-1] >= 0
+    x = jnp.where(valid[..., None], x[:, :-1].reshape(*valid.shape, -1), 0)
     largest = jnp.max(jnp.abs(x), axis=1)
     scale = jnp.where(largest > 0, largest, 1)
     mean = jnp.sum((x / scale[:, None]) ** 2, axis=1) / jnp.sum(valid, axis=1, keepdims=True)
@@ -241,15 +229,11 @@ def _rms(
 
 
 class _Reader(eqx.Module):
-    """Reads the updates that an optimizer gives for one window.
-
-    `number` is that of the optimizer in the window, `leaf` that of the probed tensor.
-    """
+    """Reads the updates that an optimizer gives for one window; `leaf` is the number of the probed tensor."""
 
     optimizer: AbstractOptimizer
     layout: AbstractLayout
     window: Window
-    number: int = eqx.field(static=True)
     leaf: int = eqx.field(static=True)
     key: PRNGKeyArray
 
@@ -277,7 +261,7 @@ class _Reader(eqx.Module):
 
     def _of_coordinate(self, coordinate):
         # A state, what the steps of the window show, and where the coordinate is in that: tensor and entry.
-        window, state = self.window, self.layout.to_one(self.window.states[self.number])
+        window, state = self.window, self.layout.to_one(self.window.state)
         trees = (window.grads, window.params)
         place = (self.leaf, coordinate)
         if self._apart:

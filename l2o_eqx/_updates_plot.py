@@ -1,7 +1,8 @@
 """The figure of what optimizers make of a gradient and its past, and the file that it is drawn from."""
 
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 
     from ._probe_updates import UpdateProbes
 
-# Okabe and Ito's, from the lowest past to the highest; black for one of zero.
-_BELOW, _ZERO, _ABOVE = ("#0072B2", "#56B4E9"), "#000000", ("#E69F00", "#D55E00")
-_STATIC = ("names", "tensor", "past")
+_SHARES = (0.25, 0.5, 0.75)
+_STATIC = ("tensor", "past")
 _ARRAYS = ("steps", "pasts", "gradients", "updates", "gradient_units", "update_units")
+Probes = Mapping[str, "UpdateProbes"]
 
 
-def write_updates(probes: "UpdateProbes", path: str | Path, *, title: str | None = None) -> None:
-    """Writes probes as JSON: the fields of `UpdateProbes`, with six digits, and the title; null is NaN."""
-    content = {name: getattr(probes, name) for name in _STATIC}
-    content |= {name: rounded(getattr(probes, name)) for name in _ARRAYS}
-    write_text(path, dumps({"format": 1, "title": title, **content}) + "\n")
+def write_updates(probes: Probes, path: str | Path, *, title: str | None = None) -> None:
+    """Writes probes as JSON: by name the fields of `UpdateProbes`, with six digits; null is NaN."""
+    optimizers = {
+        name: {field: getattr(one, field) for field in _STATIC}
+        | {field: rounded(getattr(one, field)) for field in _ARRAYS}
+        for name, one in probes.items()
+    }
+    write_text(path, dumps({"format": 1, "title": title, "optimizers": optimizers}) + "\n")
 
 
 def rounded(values: Any) -> Any:
@@ -39,24 +43,27 @@ def rounded(values: Any) -> Any:
     return np.array(short).reshape(values.shape).tolist()
 
 
-def read_updates(path: str | Path) -> "UpdateProbes":
+def read_updates(path: str | Path) -> dict[str, "UpdateProbes"]:
     """Reads what `write_updates` wrote.
 
     **Raises:** `ValueError` if the file is another one.
     """
+    content = read_json(path, ["optimizers"], "updates")
+    try:
+        return {str(name): _probes_of(fields) for name, fields in content["optimizers"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
+
+
+def _probes_of(fields: Mapping[str, Any]) -> "UpdateProbes":
     from ._probe_updates import UpdateProbes
 
-    content = read_json(path, (*_STATIC, *_ARRAYS), "updates")
-    try:
-        arrays: Any = {name: np.array(content[name], float) for name in _ARRAYS}
-        names = tuple(map(str, content["names"]))
-        probes = UpdateProbes(names, str(content["tensor"]), int(content["past"]), **arrays)
-        sizes = (len(names), len(probes.steps), len(probes.pasts), len(probes.gradients))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
-    if probes.updates.shape[:-1] != sizes:
-        raise ValueError(f"{path} is damaged: updates of the shape {probes.updates.shape}, not of {sizes}.")
-    return probes
+    arrays: dict[str, Any] = {name: np.array(fields[name], float) for name in _ARRAYS}
+    arrays["steps"] = arrays["steps"].astype(int)
+    sizes = tuple(len(arrays[name]) for name in ("steps", "pasts", "gradients"))
+    if arrays["updates"].shape[:-1] != sizes:
+        raise ValueError(f"there are updates of the shape {arrays['updates'].shape}, not of {sizes}")
+    return UpdateProbes(str(fields["tensor"]), int(fields["past"]), **arrays)
 
 
 def read_json(path: str | Path, names: Sequence[str], what: str) -> dict[str, Any]:
@@ -74,110 +81,102 @@ def read_json(path: str | Path, names: Sequence[str], what: str) -> dict[str, An
     return content
 
 
-def plot_updates(
-    probes: "UpdateProbes", path: str | Path | None = None, *, title: str | None = None
-) -> "Figure":
-    """Draws updates over gradients: a row for every step, a column for every optimizer, a line for every past.
+def plot_updates(probes: Probes, path: str | Path | None = None, *, title: str | None = None) -> "Figure":
+    """Draws updates over gradients: a row for a step, a column for an optimizer, a line for a past.
 
     Lines are medians of the probes, bands their quartiles.
 
     **Arguments:**
 
-    - `probes`: of `probe_updates`, or of `read_updates`. What an optimizer's name has in parentheses is
-        written below it.
+    - `probes`: by the optimizer's name those of `probe_updates`, all with the same settings; or of
+        `read_updates`. What a name has in parentheses is written below it.
     - `path`: where to write the figure, if anywhere.
     - `title`: the text above.
 
     **Returns:** the figure.
 
-    **Raises:** `ValueError` if no probe has a number.
+    **Raises:** `ValueError` if there are no probes, or none that has a number.
     """
-    updates = np.asarray(probes.updates, float)
-    updates = np.where(np.isfinite(updates), updates, np.nan)
-    if np.isnan(updates).all():
+    quartiles = {name: _quartiles(np.asarray(one.updates, float)) for name, one in probes.items()}
+    if not any(np.isfinite(q).any() for q in quartiles.values()):
         raise ArgumentError("`plot_updates(probes)` has no finite update to draw.", argument="probes")
-    steps = np.asarray(probes.steps).astype(int)
-    columns, rows = len(probes.names), len(steps)
-    figure, panels = new_figure(1.0 + 2.7 * columns, 1.9 + 2.0 * rows, rows, columns)
-    panels = np.asarray(panels).reshape(rows, columns)
-    quartiles = _quartiles(updates)
-    top = _top(quartiles[1])
-    for row in range(rows):
-        for column in range(columns):
-            units = np.asarray(probes.update_units, float)[column, row]
-            _draw(panels[row, column], probes, quartiles[:, column, row], units, top)
-        panels[row, 0].set_ylabel(f"step {steps[row]}\nupdate / its rms")
-    for column, name in enumerate(probes.names):
+    first = next(iter(probes.values()))
+    steps, columns = np.asarray(first.steps).tolist(), len(probes)
+    figure, panels = new_figure(1.0 + 2.6 * columns, 1.9 + 1.9 * len(steps), len(steps), columns)
+    panels = np.asarray(panels).reshape(len(steps), columns)
+    top = _top([q[1] for q in quartiles.values()])
+    for column, (name, one) in zip(panels.T, probes.items(), strict=True):
+        for row, axes in enumerate(column):
+            _draw(axes, one, quartiles[name][:, row], np.asarray(one.update_units, float)[row])
+            axes.set_ylim(-top, top)
+            axes.tick_params(labelleft=axes is panels[row, 0])
         head, _, rest = name.partition(" (")
-        text = f"{head}\n{_wrapped(rest.removesuffix(')'))}"
-        panels[0, column].set_title(text, fontsize=9, loc="left")
-        panels[-1, column].set_xlabel("current gradient / rms", fontsize=9)
-    _explain(figure, panels[0, 0], probes, title)
+        text = "\n".join([head, *textwrap.wrap(rest.removesuffix(")"), 38)[:2]])
+        column[0].set_title(text, fontsize=9, loc="left")
+        column[-1].set_xlabel("current gradient / rms", fontsize=9)
+    for step, axes in zip(steps, panels[:, 0], strict=True):
+        axes.set_ylabel(f"step {step}\nupdate / its rms", fontsize=9)
+    _explain(figure, panels[0, 0], first)
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return write_figure(figure, path)
 
 
 def _quartiles(updates: np.ndarray) -> np.ndarray:
     # Of the probes that have a number; NaN where none has.
-    known = ~np.isnan(updates)
-    filled = np.where(known.any(axis=-1, keepdims=True), updates, 0.0)
-    found = np.nanquantile(filled, (0.25, 0.5, 0.75), axis=-1)
-    return np.where(known.any(axis=-1), found, np.nan)
+    known = np.isfinite(updates)
+    some = known.any(axis=-1, keepdims=True)
+    found = np.nanquantile(np.where(known | ~some, np.where(some, updates, 0.0), np.nan), _SHARES, axis=-1)
+    return np.where(some[..., 0], found, np.nan)
 
 
-def _top(medians: np.ndarray) -> float:
+def _top(medians: Sequence[np.ndarray]) -> float:
     # One scale for all panels; an optimizer whose medians are far out leaves the picture.
-    highest = np.nanmax(np.abs(medians), axis=(1, 2, 3))
-    return 1.1 * float(min(np.nanmax(highest), 3 * np.nanmedian(highest)))
+    highest = [np.nanmax(np.abs(x)) for x in medians if np.isfinite(x).any()]
+    top = min(max(highest), 3 * float(np.median(highest)))
+    return 1.2 * top if top > 0 else 1.0
 
 
-def _draw(axes: "Axes", probes: "UpdateProbes", quartiles: np.ndarray, units: np.ndarray, top: float) -> None:
+def _draw(axes: "Axes", probes: "UpdateProbes", quartiles: np.ndarray, units: np.ndarray) -> None:
     gradients = np.asarray(probes.gradients)
     axes.axhline(0, color="#999999", linewidth=0.7, zorder=1)
     axes.axvline(0, color="#999999", linewidth=0.7, zorder=1)
-    for color, own in zip(_colors(probes.pasts), np.moveaxis(quartiles, 1, 0), strict=True):
-        axes.fill_between(gradients, own[0], own[2], color=color, alpha=0.15, linewidth=0, zorder=2)
-        axes.plot(gradients, own[1], color=color, linewidth=1.8, zorder=3)
+    for style, own in zip(_styles(probes.pasts), np.moveaxis(quartiles, 1, 0), strict=True):
+        axes.fill_between(gradients, own[0], own[2], color=style["color"], alpha=0.15, linewidth=0, zorder=2)
+        axes.plot(gradients, own[1], **style, zorder=3)
     axes.set_xlim(gradients.min(), gradients.max())
-    axes.set_ylim(-top, top)
     known = units[np.isfinite(units) & (units > 0)]
-    text = f"its rms: {np.median(known):.2g}" if known.size else "does not move"
-    axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color="#555555")
+    text = f"its rms: {np.median(known):.2g}" if known.size else "it does not move"
+    place = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8, "zorder": 4}
+    axes.text(0.97, 0.97, text, color="#333333", **place)
 
 
-def _colors(pasts: Any) -> list[str]:
-    order = np.asarray(pasts, float)
-    below, above = sorted(order[order < 0]), sorted(order[order > 0])
-    places: dict[float, str] = {0.0: _ZERO}
-    places |= {x: _BELOW[min(i, len(_BELOW) - 1)] for i, x in enumerate(below)}
-    places |= {x: _ABOVE[::-1][min(i, len(_ABOVE) - 1)] for i, x in enumerate(reversed(above))}
-    return [places[x] for x in order.tolist()]
+def _styles(pasts: Any) -> list[dict[str, Any]]:
+    # Lines that coincide, as those of SGD, can all be seen.
+    below = {"color": "#0072B2", "linewidth": 2.8, "linestyle": "-"}
+    zero = {"color": "#000000", "linewidth": 1.5, "linestyle": ":"}
+    above = {"color": "#D55E00", "linewidth": 1.8, "linestyle": (0, (5, 3))}
+    return [zero if x == 0 else above if x > 0 else below for x in np.asarray(pasts).tolist()]
 
 
-def _wrapped(text: str, width: int = 34) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width)[:2])
-
-
-def _explain(figure: "Figure", axes: "Axes", probes: "UpdateProbes", title: str | None) -> None:
-    colors = _colors(probes.pasts)
-    handles = [axes.plot([], [], color=color, linewidth=1.8)[0] for color in colors]
-    what = f"last {probes.past} gradients"
-    labels = [f"{what} {f'{x:+g} rms' if x else 'zero'}" for x in np.asarray(probes.pasts).tolist()]
+def _explain(figure: "Figure", axes: "Axes", probes: "UpdateProbes") -> None:
+    pasts = np.asarray(probes.pasts).tolist()
+    handles = [axes.plot([], [], **style)[0] for style in _styles(pasts)]
+    labels = [f"last {probes.past} gradients: {f'{x:+g} rms' if x else 'zero'}" for x in pasts]
     count = probes.updates.shape[-1]
+    what = (
+        f"Each optimizer on runs of its own, from the same points. Lines: medians of {count} "
+        f"coordinates of {probes.tensor}, one at a time; bands: quartiles.\nrms: root mean square of that "
+        f"coordinate's last {probes.past} gradients in the run, and of the updates it got for them. All other "
+        "coordinates stay as they were."
+    )
     figure.legend(
         handles,
         labels,
+        title=what,
+        title_fontsize=8,
         loc="outside lower center",
         ncols=len(handles),
         frameon=False,
         fontsize=9,
-        title=(
-            f"Lines: medians of {count} coordinates of {probes.tensor}; bands: quartiles. rms: of a coordinate's "
-            f"last {probes.past} gradients, and of the\nupdates that an optimizer gave for them; all see the "
-            f"gradients of the run of {probes.names[0].partition(' (')[0]}. All other coordinates stay as they were."
-        ),
-        title_fontsize=8,
     )
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")

@@ -105,8 +105,8 @@ def probe_updates(
 
     **Returns:** `UpdateProbes`, with `num_objectives` times `num_coordinates` probes.
 
-    **Raises:** `ValueError` for an optimizer that never looks at a gradient, sizes below 1, a run of one step,
-    steps that are not in it, and an unknown tensor.
+    **Raises:** `ValueError` for an optimizer that never looks at a gradient, sizes below 1, a run of one
+    step, steps that are not in it, and an unknown tensor.
 
     Reference: Maheswaranathan et al. 2021, "Reverse engineering learned optimizers reveals known and novel
     mechanisms" (arXiv:2011.02159), who draw updates over gradients for states along a run; Andrychowicz et

@@ -165,10 +165,9 @@ def _explain(figure: "Figure", axes: "Axes", probes: "UpdateProbes") -> None:
     labels = [f"last {probes.past} gradients: {f'{x:+g} rms' if x else 'zero'}" for x in pasts]
     count = probes.updates.shape[-1]
     what = (
-        f"Each optimizer on runs of its own, from the same points. Lines: medians of {count} "
-        f"coordinates of {probes.tensor}, one at a time; bands: quartiles.\nrms: root mean square of that "
-        f"coordinate's last {probes.past} gradients in the run, and of the updates it got for them. All other "
-        "coordinates stay as they were."
+        f"Each optimizer on runs of its own, from the same points. Lines: medians of {count} coordinates of "
+        f"{probes.tensor}, one at a time; bands: quartiles.\nrms: root mean square of that coordinate's last "
+        f"{probes.past} gradients in the run, and of the updates it got for them. All else stays as it was."
     )
     figure.legend(
         handles,

@@ -21,6 +21,7 @@ class Answers(eqx.Module):
     - `groups`: their names, e.g. `"layers.0.weight"`.
     - `seen_names`, `answered_names`: of the features and of the answers.
     - `seen`, `answered`: the numbers; axes in front are of steps or objectives.
+    - `symbols`: what the letters in the names stand for, for people who look at a picture.
     """
 
     groups: tuple[str, ...] = eqx.field(static=True)
@@ -28,10 +29,15 @@ class Answers(eqx.Module):
     answered_names: tuple[str, ...] = eqx.field(static=True)
     seen: Float[Array, "*leading features groups"]
     answered: Float[Array, "*leading answers groups"]
+    symbols: str = eqx.field(static=True, default="")
 
     @classmethod
     def of(
-        cls, groups: Sequence[str], seen: Mapping[str, _PerGroup], answered: Mapping[str, _PerGroup]
+        cls,
+        groups: Sequence[str],
+        seen: Mapping[str, _PerGroup],
+        answered: Mapping[str, _PerGroup],
+        symbols: str = "",
     ) -> "Answers":
         """Those of one step from its features and answers by name, at least one of each."""
         return cls(
@@ -40,6 +46,7 @@ class Answers(eqx.Module):
             tuple(answered),
             jnp.stack([*seen.values()]),
             jnp.stack([*answered.values()]),
+            symbols,
         )
 
 
@@ -66,4 +73,5 @@ def joined(parts: Mapping[str, Answers | None]) -> Answers | None:
     # Paths of leaves are those in the whole tree; a group of all leaves is that of the part.
     groups = [name if group == "all" else group for name, part in told.items() for group in part.groups]
     seen, answered = all_names("seen_names"), all_names("answered_names")
-    return Answers(tuple(groups), seen, answered, rows("seen", seen), rows("answered", answered))
+    symbols = " ".join(dict.fromkeys(part.symbols for part in told.values() if part.symbols))
+    return Answers(tuple(groups), seen, answered, rows("seen", seen), rows("answered", answered), symbols)

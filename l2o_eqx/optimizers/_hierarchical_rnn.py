@@ -25,6 +25,10 @@ _LARGEST_LOG_RATE = 33.0
 _FEATURES = tuple(f"m_{s}" for s in range(_NUM_SCALES))
 _FEATURES += tuple(f"m_{s} m_{s + 1}" for s in range(_NUM_SCALES - 1))
 _FEATURES += (*(f"ln r_{s}² less its mean" for s in range(_NUM_SCALES)), "η less its mean")
+_SYMBOLS = (
+    "All are means over the entries of a tensor. m: running means of the gradient over four times, in units "
+    "of r; r: root of their mean square; η: log rate."
+)
 
 
 class _GRU(eqx.Module):
@@ -268,6 +272,7 @@ class HierarchicalRNN(AbstractOptimizer):
             names,
             dict(zip(_FEATURES, jnp.stack(inputs, axis=1), strict=True)),
             {title: jnp.stack(row) for title, row in zip(titles, zip(*rows, strict=True), strict=True)},
+            _SYMBOLS,
         )
 
     def _step(self, grads, state):

@@ -47,6 +47,10 @@ _PAIRS = ((0, 0), (2, 2), (3, 3), (0, 1), (0, 2), (2, 3))
 _LARGEST_ANSWER = 6.0
 _FEATURES = ("cos(g, u)", "cos(g, g before)", "cos(y, u)", "tanh log(|g| / |g before|)")
 _FEATURES += ("log(curvature along u / L) / 5", "log(|u| L / |g|) / 3")
+_SYMBOLS = (
+    "update = -rate·g + momentum·u. g: gradient; u: last update; y: change of g; L: largest curvature "
+    "|y|/|u| of late."
+)
 
 
 class LearnedMomentumState(eqx.Module):
@@ -197,7 +201,8 @@ class LearnedMomentum(AbstractOptimizer):
         rate = thought.length * thought.g_length.inverse / thought.grads.scale
         relative = jnp.where(thought.known, rate * jnp.exp(thought.log_curvature), jnp.nan)
         answered = {"rate": rate, "momentum": thought.momentum, "rate · L": relative}
-        return Answers.of(groups.names, dict(zip(_FEATURES, thought.features, strict=True)), answered)
+        seen = dict(zip(_FEATURES, thought.features, strict=True))
+        return Answers.of(groups.names, seen, answered, _SYMBOLS)
 
     def _think(self, groups: Groups, grads: Params, state: LearnedMomentumState) -> "_Thought":
         g = direction(groups, grads)

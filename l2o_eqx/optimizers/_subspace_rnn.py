@@ -66,6 +66,10 @@ _FEATURES = (
     "log(Barzilai–Borwein step / η) / 3",
     "log(1/Lη) / 3",
 )
+_SYMBOLS = (
+    "rate = η·factor. g: gradient; u: last update; y: change of g; mean b: running mean of g; η: step in "
+    "use; L: largest curvature |y|/|u| of late."
+)
 
 
 class SubspaceRNNState(eqx.Module):
@@ -237,7 +241,8 @@ class SubspaceRNN(AbstractOptimizer):
             "gate to 1/L": thought.gates[1],
             **{f"coefficient of {d}": c for d, c in zip(_NAMES[2:], thought.coefficients, strict=True)},
         }
-        return Answers.of(groups.names, dict(zip(_FEATURES, thought.sight.features, strict=True)), answered)
+        seen = dict(zip(_FEATURES, thought.sight.features, strict=True))
+        return Answers.of(groups.names, seen, answered, _SYMBOLS)
 
     def _answer(self, groups: Groups, grads: Params, state: SubspaceRNNState) -> "_Thought":
         g, step = direction(groups, grads), state.step + 1

@@ -111,7 +111,7 @@ def plot_updates(probes: Probes, path: str | Path | None = None, *, title: str |
             axes.set_ylim(-top, top)
             axes.tick_params(labelleft=axes is panels[row, 0])
         head, _, rest = name.partition(" (")
-        text = "\n".join([head, *textwrap.wrap(rest.removesuffix(")"), 38)[:2]])
+        text = "\n".join([head, *textwrap.wrap(rest.removesuffix(")"), 38, break_on_hyphens=False)[:2]])
         column[0].set_title(text, fontsize=9, loc="left")
         column[-1].set_xlabel("current gradient / rms", fontsize=9)
     for step, axes in zip(steps, panels[:, 0], strict=True):
@@ -167,7 +167,8 @@ def _explain(figure: "Figure", axes: "Axes", probes: "UpdateProbes") -> None:
     what = (
         f"Each optimizer on runs of its own, from the same points. Lines: medians of {count} coordinates of "
         f"{probes.tensor}, one at a time; bands: quartiles.\nrms: root mean square of that coordinate's last "
-        f"{probes.past} gradients in the run, and of the updates it got for them. All else stays as it was."
+        f"{probes.past} gradients (all, where there were fewer), and of its updates then. All else stays as it "
+        "was in the run."
     )
     figure.legend(
         handles,

@@ -70,8 +70,8 @@ def draw_updates(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"option '--out': {folder} is no folder")
     kind = type(optimizer).__name__
-    several = f" (restart 0 of {len(files)})" if len(files) > 1 else ""
-    title = f"{kind} of {source}{several} on {name_of(parts.config.objective)}"
+    several = f", restart 0 of {len(files)}" if len(files) > 1 else ""
+    title = f"{source} ({kind}{several}) on {name_of(parts.config.objective)}"
     key = jr.key(parts.config.seed)
     probes = _probe({kind: optimizer, **_beside(source, parts)}, parts, tensor, output, key)
     count = len(next(iter(probes.values())).gradient_units[0]) // _NUM_COORDINATES

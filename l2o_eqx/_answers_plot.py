@@ -53,15 +53,15 @@ def read_answers(path: str | Path) -> "AnswerRecord":
     content = read_json(path, ("losses", "seen", "answered", *_NAMES), "answers")
     try:
         arrays: Any = {name: np.array(content[name], float) for name in ("losses", "seen", "answered")}
-        groups, *names = (tuple(map(str, content[name])) for name in _NAMES)
-        for field, own in zip(("seen", "answered"), names, strict=True):
+        groups, seen, answered = (tuple(map(str, content[name])) for name in _NAMES)
+        for field, own in (("seen", seen), ("answered", answered)):
             wanted = (*arrays["losses"].shape, len(own), len(groups))
             if arrays[field].shape != wanted or arrays["losses"].ndim != 2:
                 raise ValueError(f"{field} has the shape {arrays[field].shape}, not {wanted}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
     symbols = str(content.get("symbols", ""))
-    told = Answers(groups, *names, arrays["seen"], arrays["answered"], symbols)
+    told = Answers(groups, seen, answered, arrays["seen"], arrays["answered"], symbols)
     return AnswerRecord(arrays["losses"], told)
 
 

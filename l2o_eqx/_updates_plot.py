@@ -125,7 +125,7 @@ def plot_updates(probes: Probes, path: str | Path | None = None, *, title: str |
 def _quartiles(updates: np.ndarray) -> np.ndarray:
     # Of the probes that have a number; NaN where none has.
     known = np.isfinite(updates)
-    some = known.any(axis=-1, keepdims=True)
+    some = np.asarray(known.any(axis=-1, keepdims=True))
     found = np.nanquantile(np.where(known | ~some, np.where(some, updates, 0.0), np.nan), _SHARES, axis=-1)
     return np.where(some[..., 0], found, np.nan)
 
@@ -167,8 +167,8 @@ def _explain(figure: "Figure", axes: "Axes", probes: "UpdateProbes") -> None:
     what = (
         f"Each optimizer on runs of its own, from the same points. Lines: medians of {count} coordinates of "
         f"{probes.tensor}, one at a time; bands: quartiles.\nrms: root mean square of that coordinate's last "
-        f"{probes.past} gradients (all, where there were fewer), and of its updates then. All else stays as it "
-        "was in the run."
+        f"{probes.past} gradients (all, where there were fewer), and of its updates then. All else stays as "
+        "it was in the run."
     )
     figure.legend(
         handles,

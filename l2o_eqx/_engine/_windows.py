@@ -100,4 +100,5 @@ def _kept(windows: Window, step: Int[Array, ""], shown: PyTree, arrays: PyTree[A
     before = (windows.grads, windows.params, windows.values, windows.updates)
     after = jax.tree.map(lambda kept, x: written(here)(kept, x[None].astype(kept.dtype)), before, shown)
     state = jax.tree.map(lambda kept, x: written(begins)(kept, x[None]), windows.state, arrays)
-    return Window(windows.steps, *after, state)
+    grads, params, values, updates = after
+    return Window(windows.steps, grads, params, values, updates, state)

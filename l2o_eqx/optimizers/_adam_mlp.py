@@ -213,10 +213,8 @@ class AdamMLP(AbstractOptimizer):
             return None
         titles = ["rate", *(f"coefficient of {d}" for d in _DIRECTIONS)]
         titles += ["coefficient of Muon's"] if self.matrices else []
-        columns = [
-            dict(zip(n, jnp.stack(x, 1), strict=True)) for n, x in ((_FEATURES, seen), (titles, answered))
-        ]
-        return Answers.of(names, *columns, _SYMBOLS)
+        told = dict(zip(titles, jnp.stack(answered, axis=1), strict=True))
+        return Answers.of(names, dict(zip(_FEATURES, jnp.stack(seen, axis=1), strict=True)), told, _SYMBOLS)
 
 
 def _he_normal(num_inputs: int, num_outputs: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,12 +47,17 @@ def read_answers(path: str | Path) -> "AnswerRecord":
 
     **Raises:** `ValueError` if the file is another one.
     """
+    import jax.numpy as jnp
+
     from ._record_answers import AnswerRecord
     from .optimizers import Answers
 
     content = read_json(path, ("losses", "seen", "answered", *_NAMES), "answers")
     try:
-        arrays: Any = {name: np.array(content[name], float) for name in ("losses", "seen", "answered")}
+        arrays = {
+            name: jnp.asarray(np.array(content[name], float), float)
+            for name in ("losses", "seen", "answered")
+        }
         groups, seen, answered = (tuple(map(str, content[name])) for name in _NAMES)
         for field, own in (("seen", seen), ("answered", answered)):
             wanted = (*arrays["losses"].shape, len(own), len(groups))

@@ -56,10 +56,14 @@ def read_updates(path: str | Path) -> dict[str, "UpdateProbes"]:
 
 
 def _probes_of(fields: Mapping[str, Any]) -> "UpdateProbes":
+    import jax.numpy as jnp
+
     from ._probe_updates import UpdateProbes
 
-    arrays: dict[str, Any] = {name: np.array(fields[name], float) for name in _ARRAYS}
-    arrays["steps"] = arrays["steps"].astype(int)
+    arrays: dict[str, Any] = {
+        name: jnp.asarray(np.array(fields[name], float), int if name == "steps" else float)
+        for name in _ARRAYS
+    }
     sizes = tuple(len(arrays[name]) for name in ("steps", "pasts", "gradients"))
     if arrays["updates"].shape[:-1] != sizes:
         raise ValueError(f"there are updates of the shape {arrays['updates'].shape}, not of {sizes}")

@@ -86,7 +86,11 @@ if TYPE_CHECKING:
     from ._pretrain_step import sign_weighted_loss as sign_weighted_loss
     from ._pretraining_report import PretrainReport as PretrainReport
     from ._pretraining_report import pretraining_report as pretraining_report
+    from ._probe_updates import UpdateProbes as UpdateProbes
+    from ._probe_updates import probe_updates as probe_updates
     from ._random_search import RandomSearch as RandomSearch
+    from ._record_answers import AnswerRecord as AnswerRecord
+    from ._record_answers import record_answers as record_answers
     from ._serialise import FileFormatError as FileFormatError
     from ._serialise import load as load
     from ._serialise import load_header as load_header
@@ -152,7 +156,9 @@ _NAMES = {
         "_pretrain": "PretrainProgress PretrainSolution PretrainState pretrain",
         "_pretrain_step": "sign_weighted_loss",
         "_pretraining_report": "PretrainReport pretraining_report",
+        "_probe_updates": "UpdateProbes probe_updates",
         "_random_search": "RandomSearch",
+        "_record_answers": "AnswerRecord record_answers",
         "_serialise": "FileFormatError load load_header load_metadata save",
         "_snapshots": "Average Snapshot Validation",
         "_space": "Box Space",

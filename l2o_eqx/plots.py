@@ -1,4 +1,4 @@
-"""Figures of comparisons, trainings and objectives. Matplotlib is imported when the first one is drawn."""
+"""Figures of comparisons, trainings, objectives and optimizers. The first one drawn imports Matplotlib."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._answers_plot import plot_answers as plot_answers
+from ._answers_plot import read_answers as read_answers
+from ._answers_plot import write_answers as write_answers
 from ._card_plot import plot_card as plot_card
 from ._errors import ArgumentError
 from ._figure import new_figure, write_figure
@@ -14,6 +17,9 @@ from ._fit_plot import plot_fits as plot_fits
 from ._fit_plot import read_fits as read_fits
 from ._fit_plot import write_fits as write_fits
 from ._objective_plot import plot_objective as plot_objective
+from ._updates_plot import plot_updates as plot_updates
+from ._updates_plot import read_updates as read_updates
+from ._updates_plot import write_updates as write_updates
 from .files import read_rows
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["start.md", "watching.md", "extending.md"])
+@pytest.mark.parametrize("page", ["start.md", "watching.md", "understanding.md", "extending.md"])
 def test_the_blocks_of_a_page_are_a_program(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = "\n".join(blocks(page))

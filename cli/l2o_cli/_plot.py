@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ._errors import UsageError
+from ._options import Assignments, Cache, Cores, Quiet, with_settings
+from ._resolve import read_assignments
+from ._start import start
 
 Format = Literal["png", "svg", "pdf"]
 # The figure that is drawn from each file of a folder.
@@ -15,19 +18,90 @@ FIGURES = {
     "pretraining.csv": "pretraining",
     "card.json": "card",
     "fits.csv": "fits",
+    "updates.json": "updates",
+    "answers.json": "answers",
 }
 
 
+@with_settings(
+    lambda path: path[0] in ("objective", "seed") or path == ("evaluation", "num_steps"),
+    {"evaluation.num_steps": "--steps"},
+    show_defaults=False,
+)
 def plot(
-    run: Annotated[Path, typer.Argument(help="Run folder, or folder of an evaluation.", metavar="RUN")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder, or folder of an evaluation; with --updates also a file of a trained optimizer, "
+            "or a name in the gallery.",
+            metavar="RUN",
+        ),
+    ],
+    updates: Annotated[
+        bool,
+        typer.Option(
+            "--updates",
+            help="Draw how the trained optimizer updates a coordinate, and what its networks answer; takes "
+            "a minute or two.",
+        ),
+    ] = False,
+    tensor: Annotated[
+        str | None,
+        typer.Option(
+            help="With --updates, whose coordinates: its path; the largest if not given.", metavar="NAME"
+        ),
+    ] = None,
+    assignments: Assignments = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes", help="With --updates, module whose classes the file may have.", metavar="MODULE"
+        ),
+    ] = None,
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = "png",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures; beside their data if not given.", metavar="FOLDER"),
+        typer.Option(
+            help="Folder for the figures; beside their data if not given, with --updates of a file or a name "
+            "the current one.",
+            metavar="FOLDER",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    cores: Cores = None,
+    cache: Cache = True,
+    quiet: Quiet = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
-    """Draw the figures of a run and of its evaluations again."""
+    """Draw the figures of a run and of its evaluations again, or what an optimizer has learned.
+
+    Objective, steps and seed are for --updates; whatever is not given is as in the training, but for the
+    seed, which is the next one.
+    """
+    if updates:
+        layers = [*read_assignments(assignments or []), settings]
+        start(cores=cores, cache=cache)
+        from ._output import Output
+        from ._updates import draw_updates
+
+        draw_updates(
+            run,
+            layers,
+            out,
+            Output(quiet, False),
+            file_format=file_format,
+            tensor=tensor,
+            modules=modules or (),
+        )
+        return
+    if settings or assignments or tensor or modules:
+        raise UsageError(
+            "option '--updates': must be given for an objective, settings, --tensor or --classes"
+        )
+    _redraw_all(run, file_format, out, quiet)
+
+
+def _redraw_all(run: Path, file_format: str, out: Path | None, quiet: bool) -> None:
     if not run.is_dir():
         raise UsageError(f"RUN: there is no folder {run}")
     folders = [run, *sorted(run.glob("evaluations/*/"))]
@@ -55,10 +129,12 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
         "pretraining": plots.read_pretraining,
         "card": _read_rows,
         "fits": plots.read_fits,
+        "updates": plots.read_updates,
+        "answers": plots.read_answers,
     }
     try:
         content = readers[name](source)
-        if not len(content):
+        if name != "answers" and not len(content):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -68,6 +144,10 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
                 plots.plot_card(content, temporary, title=_title(source))
             elif name == "fits":
                 plots.plot_fits(content, temporary)
+            elif name == "updates":
+                plots.plot_updates(content, temporary, title=_title(source))
+            elif name == "answers":
+                plots.plot_answers(content, temporary, title=_title(source))
             elif name == "training":
                 plots.plot_training(content, temporary)
             else:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def axis_index(axis: str | None) -> int | Int[Array, ""]:
     return 0 if axis is None else lax.axis_index(axis)
 
 
-def gather_rows(rows: Float[Array, "*leading own"], axis: str | None) -> Float[Array, "*leading all"]:
+def gather_rows(rows: Shaped[Array, "*leading own"], axis: str | None) -> Shaped[Array, "*leading all"]:
     """The rows of all devices side by side."""
     return rows if axis is None else lax.all_gather(rows, axis, axis=rows.ndim - 1, tiled=True)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from .._renamed import renamed as _renamed
 from ._adam_mlp import AdamMLP as AdamMLP
+from ._answers import Answers as Answers
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._black_box_rnn import BlackBoxRNN as BlackBoxRNN
 from ._black_box_rnn import BlackBoxState as BlackBoxState
@@ -27,6 +28,7 @@ from ._layouts import AbstractLayout as AbstractLayout
 from ._layouts import Cutting as Cutting
 from ._layouts import Seen as Seen
 from ._layouts import Whole as Whole
+from ._layouts import ask as ask
 from ._layouts import initial_state as initial_state
 from ._layouts import take_step as take_step
 from ._learned_momentum import LearnedMomentum as LearnedMomentum

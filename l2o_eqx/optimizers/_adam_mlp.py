@@ -8,17 +8,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._devices._spread import is_spread
 from .._errors import ArgumentError, check
-from .._misc import root_mean_square, tree_norm
+from .._misc import plain, root_mean_square, tree_norm
 from .._types import Params, Scalar, State, StepNumber
+from ._answers import Answers
 from ._base import AbstractOptimizer
 from ._by_entry import over_entries
 from ._decay import Decay, check_decay, decay_factor
 from ._newton_schulz import near_orthogonal
+from ._per_layer import by_leaf
 
 # Running means of the gradient, beside the gradient itself, and of its square.
 _DECAYS = (0.5, 0.9, 0.97)
@@ -31,6 +34,14 @@ _NEWTON_SCHULZ_STEPS = 3
 # fan-in at which a matrix has the rate r₀ (tuned by hand on networks of digits, docs/quality.md).
 _MUON_FLOOR, _MUON_FAN_IN = 0.01, 1000
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
+_FEATURES = tuple(f"ln(rms(m_{b}) / r)" for b in (0, *_DECAYS)) + ("ln(rms(θ) + 1e-3) / 2 + 1",)
+_FEATURES += ("ln(fan-in) / 3 - 1", "fan-in > 1", "ln(n) / 5 - 1")
+_FEATURES += ("2s - 1", "tanh(t / 3)", "ln(1.02 - s) / 2", "ln(H / 100) / 2")
+_SYMBOLS = (
+    "Answers are means over the entries of a tensor. m_b: running means of the gradient; r: root of its mean "
+    "square; a_b: m_b over each entry's root (0.9: Adam's); s_b: m_b/r; θ: params; s: share of steps done."
+)
+_DIRECTIONS = tuple(f"{kind}_{b}" for kind in "as" for b in (0, *_DECAYS))
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
 
@@ -172,6 +183,39 @@ class AdamMLP(AbstractOptimizer):
         updates = treedef.unflatten([update for update, _ in results])
         return updates, _AdamMLPState(state.step + 1, state.horizon, [moments for _, moments in results])
 
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers | None:
+        """The features of every tensor; and the means over its entries of the rate and the coefficients.
+
+        The rate is the factor before the sum, and a coefficient is e_k + o_k.
+        """
+        del value, key
+        if params is None:
+            raise ArgumentError("`AdamMLP` looks at the params: hand them to `answers`.", argument="params")
+        paths = jtu.tree_leaves_with_path(plain(grads))
+        each = zip(paths, jax.tree.leaves(grads), state.moments, jax.tree.leaves(params), strict=True)
+        names, seen, answered = [], [], []
+        for path, *own in each:
+            if own[0].size:
+                run, entries, _ = _look_at_leaf(state.step, state.horizon, self, *own)
+                log_rates, coefficients, _ = _answer_entries(*run, tuple(map(jnp.ravel, entries)))
+                names.append(by_leaf(*path))
+                seen.append(run[2])
+                answered.append(jnp.stack([jnp.mean(x) for x in (jnp.exp(log_rates), *coefficients)]))
+        if not names:
+            return None
+        titles = ["rate", *(f"coefficient of {d}" for d in _DIRECTIONS)]
+        titles += ["coefficient of Muon's"] if self.matrices else []
+        told = dict(zip(titles, jnp.stack(answered, axis=1), strict=True))
+        return Answers.of(names, dict(zip(_FEATURES, jnp.stack(seen, axis=1), strict=True)), told, _SYMBOLS)
+
 
 def _he_normal(num_inputs: int, num_outputs: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:
     # Not Equinox's own initial weights: hidden units two to three times as large are trained faster.
@@ -201,6 +245,31 @@ def _update_leaf(
 ) -> tuple[Float[Array, "*shape"], _Moments]:
     if grad.size == 0:
         return grad, moments
+    run, entries, moments = _look_at_leaf(step, horizon, optimizer, grad, moments, param)
+    run_on = functools.partial(_update_entries, *run)
+    update = _in_blocks(run_on, entries) if moments.in_blocks else _by_entry(run_on, entries)
+    return update.astype(param.dtype), moments
+
+
+# What the network is run with, but for the entries.
+_Run = tuple[
+    tuple[eqx.nn.Linear, ...],
+    Float[Array, ""],
+    Float[Array, " tensor_features"],
+    Float[Array, " moments"],
+    Float[Array, ""],
+]
+
+
+def _look_at_leaf(
+    step: Int[Array, ""],
+    horizon: Float[Array, ""],
+    optimizer: AdamMLP,
+    grad: Float[Array, "*shape"],
+    moments: _Moments,
+    param: Float[Array, "*shape"],
+) -> tuple[_Run, tuple[Float[Array, "*shape"], ...], _Moments]:
+    # The other arguments of `_update_entries`, its entries, and the next moments.
     dtype = moments.square.dtype
     grad, moments = _next_moments(grad.astype(dtype), moments)
     count = (step + 1).astype(dtype)
@@ -222,9 +291,7 @@ def _update_leaf(
         entries = (*entries, muon * lax.rsqrt(corrections[-1] * muon_square + _MUON_FLOOR))
         log_rate += math.log(_MUON_FAN_IN / math.prod(grad.shape[1:])) / 4
     network = jax.tree.map(lambda x: x.astype(dtype), (optimizer.layers, log_rate))
-    run = functools.partial(_update_entries, *network, features, corrections, mean_square)
-    update = _in_blocks(run, entries) if moments.in_blocks else _by_entry(run, entries)
-    return update.astype(param.dtype), moments
+    return (*network, features, corrections, mean_square), entries, moments
 
 
 def _is_matrix(leaf: Array) -> bool:
@@ -281,6 +348,22 @@ def _update_entries(
     mean_square: Float[Array, ""],
     entries: tuple[Float[Array, " entries"], ...],
 ) -> Float[Array, " entries"]:
+    log_rates, coefficients, directions = _answer_entries(
+        layers, log_rate, features, corrections, mean_square, entries
+    )
+    direction = sum(c * d for c, d in zip(coefficients, directions, strict=True))
+    return -jnp.exp(log_rates) * direction
+
+
+def _answer_entries(
+    layers: tuple[eqx.nn.Linear, ...],
+    log_rate: Float[Array, ""],
+    features: Float[Array, " tensor_features"],
+    corrections: Float[Array, " moments"],
+    mean_square: Float[Array, ""],
+    entries: tuple[Float[Array, " entries"], ...],
+) -> tuple[Float[Array, " entries"], list[Float[Array, " entries"]], list[Float[Array, " entries"]]]:
+    # The logarithm of what the sum is multiplied by, coefficients, directions.
     orthogonal = entries[len(corrections) :]
     *means, square = [c * m for c, m in zip(corrections, entries, strict=False)]
     inverse = lax.rsqrt(square + 1e-6 * mean_square)
@@ -300,8 +383,7 @@ def _update_entries(
     if len(coefficients) > _NUM_DIRECTIONS:
         directions += list(orthogonal) or [a[_START]]
     coefficients[_START if len(directions) == _NUM_DIRECTIONS else -1] += 1
-    direction = sum(c * d for c, d in zip(coefficients, directions, strict=True))
-    return -jnp.exp(log_rate + jnp.clip(2 * rate, -8, 4)) * direction
+    return log_rate + jnp.clip(2 * rate, -8, 4), coefficients, directions
 
 
 def _bias(layer: eqx.nn.Linear) -> Float[Array, " units"]:

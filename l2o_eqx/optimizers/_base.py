@@ -6,6 +6,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._types import Params, Scalar, State, StepNumber
+from ._answers import Answers
 from ._layouts import AbstractLayout, Whole
 
 
@@ -16,7 +17,10 @@ class AbstractOptimizer(eqx.Module):
     update of an entry depends on that entry's gradients alone), also answer `Blocks()` to `layout`, and keep
     what is said there; in return the meta-gradient runs block by block over coordinates, in little memory,
     and a batch of objectives is simply more coordinates. A wrapper answers to `layout`, `for_group`, `wants`,
-    `needs`, `is_black_box` and `parts` with what its inner optimizer does.
+    `needs`, `is_black_box`, `parts` and `answers` with what its inner optimizer does.
+
+    If a network of yours answers with numbers that people can read, such as a rate and a momentum for every
+    tensor, also tell them in `answers`: `l2o_eqx.record_answers` and `l2o plot --updates` then show them.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -66,6 +70,23 @@ class AbstractOptimizer(eqx.Module):
         **Returns:** the updates, which are added to the params, and the next state, of the same
         structure, shapes and dtypes as before.
         """
+
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers | None:
+        """What its networks see and answer in the step that `update` takes with the same arguments.
+
+        Numbers must come from the code that `update` runs. The state is that of one objective, as `init`
+        makes it. By default there is nothing to tell: `None`.
+        """
+        del grads, state, params, value, key
+        return None
 
     def wants(self) -> frozenset[str]:
         """Which of `"value"` and `"key"` its `update` is called with; by default it needs neither."""

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .._devices._axis import axis_index, axis_size, gather_rows, own_rows, sum_over
 from .._misc import ravel, tree_dtype, unravel_like
@@ -76,7 +76,7 @@ class Blocks(AbstractLayout):
         rows = _fill_up(rows, axis_size(self.axis) * own)
         return self._split_own(own_rows(rows, own, self.axis))
 
-    def join(self, blocks: Float[Array, "blocks *leading size"]) -> Float[Array, "*leading coordinates"]:
+    def join(self, blocks: Shaped[Array, "blocks *leading size"]) -> Shaped[Array, "*leading coordinates"]:
         """The inverse of `split`, with the blocks of all devices."""
         return gather_rows(self._join_own(blocks), self.axis)[..., : self.total]
 
@@ -85,7 +85,7 @@ class Blocks(AbstractLayout):
         rows = _fill_up(rows, self.count * self.size)
         return jnp.moveaxis(rows.reshape(*rows.shape[:-1], self.count, self.size), -2, 0)
 
-    def _join_own(self, blocks: Float[Array, "blocks *leading size"]) -> Float[Array, "*leading own"]:
+    def _join_own(self, blocks: Shaped[Array, "blocks *leading size"]) -> Shaped[Array, "*leading own"]:
         # With what fills up the last block.
         rows = jnp.moveaxis(blocks, 0, -2)
         return rows.reshape(*rows.shape[:-2], self.count * self.size)

@@ -73,6 +73,18 @@ class ByEntry(AbstractWrapper):
         updates, states = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(updates), treedef.unflatten(states)
 
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> None:
+        # Every entry is a run of its own: there is nothing to tell of them all.
+        del grads, state, params, value, key
+
 
 def by_entry(optimizer: AbstractOptimizer, shapes: PyTree[jax.ShapeDtypeStruct]) -> AbstractOptimizer:
     """The same optimizer, with what is coordinatewise of it, or inside of it, run entry by entry."""

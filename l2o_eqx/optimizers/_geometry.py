@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from .._errors import ArgumentError
 from .._misc import plain, tree_dtype, wide_dtype_of
 from .._types import Params
-from ._per_layer import by_layer
+from ._per_layer import by_layer, by_leaf
 
 Per = Literal["tensor", "layer", "tree"]
 # Whether the first move's size is a length, or a multiple of the root mean square of the params.
@@ -33,10 +33,11 @@ PerGroup = Float[Array, " groups"]
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Which leaves, by their place in the tree, share a network; and how many coordinates they have."""
+    """Which leaves, by their place in the tree, share a network; how many coordinates; and names."""
 
     members: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -63,11 +64,14 @@ def groups_of(tree: Params, per: Per) -> Groups:
     """The groups of a tree's leaves: one each per `"tensor"`, per `"layer"` (see `by_layer`), or one."""
     paths = jtu.tree_leaves_with_path(plain(tree))
     members: dict[object, list[int]] = {}
+    names: dict[object, str] = {}
     for i, (path, leaf) in enumerate(paths):
-        label = {"tensor": i, "layer": by_layer(path, leaf), "tree": 0}[per]
+        layer = by_layer(path, leaf)
+        label = {"tensor": i, "layer": layer, "tree": 0}[per]
         members.setdefault(label, []).append(i)
+        names[label] = {"tensor": by_leaf(path, leaf), "layer": layer, "tree": "all"}[per]
     sizes = tuple(max(1, sum(paths[i][1].size for i in m)) for m in members.values())
-    return Groups(tuple(map(tuple, members.values())), sizes)
+    return Groups(tuple(map(tuple, members.values())), sizes, tuple(names.values()))
 
 
 def check_settings(

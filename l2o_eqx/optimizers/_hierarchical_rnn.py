@@ -4,13 +4,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError, check
-from .._misc import tree_dtype, wide_dtype_of
+from .._misc import plain, tree_dtype, wide_dtype_of
 from .._types import Params, Scalar, State
+from ._answers import Answers
 from ._base import AbstractOptimizer
+from ._per_layer import by_leaf
 
 # Running means of the gradient, each over twice the time of the one before.
 _NUM_SCALES = 4
@@ -19,6 +22,13 @@ _NUM_INPUTS = 3 * _NUM_SCALES
 # mean squares and the logarithms of the rates keep σ(3.2) = 0.96.
 _GATE_BIAS, _DECAY_LOGIT, _SQUARE_DECAY_LOGIT, _RATE_LOGIT = 2.2, 2.2, 3.2, 3.2
 _LARGEST_LOG_RATE = 33.0
+_FEATURES = tuple(f"m_{s}" for s in range(_NUM_SCALES))
+_FEATURES += tuple(f"m_{s} m_{s + 1}" for s in range(_NUM_SCALES - 1))
+_FEATURES += (*(f"ln r_{s}² less its mean" for s in range(_NUM_SCALES)), "η less its mean")
+_SYMBOLS = (
+    "All are means over the entries of a tensor. m: running means of the gradient over four times, in units "
+    "of r; r: root of their mean square; η: log rate."
+)
 
 
 class _GRU(eqx.Module):
@@ -222,9 +232,52 @@ class HierarchicalRNN(AbstractOptimizer):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
         del params
-        leaves, treedef = jax.tree.flatten(grads)
-        if not leaves:
+        if not jax.tree.leaves(grads):
             return grads, state
+        updates, state, _, _ = self._step(grads, state)
+        return updates, state
+
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers | None:
+        """Means over the entries of every tensor: of the inputs, and of what the lowest network answers.
+
+        That is the rate e^(η′ + o), by the mean of its logarithm; the change η′ − η; and the decays d and c
+        for the next step.
+        """
+        del params, value, key
+        # Tensors without any entry have no mean.
+        names = [by_leaf(*each) for each in jtu.tree_leaves_with_path(plain(grads)) if each[1].size]
+        if not names:
+            return None
+        _, after, seen, log_rates = self._step(grads, state)
+        rows = [
+            (
+                jnp.exp(jnp.mean(now + self.log_step.astype(now.dtype))),
+                jnp.mean(now - old.log_rates),
+                *_mean_of_entries(new.decays),
+            )
+            for now, old, new in zip(log_rates, state.coordinates, after.coordinates, strict=True)
+            if now.size
+        ]
+        titles = ("rate", "log rate, change", "decay of means, d", "decay of squares, c")
+        inputs = [x[-_NUM_INPUTS:] for x, now in zip(seen, log_rates, strict=True) if now.size]
+        return Answers.of(
+            names,
+            dict(zip(_FEATURES, jnp.stack(inputs, axis=1), strict=True)),
+            {title: jnp.stack(row) for title, row in zip(titles, zip(*rows, strict=True), strict=True)},
+            _SYMBOLS,
+        )
+
+    def _step(self, grads, state):
+        # Updates and next state; and of every tensor what its network sees, and the η′ of its entries.
+        leaves, treedef = jax.tree.flatten(grads)
         dtype = state.is_first.dtype
         # Own key aside, all in the dtype of the moments.
         own = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, self)
@@ -233,21 +286,24 @@ class HierarchicalRNN(AbstractOptimizer):
         objective = state.objective + state.is_first * others[1]
         count = max(1, sum(leaf.size for leaf in leaves))
         mean_rate = sum(jnp.sum(tensor.log_rates) for tensor in state.coordinates) / count
-        updates, coordinates, seen = [], [], []
+        updates, coordinates, seen, rates = [], [], [], []
         for i, (leaf, tensor) in enumerate(zip(leaves, state.coordinates, strict=True)):
             units = tensor.units + state.is_first * _behind(first, tensor.units.ndim)
             above = _behind(jnp.concatenate([tensors[:, i], objective]), units.ndim)
-            update, tensor, means = own._update_tensor(leaf.astype(dtype), tensor, units, above, mean_rate)
+            update, tensor, means, log_rates = own._update_tensor(
+                leaf.astype(dtype), tensor, units, above, mean_rate
+            )
             updates.append(update.astype(leaf.dtype))
             coordinates.append(tensor)
             seen.append(means)
+            rates.append(log_rates)
         tensors = own.tensor_cell(jnp.stack(seen, axis=1), tensors, objective[:, None])
         objective = own.global_cell(jnp.mean(tensors, axis=1), objective)
         state = _State(jnp.zeros_like(state.is_first), coordinates, tensors, objective)
-        return treedef.unflatten(updates), state
+        return treedef.unflatten(updates), state, seen, rates
 
     def _update_tensor(self, grad, tensor, units, above, mean_rate):
-        # The update, the next state, and what the tensor's network sees.
+        # The update, the next state, what the tensor's network sees, and η′.
         means, roots = _next_means(grad, tensor)
         scaled = jnp.arcsinh(means / jnp.where(roots > 0, roots, 1))
         inputs = _inputs(scaled, roots, tensor.log_rates - mean_rate)
@@ -268,7 +324,7 @@ class HierarchicalRNN(AbstractOptimizer):
         next_log_rates = keep * tensor.log_rates + (1 - keep) * log_rates
         seen = _mean_of_entries(jnp.concatenate([units, inputs]))
         tensor = _Tensor(units, means, roots, jax.nn.sigmoid(logits), next_log_rates, offset)
-        return updates, tensor, seen
+        return updates, tensor, seen, log_rates
 
 
 def _mean_of_entries(x: Float[Array, "units *shape"]) -> Float[Array, " units"]:

@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Keys, Params, State, StepNumber
+from ._answers import Answers
 
 # An `AbstractOptimizer`, whose module needs this one.
 Optimizer = Any
@@ -157,8 +158,16 @@ def initial_state(optimizer: Optimizer, params: Params, num_steps: StepNumber | 
 
 def take_step(optimizer: Optimizer, seen: Seen, state: State, params: Params | None) -> tuple[Params, State]:
     """`optimizer.update` of what it is shown, with the keywords it wants; so do wrappers ask inner ones."""
-    wanted = {name: getattr(seen, name) for name in optimizer.wants()}
-    return optimizer.update(seen.grads, state, params, **wanted)
+    return optimizer.update(seen.grads, state, params, **_wanted(optimizer, seen))
+
+
+def ask(optimizer: Optimizer, seen: Seen, state: State, params: Params | None) -> Answers | None:
+    """`optimizer.answers` for what it is shown, as `take_step`."""
+    return optimizer.answers(seen.grads, state, params, **_wanted(optimizer, seen))
+
+
+def _wanted(optimizer: Optimizer, seen: Seen) -> dict[str, PyTree]:
+    return {name: getattr(seen, name) for name in optimizer.wants()}
 
 
 class Whole(AbstractLayout):

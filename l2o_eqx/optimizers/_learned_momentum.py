@@ -6,10 +6,12 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._types import Params, Scalar, State
+from ._answers import Answers
 from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
     FirstStep,
+    Groups,
     Lengths,
     Per,
     PerGroup,
@@ -43,6 +45,12 @@ _LOG_DECAY = math.log(0.99)
 _PAIRS = ((0, 0), (2, 2), (3, 3), (0, 1), (0, 2), (2, 3))
 # Largest |a|; e^6 = 400.
 _LARGEST_ANSWER = 6.0
+_FEATURES: tuple[str, ...] = ("cos(g, u)", "cos(g, g before)", "cos(y, u)", "tanh log(|g| / |g before|)")
+_FEATURES += ("log(curvature along u / L) / 5", "log(|u| L / |g|) / 3")
+_SYMBOLS = (
+    "update = -rate·g + momentum·u. g: gradient; u: last update; y: change of g; L: largest curvature "
+    "|y|/|u| of late."
+)
 
 
 class LearnedMomentumState(eqx.Module):
@@ -158,7 +166,46 @@ class LearnedMomentum(AbstractOptimizer):
     ) -> tuple[Params, LearnedMomentumState]:
         del params
         groups = groups_of(grads, self.per)
-        g, u = direction(groups, grads), state.updates
+        thought = self._think(groups, grads, state)
+        g, u, g_length = thought.grads, state.updates, thought.g_length
+        weights = (-thought.length * g_length.inverse, thought.momentum * u.scale)
+        updates = combination(groups, weights, (g, u))
+        state = LearnedMomentumState(
+            grads=g,
+            length=g_length,
+            first=first_of(state.first, g_length),
+            updates=updates,
+            lstm=thought.lstm,
+            log_curvature=thought.log_curvature,
+            known=thought.known,
+            log_reference=state.log_reference,
+        )
+        return as_tree(updates, grads), state
+
+    def answers(
+        self,
+        grads: Params,
+        state: LearnedMomentumState,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers:
+        """The six features; and what the update −rate·g + momentum·u is made of, and e^a = rate·L.
+
+        e^a is NaN as long as no curvature is known.
+        """
+        del params, value, key
+        groups = groups_of(grads, self.per)
+        thought = self._think(groups, grads, state)
+        rate = thought.length * thought.g_length.inverse / thought.grads.scale
+        relative = jnp.where(thought.known, rate * jnp.exp(thought.log_curvature), jnp.nan)
+        answered = {"rate": rate, "momentum": thought.momentum, "rate · L": relative}
+        seen = dict(zip(_FEATURES, thought.features, strict=True))
+        return Answers.of(groups.names, seen, answered, _SYMBOLS)
+
+    def _think(self, groups: Groups, grads: Params, state: LearnedMomentumState) -> "_Thought":
+        g = direction(groups, grads)
         features, g_length, u_length, log_curvature, known = _look(groups, g, state)
         hidden, lstm = run_cells(self.cells, features.astype(self.readout.dtype), state.lstm)
         # Times 4, so that the small weights need not move far.
@@ -168,19 +215,20 @@ class LearnedMomentum(AbstractOptimizer):
         log_rate = log_rate - log_curvature
         first = first_move(groups, u_length, self.log_first_move, state.log_reference)
         length = bounded_exp(jnp.where(known, log_rate + g_length.log, first))
-        weights = (-length * g_length.inverse, sigmoid(answers[1]) * u.scale)
-        updates = combination(groups, weights, (g, u))
-        state = LearnedMomentumState(
-            grads=g,
-            length=g_length,
-            first=first_of(state.first, g_length),
-            updates=updates,
-            lstm=lstm,
-            log_curvature=log_curvature,
-            known=known,
-            log_reference=state.log_reference,
-        )
-        return as_tree(updates, grads), state
+        return _Thought(g, g_length, features, lstm, log_curvature, known, length, sigmoid(answers[1]))
+
+
+class _Thought(eqx.Module):
+    """What the network sees in a step and answers: the length of −rate·g, and the momentum."""
+
+    grads: Direction
+    g_length: Lengths
+    features: Float[Array, "features groups"]
+    lstm: tuple[LSTMState, ...]
+    log_curvature: PerGroup
+    known: Bool[Array, " groups"]
+    length: PerGroup
+    momentum: PerGroup
 
 
 def _look(groups, g, state):

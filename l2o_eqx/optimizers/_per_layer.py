@@ -10,9 +10,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._errors import ArgumentError
 from .._misc import plain
 from .._types import Params, Scalar, State, StepNumber
+from ._answers import Answers, joined
 from ._base import AbstractOptimizer
 from ._groups import Groups, combine, split_by_label
-from ._layouts import Seen, take_step
+from ._layouts import Seen, ask, take_step
 
 # The path of a leaf in its tree, and the leaf (or its shape and dtype) -> the label of its group.
 Label = Callable[[tuple[Any, ...], Any], str]
@@ -157,15 +158,32 @@ class PerLayer(AbstractOptimizer):
         value: Scalar | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Params, State]:
+        updates, next_state = {}, {}
+        for name, shown in self._shown(grads, state, params, value, key).items():
+            updates[name], next_state[name] = take_step(self.optimizers[name], *shown)
+        return combine(updates.values(), grads), next_state
+
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers | None:
+        shown = self._shown(grads, state, params, value, key)
+        return joined({name: ask(self.optimizers[name], *own) for name, own in shown.items()})
+
+    def _shown(self, grads, state, params, value, key) -> dict[str, tuple[Seen, State, Params | None]]:
+        # What every group's optimizer is called with.
         layout = self.layout(_shapes(grads))
         param_groups = {} if params is None else layout.split(params)
-        updates, next_state = {}, {}
+        shown = {}
         for name, group in layout.split(grads).items():
             own_key = None if key is None else jr.fold_in(key, sorted(state).index(name))
-            updates[name], next_state[name] = take_step(
-                self.optimizers[name], Seen(group, value, own_key), state[name], param_groups.get(name)
-            )
-        return combine(updates.values(), grads), next_state
+            shown[name] = (Seen(group, value, own_key), state[name], param_groups.get(name))
+        return shown
 
 
 def _shapes(tree):

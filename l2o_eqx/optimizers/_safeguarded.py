@@ -96,6 +96,9 @@ class Safeguarded(AbstractWrapper):
         both = [optimizer.layout(shapes) for optimizer in (self.inner, self.fallback)]
         return Blocks() if all(isinstance(layout, Blocks) for layout in both) else Whole()
 
+    def inner_state(self, state: State) -> State:
+        return state.inner
+
     def init(self, params: Params) -> State:
         return self._init(params, None)
 

@@ -7,10 +7,12 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._types import Params, Scalar, State
+from ._answers import Answers
 from ._base import AbstractOptimizer
 from ._geometry import (
     Direction,
     FirstStep,
+    Groups,
     Lengths,
     Per,
     PerGroup,
@@ -55,6 +57,19 @@ _SMALLEST_COSINE = 1e-3
 _NUM_ANSWERS = 5 + len(_DECAYS)
 # Cosines; norms of u, y and the running means; change of ‖g‖; the Barzilai–Borwein step; the curvature.
 _NUM_FEATURES = len(_PAIRS) + 2 + len(_DECAYS) + 3
+_NAMES = ("g", "u", "y", *(f"mean {decay}" for decay in _DECAYS))
+_FEATURES = (
+    *(f"cos({_NAMES[i]}, {_NAMES[j]})" for i, j in _PAIRS),
+    "log(|u| / η|g|) / 3",
+    *(f"log(|{name}| / |g|) / 3" for name in _NAMES[2:]),
+    "tanh log(|g| / |g before|)",
+    "log(Barzilai–Borwein step / η) / 3",
+    "log(1/Lη) / 3",
+)
+_SYMBOLS = (
+    "rate = η·factor. g: gradient; u: last update; y: change of g; mean b: running mean of g; η: step in "
+    "use; L: largest curvature |y|/|u| of late."
+)
 
 
 class SubspaceRNNState(eqx.Module):
@@ -181,6 +196,55 @@ class SubspaceRNN(AbstractOptimizer):
     ) -> tuple[Params, SubspaceRNNState]:
         del params
         groups = groups_of(grads, self.per)
+        thought = self._answer(groups, grads, state)
+        directions, own, length = thought.directions, thought.lengths, thought.length
+        weights = [-length * own[0].inverse, thought.momentum * state.updates.scale]
+        weights += [-length * c * d.inverse for c, d in zip(thought.coefficients, own[2:], strict=True)]
+        updates = combination(groups, weights, directions)
+        state = SubspaceRNNState(
+            grads=directions[0],
+            length=own[0],
+            first=first_of(state.first, own[0]),
+            updates=updates,
+            means=directions[3:],
+            step=state.step + 1,
+            hidden=thought.hidden,
+            log_step=thought.log_step,
+            log_curvature=thought.sight.log_curvature,
+            known=thought.sight.known,
+            log_reference=state.log_reference,
+        )
+        return as_tree(updates, grads), state
+
+    def answers(
+        self,
+        grads: Params,
+        state: SubspaceRNNState,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers:
+        """The features; and rate = η·e^f, e^f, momentum, the two gates as σ(gate), and the coefficients c_k.
+
+        The rate is what g is multiplied by, also while no curvature is known.
+        """
+        del params, value, key
+        groups = groups_of(grads, self.per)
+        thought = self._answer(groups, grads, state)
+        rate = thought.length * thought.lengths[0].inverse / thought.directions[0].scale
+        answered = {
+            "rate": rate,
+            "momentum": thought.momentum,
+            "factor": jnp.exp(thought.factor),
+            "gate to the Barzilai–Borwein step": thought.gates[0],
+            "gate to 1/L": thought.gates[1],
+            **{f"coefficient of {d}": c for d, c in zip(_NAMES[2:], thought.coefficients, strict=True)},
+        }
+        seen = dict(zip(_FEATURES, thought.sight.features, strict=True))
+        return Answers.of(groups.names, seen, answered, _SYMBOLS)
+
+    def _answer(self, groups: Groups, grads: Params, state: SubspaceRNNState) -> "_Thought":
         g, step = direction(groups, grads), state.step + 1
         means = tuple(_mean(groups, m, g, b, step) for m, b in zip(state.means, _DECAYS, strict=True))
         directions = (g, state.updates, difference(g, state.grads), *means)
@@ -192,7 +256,8 @@ class SubspaceRNN(AbstractOptimizer):
         # random upset the momentum.
         answers = (4 * self.readout @ hidden + self.offsets[:, None]).astype(g.scale.dtype)
 
-        log_step = sight.log_step + jnp.sum(sigmoid(answers[:2]) * sight.pulls, axis=0)
+        gates = sigmoid(answers[:2])
+        log_step = sight.log_step + jnp.sum(gates * sight.pulls, axis=0)
         factor = jnp.clip(answers[2], -_LARGEST_FACTOR, _LARGEST_FACTOR)
         first = first_move(groups, own[1], self.log_first_move, state.log_reference)
         rate, grown = log_step + factor, has_grown(own[0], state.first)
@@ -201,29 +266,30 @@ class SubspaceRNN(AbstractOptimizer):
         length = jnp.where(own[0].positive, length, 0.0)
         coefficients = jnp.clip(answers[4:], -_LARGEST_COEFFICIENT, _LARGEST_COEFFICIENT)
         coefficients = jnp.where(sight.known & ~grown, coefficients, 0.0)
-        weights = [-length * own[0].inverse, sigmoid(answers[3]) * state.updates.scale]
-        weights += [-length * c * d.inverse for c, d in zip(coefficients, own[2:], strict=True)]
-        updates = combination(groups, weights, directions)
-        state = SubspaceRNNState(
-            grads=g,
-            length=own[0],
-            first=first_of(state.first, own[0]),
-            updates=updates,
-            means=means,
-            step=step,
-            hidden=hidden,
-            log_step=log_step,
-            log_curvature=sight.log_curvature,
-            known=sight.known,
-            log_reference=state.log_reference,
+        return _Thought(
+            directions, own, sight, hidden, gates, factor, log_step, length, sigmoid(answers[3]), coefficients
         )
-        return as_tree(updates, grads), state
 
     def _think(self, features, hidden):
         # What the other tensors thought a step ago.
         others = jnp.broadcast_to(jnp.mean(hidden, axis=1, keepdims=True), hidden.shape)
         inputs = jnp.concatenate([features.astype(hidden.dtype), others])
         return run_gru(self.cell, inputs, hidden)
+
+
+class _Thought(eqx.Module):
+    """What the network answers in a step, from what it sees; the length is that of the part along g."""
+
+    directions: tuple[Direction, ...]
+    lengths: list[Lengths]
+    sight: "_Sight"
+    hidden: Float[Array, "hidden groups"]
+    gates: Float[Array, "2 groups"]
+    factor: PerGroup
+    log_step: PerGroup
+    length: PerGroup
+    momentum: PerGroup
+    coefficients: Float[Array, "coefficients groups"]
 
 
 class _Sight(eqx.Module):

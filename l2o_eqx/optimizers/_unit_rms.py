@@ -52,6 +52,9 @@ class UnitRMS(AbstractWrapper):
                 given=self.weight_decay,
             )
 
+    def inner_state(self, state: State) -> State:
+        return state.inner
+
     def init(self, params: Params) -> State:
         return _UnitRMSState(jnp.zeros((), jnp.int32), self.inner.init(params))
 

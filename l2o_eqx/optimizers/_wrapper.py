@@ -1,20 +1,38 @@
 """What optimizers around another one have in common: all that is handed on, in one place."""
 
 import equinox as eqx
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._types import Params, State, StepNumber
+from .._types import Params, Scalar, State, StepNumber
+from ._answers import Answers
 from ._base import AbstractOptimizer
+from ._layouts import Seen, ask
 
 
 class AbstractWrapper(AbstractOptimizer):
     """An optimizer around another one, `inner`, which it asks by `take_step`.
 
     Whatever is not overridden is the inner optimizer's, but for the layout, which is `Whole` by default: a
-    wrapper that sees every entry alone forwards `layout` and `for_group`, too.
+    wrapper that sees every entry alone forwards `layout` and `for_group`, too. One whose state is not the
+    inner optimizer's says in `inner_state` where that is.
     """
 
     inner: eqx.AbstractVar[AbstractOptimizer]
+
+    def inner_state(self, state: State) -> State:
+        """The inner optimizer's state in that of this one; by default all of it."""
+        return state
+
+    def answers(
+        self,
+        grads: Params,
+        state: State,
+        params: Params | None,
+        *,
+        value: Scalar | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Answers | None:
+        return ask(self.inner, Seen(grads, value, key), self.inner_state(state), params)
 
     def wants(self) -> frozenset[str]:
         return self.inner.wants()

@@ -13,9 +13,11 @@ classes. All is computed in float64, and rounded to the dtype of the gradients a
 The equations call only what NumPy and PyTorch both have: `l2o_eqx.torch_runtime` runs them on tensors.
 """
 
+import functools
 import hashlib
 import json
 import math
+import operator
 import os
 import sys
 from collections.abc import Mapping
@@ -254,27 +256,22 @@ class LearnedMomentum:
         groups, xp = self._groups(grads), _library(next(iter(grads.values())))
         now = {name: _cast(x, _own(x)) for name, x in grads.items()}
         before, moved = state["grads"], state["updates"]
-        change = {name: now[name] - before[name] for name in now}
-
-        def dot(a: Arrays, b: Arrays) -> Array:
-            def one(name: str) -> Array:
-                wide = _wide(grads[name])
-                return xp.sum(_cast(a[name], wide) * _cast(b[name], wide))
-
-            return xp.stack([sum(one(name) for name in group) for group in groups])
-
-        g, b, u, y = (_Length(dot(a, a)) for a in (now, before, moved, change))
+        products = {name: _products(now[name], before[name], moved[name]) for name in now}
+        g2, b2, u2, y2, gu, gb, uy = xp.stack(
+            [functools.reduce(operator.add, [products[name] for name in group]) for group in groups]
+        ).T
+        g, b, u, y = map(_Length, (g2, b2, u2, y2))
         measured = y.positive & u.positive
         seen = xp.where(measured, y.log - u.log, 0.0)
         last, known = state["log_curvature"], state["known"]
         later = xp.where(measured, xp.maximum(last + _DECAY, seen), last)
         curvature, known = xp.where(known, later, seen), known | measured
-        along = _cosine(dot(moved, change), u, y)
+        along = _cosine(uy, u, y)
         log_along = xp.log(xp.clip(along, 1e-5, None)) + y.log - u.log - curvature
         moving = g.positive & u.positive & known
         features = [
-            _cosine(dot(now, moved), g, u),
-            _cosine(dot(now, before), g, b),
+            _cosine(gu, g, u),
+            _cosine(gb, g, b),
             along,
             xp.tanh(_cut(g.log - b.log, g.positive & b.positive)),
             _cut(log_along, measured) / 5,
@@ -318,6 +315,15 @@ class LearnedMomentum:
         for name in arrays:
             groups.setdefault(label(name), []).append(name)
         return list(groups.values())
+
+
+def _products(grad: Array, before: Array, moved: Array) -> Array:
+    # Of one tensor: those of g, the gradient before, u and y with themselves, and of g·u, g·b, u·y.
+    xp = _library(grad)
+    y = grad - before
+    g, b, u, y = (_cast(x.reshape(-1), _wide(grad)) for x in (grad, before, moved, y))
+    pairs = ((g, g), (b, b), (u, u), (y, y), (g, u), (g, b), (u, y))
+    return xp.stack([xp.vdot(*pair) for pair in pairs])
 
 
 class _Length:

@@ -58,13 +58,20 @@ def test_every_term_is_finite_and_starts_at_nothing(term):
         assert_trees_close(scaled, found, rtol=1e-3)
 
 
-def test_the_cosine_is_that_of_the_share_done():
+def test_the_cosine_is_of_the_share_done():
     """(1 + cos πs)/2 + 1/100 at s = 0, 1/4, …; `init` may be told another number of steps."""
     equation = Equation(("cos*g",), (1.0,), num_steps=4)
     expected = [1.01, 0.5 + np.sqrt(0.5) / 2 + 0.01, 0.51, 0.5 - np.sqrt(0.5) / 2 + 0.01, 0.01, 0.01]
     found = updates_of(equation, GRADS, PARAMS)["b"] / GRADS["b"]
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
     assert float(equation.init(PARAMS, 7).horizon) == 7.0
+
+
+def test_fan_in_and_the_length_of_the_run():
+    """(1000/4)^¼ for a matrix of four columns, 1 for a bias; (100/4)^¼ for four steps."""
+    found = updates_of(Equation(("fan*run*g",), (1.0,), num_steps=4), GRADS, PARAMS)
+    for name, factor in {"w": (250 * 25) ** 0.25, "b": 25**0.25}.items():
+        np.testing.assert_allclose(found[name], factor * GRADS[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

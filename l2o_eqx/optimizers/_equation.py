@@ -24,8 +24,8 @@ _SQUARE_DECAY, _CURVATURE_DECAY, _FIRST_MOVE = 0.99, 0.99, 1e-3
 _UNIT = 0.01
 _NEWTON_SCHULZ_STEPS, _MUON_FLOOR = 3, 0.01
 # Before the name of a term: what it is multiplied by.
-_COSINE, _FAN_IN = "cos*", "fan*"
-_FAN_IN_UNIT = 1000
+_COSINE, _FAN_IN, _LENGTH = "cos*", "fan*", "run*"
+_FAN_IN_UNIT, _LENGTH_UNIT = 1000, 100
 
 Past = dict[str, Float[Array, "..."]]
 
@@ -88,7 +88,9 @@ TERMS = tuple(f"{cosine}{name}" for cosine in ("", _COSINE) for name in _TERMS)
 
 
 def _name(term: str) -> str:
-    return term.removeprefix(_COSINE).removeprefix(_FAN_IN)
+    for factor in (_COSINE, _FAN_IN, _LENGTH):
+        term = term.removeprefix(factor)
+    return term
 
 
 class EquationState(eqx.Module):
@@ -121,9 +123,9 @@ class Equation(AbstractOptimizer):
         none, g/(1000·rms(g));
     - `"u"`, the last update, and `"theta"`, the params.
 
-    With `cos*` before its name a term is multiplied by (1 + cos πs)/2 + 1/100, s the share of the steps done;
-    with `fan*` (behind `cos*`, if there are both) by (1000/fan-in)^¼, fan-in being all axes but the first of
-    a tensor with several, and 1000 otherwise.
+    Before its name may stand, in this order, what a term is multiplied by: `cos*`, (1 + cos πs)/2 + 1/100, s
+    the share of the steps done; `fan*`, (1000/fan-in)^¼, fan-in being all axes but the first of a tensor with
+    several, and 1000 otherwise; `run*`, (100/H)^¼ for a run of H steps.
 
     **Arguments:**
 
@@ -221,7 +223,7 @@ def check_terms(where: str, terms: Sequence[str]) -> tuple[str, ...]:
     if odd or not terms:
         raise ArgumentError(
             f"`{where}(terms={tuple(terms)})` needs different ones of {', '.join(_TERMS)}, or one of "
-            f"these behind {_COSINE}, {_FAN_IN} or both.",
+            f"these behind some of {_COSINE}, {_FAN_IN} and {_LENGTH}.",
             argument="terms",
             given=tuple(terms),
             possible=TERMS,
@@ -267,6 +269,8 @@ def directions(
         direction = _TERMS[_name(term)].direction(seen)
         if _FAN_IN in term:
             direction = (_FAN_IN_UNIT / fan_in) ** 0.25 * direction
+        if _LENGTH in term:
+            direction = ((_LENGTH_UNIT / horizon) ** 0.25).astype(g.dtype) * direction
         found.append(decay * direction if term.startswith(_COSINE) else direction)
     return found, past
 

@@ -120,8 +120,21 @@ TINY_RUN = (
 def docs(session: nox.Session) -> None:
     """The site of the documentation, into `site/`; `nox -s docs -- serve` shows it while you write."""
     session.install("-e", ".[docs]")
+    mkdocs(session, *session.posargs)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The site, opened page by page in a Chromium that is on the machine: pictures, links, errors of scripts."""
+    session.install("-e", ".[docs-check]")
+    mkdocs(session)
+    session.run("python", "docs/check_site.py")
+
+
+def mkdocs(session: nox.Session, *arguments: str) -> None:
+    """Runs mkdocs, `build` if there are no arguments, with the page of the commands up to date."""
     session.run("python", "docs/commands.py")
-    session.run("mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", *(arguments or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

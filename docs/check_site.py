@@ -38,18 +38,18 @@ LOOK = """async () => {
 def find_browser() -> str:
     """The path of a Chromium."""
     given = os.environ.get("L2O_CHROMIUM")
-    for name in (given,) if given else BROWSERS:
-        if path := shutil.which(name):
-            return path
-    wanted = f"L2O_CHROMIUM={given}" if given else ", ".join(BROWSERS)
+    names = (given,) if given else BROWSERS
+    for path in filter(None, map(shutil.which, names)):
+        return path
     sys.exit(
-        f"There is no browser to look at the site with (tried {wanted}). "
+        f"There is no browser to look at the site with; looked for {', '.join(names)}. "
         "Install one, such as Debian's package `chromium`, or name it in L2O_CHROMIUM."
     )
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    log_message = lambda *_: None  # noqa: E731
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 def file_of(site: pathlib.Path, path: str) -> pathlib.Path:
@@ -109,12 +109,9 @@ def check(site: pathlib.Path) -> int:
                 broken.append(f"{source.relative_to(site)}: leads nowhere: {url.removeprefix(host)}")
             elif anchor and target in pages and unquote(anchor) not in pages[target]["anchors"]:
                 broken.append(f"{source.relative_to(site)}: no such place: {url.removeprefix(host)}")
-    counts = [sum(len(page["links"]) for page in pages.values()), sum(p["pictures"] for p in pages.values())]
-    print(
-        *broken,
-        f"{len(pages)} pages, {counts[0]} links, {counts[1]} pictures: {len(broken)} broken",
-        sep="\n",
-    )
+    links = sum(len(page["links"]) for page in pages.values())
+    pictures = sum(page["pictures"] for page in pages.values())
+    print(*broken, f"{len(pages)} pages, {links} links, {pictures} pictures: {len(broken)} broken", sep="\n")
     return len(broken)
 
 

@@ -125,7 +125,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def site(session: nox.Session) -> None:
-    """The site, opened page by page in a Chromium that is on the machine: pictures, links, errors of scripts."""
+    """The site, every page opened in a Chromium that is on the machine: pictures, links, scripts."""
     session.install("-e", ".[docs-check]")
     mkdocs(session)
     session.run("python", "docs/check_site.py")

@@ -10,7 +10,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "examples", "build"]
+nox.options.sessions = ["lint", "types", "tests", "examples", "docs", "build"]
 
 # uv leaves modules uncompiled otherwise, and importing JAX then takes three times as long.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
@@ -118,7 +118,7 @@ TINY_RUN = (
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site of the documentation, into `site/`; `nox -s docs -- serve` shows it while you write."""
+    """The site, into `site/`, notebooks executed; `nox -s docs -- serve` shows it while you write."""
     session.install("-e", ".[docs]")
     mkdocs(session, *session.posargs)
 

@@ -10,7 +10,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "examples", "build"]
+nox.options.sessions = ["lint", "types", "tests", "examples", "docs", "build"]
 
 # uv leaves modules uncompiled otherwise, and importing JAX then takes three times as long.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
@@ -125,10 +125,23 @@ TINY_RUN = (
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site of the documentation, into `site/`; `nox -s docs -- serve` shows it while you write."""
+    """The site, into `site/`, notebooks executed; `nox -s docs -- serve` shows it while you write."""
     session.install("-e", ".[docs]")
+    mkdocs(session, *session.posargs)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The site, every page opened in a Chromium that is on the machine: pictures, links, scripts."""
+    session.install("-e", ".[docs-check]")
+    mkdocs(session)
+    session.run("python", "docs/check_site.py")
+
+
+def mkdocs(session: nox.Session, *arguments: str) -> None:
+    """Runs mkdocs, `build` if there are no arguments, with the page of the commands up to date."""
     session.run("python", "docs/commands.py")
-    session.run("mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", *(arguments or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

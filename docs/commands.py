@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 
@@ -18,14 +19,19 @@ def said(*arguments: str) -> str:
     ).stdout.rstrip()
 
 
+def section(name: str) -> str:
+    """What a command says of itself."""
+    short = said(name, "--help")
+    pages = [short, said(name, "--help-all")] if "--help-all" in short else [short]
+    return "\n\n".join([f"## l2o {name}", *(f"```text\n{page}\n```" for page in pages)])
+
+
 def main() -> None:
     overview = said("--help")
     names = re.findall(r"^  ([a-z]+) ", overview.partition("Commands:")[2], re.MULTILINE)
     sections = [f"# Commands\n\n```text\n{overview}\n```"]
-    for name in names:
-        short = said(name, "--help")
-        pages = [short, said(name, "--help-all")] if "--help-all" in short else [short]
-        sections += [f"## l2o {name}", *(f"```text\n{page}\n```" for page in pages)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sections += pool.map(section, names)
     PAGE.write_text("\n\n".join(sections) + "\n")
 
 

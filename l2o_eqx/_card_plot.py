@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import ArgumentError
-from ._figure import new_figure, write_figure
+from ._figure import explain, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +38,12 @@ def plot_card(
     _draw(axes, rows)
     if title:
         axes.set_title(title, fontsize=11, loc="left")
+    explain(
+        figure,
+        "Dot: the median final loss of learned over that of the best baseline, which is tuned for the row",
+        "and named on the right. Green, left of 1: learned ends lower. Orange: it ends higher.",
+        "Arrow: beyond the picture." if any(abs(_log_ratio(row)) > _DECADES for row in rows) else "",
+    )
     return write_figure(figure, path)
 
 
@@ -57,7 +63,7 @@ def _draw(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("final loss of learned / the best baseline's, tuned there (right)")
+    axes.set_xlabel("final loss of learned / of the best baseline")
     axes.grid(False, axis="y")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._errors import ArgumentError
-from ._figure import new_figure, write_figure
+from ._figure import explain, new_figure, write_figure
 from .files import read_rows
 
 if TYPE_CHECKING:
@@ -158,6 +158,11 @@ def plot_fits(fits: Fits, path: str | Path | None = None, *, title: str | None =
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=10)
+    explain(
+        figure,
+        "Row: one unseen task. Triangles: the points that a learner sees. Black line: the right answers.",
+        "Other lines: its own answers, before any step and after some.",
+    )
     return write_figure(figure, path)
 
 

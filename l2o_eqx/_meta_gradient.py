@@ -54,7 +54,7 @@ def meta_gradient(
     include_final_loss: bool = False,
     objective_state: State = None,
 ) -> MetaGradient:
-    """Runs a window of inner steps and differentiates its meta-loss by the meta-parameters.
+    """Runs a window of inner steps, and differentiates its meta-loss with respect to the meta-parameters.
 
     Params and state at the start of the window are constants. The updates u_1 … u_{T−1} are trained; the
     last one, u_T, moves no loss of the window (eq. 3.5 as written).

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._errors import ArgumentError
-from ._figure import new_figure, write_figure
+from ._figure import explain, new_figure, write_figure
 
 if TYPE_CHECKING:
     from jaxtyping import PRNGKeyArray
@@ -83,6 +83,11 @@ def plot_objective(
         axes.set_title(title, fontsize=11, loc="left")
     if runs or point is not None:
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), frameon=False, fontsize=10)
+    explain(
+        figure,
+        "Dark: low, light: high, in equal steps of the logarithm; thin lines are contours.",
+        "White circle: start. Dot: one step." if runs else "",
+    )
     return write_figure(figure, path)
 
 

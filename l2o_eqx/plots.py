@@ -11,7 +11,7 @@ from ._answers_plot import read_answers as read_answers
 from ._answers_plot import write_answers as write_answers
 from ._card_plot import plot_card as plot_card
 from ._errors import ArgumentError
-from ._figure import new_figure, write_figure
+from ._figure import explain, legend_above, new_figure, write_figure
 from ._fit_plot import fit_curves as fit_curves
 from ._fit_plot import plot_fits as plot_fits
 from ._fit_plot import read_fits as read_fits
@@ -31,6 +31,8 @@ _EMPHASIZED = ("#D55E00", "#000000", "#7F3C8D")
 _OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _FLOOR = 1e-12
+# Fewer super epochs than these are drawn as dots.
+_WITH_DOTS = 30
 
 
 def plot_curves(
@@ -78,6 +80,13 @@ def plot_curves(
         frameon=False,
         fontsize=10,
     )
+    leaves = any(np.any(np.nan_to_num(q[1], nan=np.inf, posinf=np.inf) > high) for q in arrays.values())
+    explain(
+        figure,
+        "Line: median of all runs. Band: their middle half, from 25 % to 75 %.",
+        _thick(styles),
+        "What leaves the picture at the top is worse than any start." if leaves else "",
+    )
     return write_figure(figure, path)
 
 
@@ -105,7 +114,7 @@ def plot_families(
     styles = _styles(names, set(emphasize))
     columns = min(4, len(families))
     rows = -(-len(families) // columns)
-    figure, axes = new_figure(3.2 * columns, 0.8 + 2.4 * rows, rows, columns)
+    figure, axes = new_figure(1.6 + 3.2 * columns, 0.8 + 2.6 * rows, rows, columns)
     panels = np.atleast_1d(axes).ravel()
     for panel, (family, curves) in zip(panels, families.items(), strict=False):
         arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
@@ -116,12 +125,18 @@ def plot_families(
         panel.set_yscale("log")
         panel.set_ylim(low, high)
         panel.set_title(family, fontsize=10, loc="left")
+    for panel in panels[: len(families)][-columns:]:
+        panel.set_xlabel("inner step")
+        panel.tick_params(labelbottom=True)
+    for panel in panels[::columns]:
+        panel.set_ylabel("loss")
     for panel in panels[len(families) :]:
         panel.set_visible(False)
     handles = [panels[0].plot([], [], **{**styles[name], "label": name})[0] for name in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     if title:
-        figure.suptitle(f"{title}\nmedian losses over inner steps", fontsize=11, x=0.01, ha="left")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    explain(figure, "Line: median of all runs on that family.", _thick(styles))
     return write_figure(figure, path)
 
 
@@ -151,13 +166,14 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
     losses.set_ylabel("loss in training")
     if "teacher_loss" in metrics:
         # Of a policy search, which has no meta-gradient.
-        _draw_metric(losses, epochs, metrics["teacher_loss"], "#333333", "controllers, mean")
+        _draw_metric(losses, epochs, metrics["teacher_loss"], "#333333", "controllers")
         _draw_metric(norms, epochs, metrics["disagreement"], "#333333", None)
         norms.set_ylabel("policy from controllers\n(nats per step)")
     else:
         _draw_metric(norms, epochs, metrics["grad_norm"], "#333333", None)
         norms.set_ylabel("norm of meta-gradient")
-    losses.legend(frameon=False, loc="upper right")
+    legend_above(losses)
+    explain(figure, *_training_notes(metrics, np.asarray(epochs)))
     norms.set_xlabel("super epoch")
     norms.xaxis.get_major_locator().set_params(integer=True)
     for one in axes:
@@ -185,6 +201,9 @@ def plot_pretraining(losses: Any, path: str | Path | None = None) -> "Figure":
     neighbors = np.lib.stride_tricks.sliding_window_view(np.median(rows, axis=0), width)
     middle = updates[: len(neighbors)] + (width - 1) / 2
     axes.plot(middle, np.median(neighbors, axis=1), color=_OTHERS[0], linewidth=2)
+    each = "each update of each restart" if len(rows) > 1 else "each update"
+    of_restarts = " of the restarts' medians" if len(rows) > 1 else ""
+    explain(figure, f"Thin: {each}. Thick: median over {width} neighboring updates{of_restarts}.")
     axes.set_ylabel("loss in pretraining")
     axes.set_xlabel("update")
     _log_if_positive(axes)
@@ -241,6 +260,11 @@ def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]
     return styles
 
 
+def _thick(styles: Mapping[str, Mapping[str, Any]]) -> str:
+    names = [name for name, style in styles.items() if style["linewidth"] > 2]
+    return f"Thick: {', '.join(names)}." if names else ""
+
+
 def _draw_curve(axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], top: float) -> None:
     # What diverged leaves the picture upwards; zero and below leave it downwards.
     shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), _FLOOR / 10, top)
@@ -250,7 +274,7 @@ def _draw_curve(axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str,
         shown[0],
         shown[2],
         color=style["color"],
-        alpha=0.12,
+        alpha=0.2 if style["zorder"] > 3 else 0.07,
         linewidth=0,
         zorder=style["zorder"] - 2,
     )
@@ -279,10 +303,21 @@ def _limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     return min(low, high / 3) / 1.5, high * 2
 
 
+def _training_notes(metrics: Mapping[str, Any], epochs: np.ndarray) -> list[str]:
+    dot = "Dot" if len(epochs) < _WITH_DOTS else "Value"
+    one_each = np.all(np.diff(epochs, prepend=0) <= 1)
+    which = "each super epoch" if one_each else f"the super epochs since the {dot.lower()} before"
+    lines = ["Thin: one restart each. Thick: their median."] if np.ndim(metrics["mean_loss"]) > 1 else []
+    lines.append(f"{dot}: mean over the objectives of {which}.")
+    if "teacher_loss" in metrics:
+        return [*lines, "Controllers are what the policy learns from; their loss is a mean over the steps."]
+    return [*lines, "Objectives are new each time, which makes lines rough."]
+
+
 def _draw_metric(axes: "Axes", epochs: Any, values: Any, color: str, label: str | None) -> None:
     values = np.asarray(values, float)
     values = np.where(np.isfinite(values), values, np.nan)
-    marker = "o" if len(values) < 30 else None
+    marker = "o" if len(values) < _WITH_DOTS else None
     middle = values
     if values.ndim > 1:
         axes.plot(epochs, values, color=color, linewidth=0.6, alpha=0.35)
@@ -292,7 +327,9 @@ def _draw_metric(axes: "Axes", epochs: Any, values: Any, color: str, label: str 
 
 def _log_if_positive(axes: "Axes") -> None:
     drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
-    if np.any(drawn > 0):
+    drawn = drawn[np.isfinite(drawn)]
+    # Between close numbers a log scale may have no label.
+    if np.any(drawn > 0) and np.max(drawn) > 5 * np.min(drawn):
         axes.set_yscale("log")
         _label_decades(axes)
 

@@ -47,5 +47,7 @@ def test_the_reference_has_all_architectures_strategies_estimators_and_families(
 
 def test_every_page_is_in_the_navigation():
     navigation = (DOCS.parent / "mkdocs.yml").read_text()
-    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    pages = {
+        page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.*") if page.suffix in (".md", ".ipynb")
+    }
     assert {page for page in pages if page not in navigation} == set()

@@ -1,7 +1,10 @@
+import jax.random as jr
 import matplotlib.image
 import numpy as np
+import optax
 import pytest
 
+import l2o_eqx
 from l2o_eqx import callbacks, plots
 
 STEPS = 50
@@ -82,3 +85,69 @@ def test_trainings_are_drawn(shape, tmp_path):
     figure = plots.plot_training(metrics, tmp_path / "training.png")
     assert matplotlib.image.imread(tmp_path / "training.png").shape[0] > 400
     assert _legend(figure) == ["mean over the steps", "last step"]
+
+
+def _trained(shape, **further):
+    values = np.geomspace(9.0, 1.0, int(np.prod(shape))).reshape(shape)
+    return {"mean_loss": values, "final_loss": values / 2, "grad_norm": values, **further}
+
+
+def _objective(*, runs):
+    objective = l2o_eqx.objectives.Booth().sample(jr.key(0))
+    optimizers = {"SGD": l2o_eqx.optimizers.FromOptax(optax.sgd(0.05))} if runs else {}
+    return plots.plot_objective(objective, optimizers, num_steps=2, key=jr.key(0))
+
+
+CURVES = {"learned": _falling(1.0), "SGD": _falling(3.0)}
+FITS = [
+    {(name, i): np.array([[0.0, 1.0], [0.0, 1.0]]) for name, i in [("support", 0), ("query", 0), ("a", 0)]}
+]
+ROW = {"name": "wider", "ratio": 0.5, "best": "Adam", "failure": None, "diverged": 0.0}
+PICTURES = {
+    "curves": (lambda: plots.plot_curves(CURVES), "Band: their middle half", "Thick: learned"),
+    "diverging": (lambda: plots.plot_curves({"a": np.full((3, 2), [1, 1e9])}), "worse than any start"),
+    "families": (
+        lambda: plots.plot_families({"booth": CURVES, "ackley": CURVES}),
+        "median",
+        "Thick: learned",
+    ),
+    "training": (lambda: plots.plot_training(_trained((6,))), "Dot", "each super epoch"),
+    "restarts": (lambda: plots.plot_training(_trained((40, 3))), "Thin: one restart each", "Value: mean"),
+    "calls": (
+        lambda: plots.plot_training(_trained((3,), super_epoch=np.array([10, 20, 30]))),
+        "since the dot before",
+    ),
+    "policy": (
+        lambda: plots.plot_training(_trained((6,), teacher_loss=np.ones(6), disagreement=np.ones(6))),
+        "Controllers are what the policy learns from",
+    ),
+    "pretraining": (lambda: plots.plot_pretraining(np.ones(100)), "median over 2 neighboring updates"),
+    "pretrainings": (lambda: plots.plot_pretraining(np.ones((3, 9))), "each update of each restart"),
+    "card": (lambda: plots.plot_card([ROW]), "Dot: the median final loss", "Green", "Orange"),
+    "arrow": (lambda: plots.plot_card([{**ROW, "ratio": None}]), "Arrow: beyond the picture"),
+    "fits": (lambda: plots.plot_fits(FITS), "Triangles", "Black line"),
+    "paths": (lambda: _objective(runs=True), "White circle: start", "Dot: one step"),
+    "contours": (lambda: _objective(runs=False), "thin lines are contours"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_says_what_is_drawn_and_its_words_hide_nothing(name):
+    draw, *parts = PICTURES[name]
+    figure = draw()
+    figure.draw_without_rendering()
+    note = " ".join(figure.get_supxlabel().split())
+    assert [part for part in parts if part not in note] == []
+    (label,) = (text for text in figure.texts if text.get_text() == figure.get_supxlabel())
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    boxes = [words.get_window_extent() for words in (label, *legends)]
+    for box in boxes:
+        # Lines end at the edges of their axes.
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
+def test_every_label_of_close_numbers_can_be_read():
+    figure = plots.plot_training({name: np.array([2.1, 2.4]) for name in _trained((1,))})
+    assert {axes.get_yscale() for axes in figure.axes} == {"linear"}

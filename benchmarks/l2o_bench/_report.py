@@ -140,7 +140,8 @@ def plot(found: dict[str, Any], path: Path) -> bool:
     if not drawn:
         return False
     axis.set(xscale="log", yscale="log", xlabel="coordinates", ylabel="seconds per inner step")
-    axis.legend()
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    figure.supxlabel("Dot: median. Bar: quartiles.", x=0.01, ha="left", fontsize=8.5, color="#666666")
     figure.savefig(path, dpi=150)
     return True
 

@@ -32,7 +32,7 @@ def export(
     ],
     to: Annotated[Path, folder_option("Folder to make.")],
 ) -> None:
-    """Make a folder of a trained optimizer to be given away: its file, its facts and a card.
+    """Make a folder to share a trained optimizer: its file, its facts and a card.
 
     The file is optimizer.safetensors, the facts are optimizer.json, the card is README.md. Uploaded to the
     Hugging Face hub as it is, `l2o_eqx.load("hf://owner/name")` finds it there.

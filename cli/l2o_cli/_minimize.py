@@ -61,12 +61,12 @@ def minimize(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a number small that any program of yours returns, in few evaluations.
+    """Minimize a number that any program of yours returns, in few evaluations.
 
-    Every evaluation is a line of evaluations.csv as soon as it is over. If anything ends the search, the same
-    command goes on where it was; with a larger budget, too. An evaluation that fails, by an exception, by the
-    end of its process or with no finite number, is told to the optimizer as such. An optimizer that was
-    trained for several workers has as many evaluations at a time, each in a process of its own.
+    Every evaluation is a line of evaluations.csv as soon as it is over. If the search is interrupted, the
+    same command resumes it, also with a larger budget. An evaluation fails if it raises an exception, ends
+    its process, or returns no finite number; the optimizer is told so. An optimizer that was trained for
+    several workers runs as many evaluations at a time, each in a process of its own.
     """
     ranges = _read_space(space)
     # The user's function has nothing to do with our devices and caches.

@@ -26,10 +26,10 @@ def resume(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was ended, by whatever, from its last checkpoint.
+    """Resume a run from its last checkpoint, whatever ended it.
 
-    The optimizer and the metrics come out as if nothing had happened, bit for bit: on as many cores, which is
-    how many are used if nothing is said, and with the same versions.
+    The optimizer and the metrics are bit for bit those of a run that was never interrupted, with the same
+    versions and on as many cores as before, which is the default.
     """
     crew = Crew.of(distributed, coordinator, process)
     # Of several processes only the first reads the folder.

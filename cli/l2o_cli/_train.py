@@ -58,8 +58,8 @@ def train(
 ) -> None:
     """Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.
 
-    Options count before --set, that before the file of --config, that before the objective's defaults.
-    A run's config.toml, given to --config, repeats the run.
+    Options override --set, which overrides the file of --config, which overrides the objective's defaults.
+    To repeat a run, give its config.toml to --config.
     """
     file = [read_toml(config)] if config else []
     given = [*read_assignments(assignments or []), settings]

@@ -234,6 +234,34 @@ def mnist_cases(digits: Any, measure: Callable[..., Any]) -> Iterator[Case]:
 
 
 @app.command()
+def classifiers(
+    data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST.")],
+    out: Out = Path("bench/quality"),
+) -> None:
+    """The gallery's `classifiers` where `mnist` was judged, on the same draws; the baselines are there."""
+    digits = l2o.data.load_mnist("tfds", data_dir)
+    held = (jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels))
+
+    def measure(objective: Any, params: Any) -> Any:
+        return objective.loss_fn(objective.model(params), held, None, None)[0]
+
+    path, rows = out / "classifiers.json", {}
+    for case in mnist_cases(digits, measure):
+        common: dict[str, Any] = {"num_steps": case.num_steps, "num_objectives": case.num_objectives}
+        optimizer, key = l2o.pretrained("classifiers"), jr.fold_in(jr.key(0), _EVALUATION)
+        found = l2o.compare({"learned": optimizer}, case.family, **common, last=case.last, key=key)
+        measured = l2o.evaluate(
+            optimizer, case.family, **common, measure=measure, key=jr.split(key)[1]
+        ).measured
+        rows[case.name] = {
+            "median": float(found.restart_medians("learned")[0]),
+            "held_out": float(np.mean(np.asarray(measured))),
+        }
+        print(case.name, rows[case.name], flush=True)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@app.command()
 def table(out: Out = Path("bench/quality")) -> None:
     """All that is finished, as a Markdown table."""
     print("| case | learned: median [least, largest] | best tuned baseline | ahead | means | above start |")

@@ -10,7 +10,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "examples", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "examples", "build"]
 
 # uv leaves modules uncompiled otherwise, and importing JAX then takes three times as long.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")

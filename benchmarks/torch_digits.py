@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("."))
     arguments = parser.parse_args()
     data = digits()
-    losses = {"learned": judge(learned, data, arguments.draws)}
+    losses: dict[str, dict[str, Any]] = {"learned": judge(learned, data, arguments.draws)}
     for name, cls in BASELINES.items():
         rate, schedule = tuned(cls, data, arguments.tuning_draws)
         losses[name] = judge(functools.partial(baseline, cls, rate, schedule), data, arguments.draws)

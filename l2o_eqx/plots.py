@@ -70,6 +70,7 @@ def plot_curves(
     _label_decades(axes)
     axes.set_xlim(0, max(1, *(q.shape[1] - 1 for q in arrays.values())))
     axes.set_xlabel("inner step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(ylabel)
     if title:
         axes.set_title(title, fontsize=11, loc="left")

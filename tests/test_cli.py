@@ -329,6 +329,8 @@ VALUES |= {
     "strategy.sizes": ("7", 7),
     "strategy.least": ("0.5", 0.5),
     "optimizer.rates": ("leaf", "leaf"),
+    "optimizer.terms": ("g,cos*u", ("g", "cos*u")),
+    "optimizer.coefficients": ("-0.1,0.5", (-0.1, 0.5)),
     "optimizer.num_rates": ("7", 7),
     "optimizer.moving": ("head", "head"),
     "weighting.weights": ("0,0.5,0.5", (0.0, 0.5, 0.5)),

@@ -17,17 +17,17 @@ from ._signatures import find_module
 # A command `name` is the function of that name in the module `_name`; those of entry points come beside them.
 COMMANDS = {
     "train": "Train an optimizer, compare it with tuned hand-designed ones, keep all in a folder.",
-    "resume": "Go on with a run that was ended, by whatever, from its last checkpoint.",
+    "resume": "Resume a run from its last checkpoint, whatever ended it.",
     "pretrain": "Train an optimizer to start as gradient descent, without any objective.",
     "evaluate": "Compare a trained optimizer again: other draws, longer, or another objective.",
     "compare": "Compare optimizers with one another: trained ones, and any of optax's, tuned.",
     "distill": "Fit an equation to what a trained optimizer does, and compare the two as optimizers.",
     "info": "Tell what a file of a trained optimizer holds, and how it came about.",
-    "export": "Make a folder of a trained optimizer to be given away: its file, its facts and a card.",
-    "minimize": "Make a number small that any program of yours returns, in few evaluations.",
+    "export": "Make a folder to share a trained optimizer: its file, its facts and a card.",
+    "minimize": "Minimize a number that any program of yours returns, in few evaluations.",
     "objectives": "List what can be minimized, describe one family, or draw it.",
     "gallery": "List the trained optimizers of the package, show the card of one, or train it again.",
-    "plot": "Draw the figures of a run and of its evaluations again.",
+    "plot": "Draw the figures of a run again, or what an optimizer has learned (--updates).",
 }
 # What entry points of a checkout add.
 _OF_THE_REPOSITORY = ("bench", "reproduce")

@@ -73,7 +73,7 @@ def plot(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Draw the figures of a run and of its evaluations again, or what an optimizer has learned.
+    """Draw the figures of a run again, or what an optimizer has learned (--updates).
 
     Objective, steps and seed are for --updates; whatever is not given is as in the training, but for the
     seed, which is the next one.

@@ -95,6 +95,8 @@ def distill(
     equation is as good an optimizer: small errors of one direction add up along a run. So compare their
     losses, `compare({"network": optimizer, "equation": found.optimizer}, family, ...)`; `l2o distill` does.
 
+    A learned start is no update: the equation begins where objectives do.
+
     **Arguments:**
 
     - `optimizer`: learned, or of optax.

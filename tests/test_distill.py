@@ -150,6 +150,12 @@ def test_from_the_shell():
     medians = [{row["name"]: row["median"] for row in one["summary"]} for one in (answer, again)]
     np.testing.assert_allclose(medians[1]["equation"], medians[0]["equation"], rtol=1e-3)
     error = l2o_cli("distill", "quadratic", "--objective", "booth,beale", code=2).stderr
-    assert "on one family" in error and error.count("\n") == 1
+    assert "of one family" in error and error.count("\n") == 1
+    for name, message in {
+        "zoo": "name it with --objective. Got two-dim",
+        "black-box": "at no gradient",
+    }.items():
+        error = l2o_cli("distill", name, code=2).stderr
+        assert message in error and error.count("\n") <= 2
     assert "RUN_OR_FILE" in l2o_cli("distill", "nothing", code=2).stderr
     assert "--per" in l2o_cli("distill", "quadratic", "--per", "row", code=2).stderr

@@ -8,10 +8,9 @@ import typer
 import l2o_eqx as l2o
 
 from ._errors import UsageError
-from ._evaluate import SECOND_NAMES, check_fits, files_of, load_optimizers, settings_for
+from ._evaluate import SECOND_NAMES, check_fits, check_one_family, files_of, load_optimizers, settings_for
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
-from ._mixture import MIXTURE
 from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
 from ._resolve import read_assignments
 from ._start import start
@@ -79,9 +78,8 @@ def distill(
         )
     (optimizer,), metadata = load_optimizers(files)
     config = settings_for(metadata, layers)
-    if config.objective.kind == MIXTURE:
-        raise UsageError("option '--objective': an equation is fitted on one family; name it")
     parts = build(config)
+    check_one_family(parts, "option '--objective'")
     check_fits(optimizer, parts)
     key = jr.key(config.seed)
     name = source.stem if source.is_file() else source.name
@@ -105,6 +103,8 @@ def distill(
 
     try:
         found, comparisons = run_interruptibly(work)
+    except l2o.ArgumentError as error:
+        raise UsageError(f"RUN_OR_FILE: {error}") from None
     except KeyboardInterrupt:
         output.say("Interrupted; nothing was written.")
         interrupted()

@@ -13,7 +13,6 @@ from ._errors import Failure, UsageError, describe
 from ._folder import RECORD, check_free, make_folder, read_record
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
-from ._mixture import MIXTURE
 from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
 from ._resolve import Layer, Table, merge, read_assignments, resolve, with_names_of_today
 from ._start import start
@@ -124,8 +123,8 @@ def run(
     config = settings_for(metadata, layers)
     parts = build(config)
     check_fits(optimizers[0], parts)
-    if with_card and config.objective.kind == MIXTURE:
-        raise UsageError("option '--card': is of one family; name it with --objective")
+    if with_card:
+        check_one_family(parts, "option '--card'")
     restarts = len(optimizers) if len(optimizers) > 1 else None
     optimizer = _stack(optimizers) if restarts else optimizers[0]
     facts = {**facts_of(parts, config.seed), "source": [str(file) for file in files]}
@@ -286,6 +285,15 @@ def check_fits(optimizer: Any, parts: "Parts") -> None:
         except ValueError as error:
             which = f" {name}" if name else ""
             raise UsageError(f"this optimizer does not fit the objective{which}: {error}") from None
+
+
+def check_one_family(parts: "Parts", label: str) -> None:
+    """Refuses several families, with a `UsageError` about `label`."""
+    from l2o_eqx.objectives._mixture import families_of
+
+    families = families_of(parts.family)
+    if "" not in families:
+        raise UsageError(f"{label}: is of one family; name it with --objective. Got {', '.join(families)}")
 
 
 def _stack(optimizers: Sequence[Any]) -> Any:

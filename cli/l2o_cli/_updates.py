@@ -13,8 +13,8 @@ from l2o_eqx.files import replacing
 
 from ._build import Parts, build
 from ._errors import UsageError
-from ._evaluate import check_fits, files_of, load_optimizers, settings_for
-from ._mixture import MIXTURE, name_of
+from ._evaluate import check_fits, check_one_family, files_of, load_optimizers, settings_for
+from ._mixture import name_of
 from ._output import Output
 from ._resolve import Layer, plain
 
@@ -63,8 +63,7 @@ def draw_updates(
             f"option '--objective': must be given; {files[0]} does not say what it was trained on"
         )
     parts = build(settings_for(metadata, layers))
-    if parts.config.objective.kind == MIXTURE:
-        raise UsageError("option '--objective': runs are of one family; name one of the mixture")
+    check_one_family(parts, "option '--updates'")
     check_fits(optimizer, parts)
     folder = folder or (source if source.is_dir() else Path())
     if folder.exists() and not folder.is_dir():

@@ -201,17 +201,16 @@ def mnist(
     # Half as wide as what they are judged on.
     settings.append("objective.hidden_sizes=[16]")
     optimizers = train(settings, restarts, out, "mnist", MNIST((16,), "mixed", digits=digits))
+    for case in mnist_cases(digits):
+        judge(case, optimizers, restarts, out)
+
+
+def mnist_cases(digits: Any) -> Iterator[Case]:
+    """All activations, at 100 steps and one epoch; then ten times as long, wider, deeper, other."""
     held = (jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels))
 
     def measure(objective: Any, params: Any) -> Any:
         return objective.loss_fn(objective.model(params), held, None, None)[0]
-
-    for case in mnist_cases(digits, measure):
-        judge(case, optimizers, restarts, out)
-
-
-def mnist_cases(digits: Any, measure: Callable[..., Any]) -> Iterator[Case]:
-    """All activations, at 100 steps and one epoch; then ten times as long, wider, deeper, other."""
 
     def network(sizes: tuple[int, ...], activation: str) -> FromModel:
         return MNIST(sizes, activation, digits=digits)
@@ -240,18 +239,13 @@ def classifiers(
 ) -> None:
     """The gallery's `classifiers` where `mnist` was judged, on the same draws; the baselines are there."""
     digits = l2o.data.load_mnist("tfds", data_dir)
-    held = (jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels))
-
-    def measure(objective: Any, params: Any) -> Any:
-        return objective.loss_fn(objective.model(params), held, None, None)[0]
-
     path, rows = out / "classifiers.json", {}
-    for case in mnist_cases(digits, measure):
+    for case in mnist_cases(digits):
         common: dict[str, Any] = {"num_steps": case.num_steps, "num_objectives": case.num_objectives}
         optimizer, key = l2o.pretrained("classifiers"), jr.fold_in(jr.key(0), _EVALUATION)
         found = l2o.compare({"learned": optimizer}, case.family, **common, last=case.last, key=key)
         measured = l2o.evaluate(
-            optimizer, case.family, **common, measure=measure, key=jr.split(key)[1]
+            optimizer, case.family, **common, measure=case.measure, key=jr.split(key)[1]
         ).measured
         rows[case.name] = {
             "median": float(found.restart_medians("learned")[0]),

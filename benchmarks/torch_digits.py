@@ -11,7 +11,6 @@ backward included, and the optimizer's part of it.
 import argparse
 import functools
 import importlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,7 @@ def main():
                 f"784-{hidden}-10, {name}: {of_step:.2f} times Adam, the optimizer {of_optimizer:.1f} times"
             )
     found = {"losses": losses, "milliseconds": times, "torch": torch.__version__}
-    write_text(arguments.out / "torch-digits.json", dumps(json.loads(json.dumps(found)), indent=1) + "\n")
+    write_text(arguments.out / "torch-digits.json", dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import typer
 import l2o_eqx as l2o
 
 from ._errors import UsageError
-from ._evaluate import SECOND_NAMES, check_fits, check_one_family, files_of, load_optimizers, settings_for
+from ._evaluate import SECOND_NAMES, check_fits, check_one_family, file_of, load_optimizers, settings_for
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
@@ -71,12 +71,7 @@ def distill(
     from ._output import Output
 
     output = Output(quiet, as_json)
-    files = files_of(source)
-    if len(files) > 1:
-        raise UsageError(
-            f"RUN_OR_FILE: {source} holds {len(files)} restarts; name one of its files, {files[0]}"
-        )
-    (optimizer,), metadata = load_optimizers(files)
+    (optimizer,), metadata = load_optimizers([file_of(source)])
     config = settings_for(metadata, layers)
     parts = build(config)
     check_one_family(parts, "option '--objective'")

@@ -216,6 +216,17 @@ def files_of(source: Path, label: str = "RUN_OR_FILE") -> list[Path]:
     return files
 
 
+def file_of(source: Path, label: str = "RUN_OR_FILE") -> Path:
+    """As `files_of`, where there is one.
+
+    **Raises:** `UsageError` for a run of several restarts, too.
+    """
+    files = files_of(source, label)
+    if len(files) > 1:
+        raise UsageError(f"{label}: {source} holds {len(files)} restarts; name one of its files, {files[0]}")
+    return files[0]
+
+
 def load_optimizers(
     files: Sequence[Path], modules: Sequence[str] = (), label: str = "RUN_OR_FILE"
 ) -> tuple[list[Any], dict[str, Any]]:

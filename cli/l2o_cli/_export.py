@@ -41,27 +41,23 @@ def export(
     start()
     from l2o_eqx.files import dumps
 
-    from ._evaluate import files_of
+    from ._evaluate import file_of
 
-    files = files_of(source, _SOURCE)
-    if len(files) > 1:
-        raise UsageError(
-            f"{_SOURCE}: {source} holds {len(files)} restarts; name one of its files, {files[0]}"
-        )
+    file = file_of(source, _SOURCE)
     try:
-        facts = facts_of_file(files[0])
+        facts = facts_of_file(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{_SOURCE}: {error}") from None
-    known = _gallery_card(source) or _comparison_beside(files[0])
+    known = _gallery_card(source) or _comparison_beside(file)
     card = _card(to.name, facts | {"file": OPTIMIZER}, known)
-    facts |= {"file": OPTIMIZER, "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest()}
+    facts |= {"file": OPTIMIZER, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     facts |= {"comparison": known["comparison"]} if known else {}
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
             folder = Path(scratch) / "made"
             folder.mkdir()
-            shutil.copyfile(files[0], folder / OPTIMIZER)
+            shutil.copyfile(file, folder / OPTIMIZER)
             (folder / FACTS).write_text(dumps(facts, indent=2) + "\n", encoding="utf-8")
             (folder / CARD).write_text(card, encoding="utf-8")
             os.rename(folder, to)

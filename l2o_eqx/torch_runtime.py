@@ -108,9 +108,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Groups are those of the constructor.
+        """Takes a group, from the constructor alone: the state is made there, of all groups together.
 
-        **Raises:** `RuntimeError` later: what a step needs of the first one, others would not have.
+        **Raises:** `RuntimeError` later.
         """
         if _KEY in self.state:
             raise RuntimeError(

@@ -203,11 +203,11 @@ class Equation(AbstractOptimizer):
             )
         leaves, treedef = jax.tree.flatten(grads)
         updates, pasts = [], []
-        points = jax.tree.leaves(grads if params is None else params)
+        points, coefficients = jax.tree.leaves(grads if params is None else params), self.coefficients
         for g, p, past in zip(leaves, points, state.pasts, strict=True):
             found, past = directions(self.terms, g, p, past, state.step, state.horizon)
-            weights = self.coefficients.astype(found[0].dtype)
-            update = functools.reduce(jnp.add, [c * d for c, d in zip(weights, found, strict=True)])
+            products = zip(coefficients.astype(found[0].dtype), found, strict=True)
+            update = functools.reduce(jnp.add, [c * d for c, d in products])
             updates.append(update.astype(g.dtype))
             pasts.append(with_update(past, update))
         state = EquationState(state.step + 1, state.horizon, pasts)

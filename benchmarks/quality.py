@@ -233,16 +233,17 @@ def mnist_cases(digits: Any) -> Iterator[Case]:
 
 
 @app.command()
-def classifiers(
+def gallery(
+    name: Annotated[str, typer.Argument(help="Of a trained optimizer of the package, such as classifiers.")],
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST.")],
     out: Out = Path("bench/quality"),
 ) -> None:
-    """The gallery's `classifiers` where `mnist` was judged, on the same draws; the baselines are there."""
+    """One of the gallery on the draws on which `mnist` above was judged; the baselines are there."""
     digits = l2o.data.load_mnist("tfds", data_dir)
-    path, rows = out / "classifiers.json", {}
+    path, rows = out / f"gallery-{name}.json", {}
     for case in mnist_cases(digits):
         common: dict[str, Any] = {"num_steps": case.num_steps, "num_objectives": case.num_objectives}
-        optimizer, key = l2o.pretrained("classifiers"), jr.fold_in(jr.key(0), _EVALUATION)
+        optimizer, key = l2o.pretrained(name), jr.fold_in(jr.key(0), _EVALUATION)
         found = l2o.compare({"learned": optimizer}, case.family, **common, last=case.last, key=key)
         measured = l2o.evaluate(
             optimizer, case.family, **common, measure=case.measure, key=jr.split(key)[1]

@@ -356,6 +356,7 @@ class AdamMLP:
     num_steps: int
     matrices: bool
     decay: str
+    horizon_power: float = 0.0
 
     def init(self, params: Arrays, num_steps: int | None = None) -> State:
         """The state before the first of `num_steps` steps, by default as many as it was trained for."""
@@ -406,6 +407,7 @@ class AdamMLP:
 
         decay = 1.0 if self.decay == "none" else (1 + math.cos(math.pi * share)) / 2 + 0.01
         log_rate = _cast(self.log_rate, dtype) + math.log(decay)
+        log_rate = log_rate - self.horizon_power * math.log(horizon / 100)
         inverse = 1 / xp.sqrt(square + 1e-6 * mean_square)
         a, s = [m * inverse for m in means], [m / xp.sqrt(mean_square) for m in means]
         directions, start = [*a, *s], _START

@@ -282,9 +282,23 @@ def test_needs_params(getkey):
         optimizer.update(PARAMS, optimizer.init(PARAMS), None)
 
 
+def test_a_longer_run_takes_shorter_steps(getkey):
+    """Untrained: 400 steps instead of 100 divide the rate by 4^p, and nothing else."""
+    grads, key = jr.normal(getkey(), (3,)), getkey()
+
+    def first_update(horizon, **settings):
+        optimizer = untrained(key, **settings)
+        return optimizer.update(grads, optimizer.init(grads, horizon), grads)[0]
+
+    plain = first_update(400)
+    np.testing.assert_array_equal(first_update(100, horizon_power=0.25), plain)
+    np.testing.assert_allclose(first_update(400, horizon_power=0.25), plain / 4**0.25, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"horizon_power": float("inf")}, r"horizon_power=...\)` must be finite. Got inf"),
         ({"hidden_sizes": ()}, r"hidden_sizes=\(\)"),
         ({"hidden_sizes": (3, 0)}, r"hidden_sizes=\(3, 0\)"),
         ({"num_steps": 0}, "num_steps=0"),

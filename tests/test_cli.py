@@ -187,6 +187,7 @@ VALUES = {
     "optimizer.start_rate": ("0.5", 0.5),
     "optimizer.matrices": ("", True),
     "optimizer.decay": ("cosine", "cosine"),
+    "optimizer.horizon_power": ("0.5", 0.5),
     "optimizer.first_rates": ("0.001,0.1", (0.001, 0.1)),
     "optimizer.attention": ("", True),
     "optimizer.per": ("tree", "tree"),

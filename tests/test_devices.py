@@ -64,7 +64,7 @@ for optimizer, family, strategy, settings, spread in [
     (per_layer, Bowls(), EveryWindow(3, Backprop()), {}, "coordinates"),
     (per_layer, Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
     (mixed, Bowls(), EveryWindow(3, Replay()), {}, "coordinates"),
-][first : first + 5]:
+][first : first + 4]:
     solution = l2o_eqx.meta_train(
         optimizer, family, strategy, num_steps=9, super_epochs=2, key=jr.key(1), **settings
     )
@@ -81,7 +81,7 @@ for optimizer, family, strategy, settings, spread in [
 """
 
 
-@pytest.mark.parametrize("first", sparing([0, 5, 10], but=[5, 10]))
+@pytest.mark.parametrize("first", sparing([0, 4, 8, 12], but=[4, 8, 12]))
 def test_two_devices_give_what_one_gives(first):
     """A deadlock would hit the time limit."""
 
@@ -97,7 +97,9 @@ def test_two_devices_give_what_one_gives(first):
         assert done.returncode == 0, done.stderr
         return [np.array(line.split(), np.float64) for line in done.stdout.splitlines()]
 
-    for one, two in zip(run(1), run(2), strict=True):
+    found, expected = run(2), run(1)
+    assert len(found) > 0
+    for one, two in zip(expected, found, strict=True):
         np.testing.assert_allclose(two, one, rtol=2e-3)
 
 

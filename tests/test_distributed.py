@@ -113,7 +113,7 @@ def test_several_processes_train_what_one_does(count):
 
 TINY = "--preset thesis --hidden-sizes 2 --num-steps 16 --window 8 --dim 2 --num-objectives 2 --restarts 2"
 TINY += " --super-epochs 100 --checkpoint-every 2"
-JUDGED = "--eval-objectives 2 --tuning-objectives 1 --learning-rates 0.1 --tuning full"
+JUDGED = "--eval-objectives 2 --tuning-objectives 1 --learning-rates 0.1 --tuning full --against SGD"
 
 
 def train(folder, *, index: int | None = None, port: int = 0, resume: bool = False):

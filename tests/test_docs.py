@@ -9,6 +9,7 @@ import shlex
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -58,6 +59,7 @@ PROGRAMS = {
         *SHORT_TRAINING,
         ("super_epochs=50", "super_epochs=2"),
         ("num_steps=320", "num_steps=40, num_objectives=2, num_tuning_objectives=2"),
+        ("**l2o_eqx.baselines_for(family)", '"Adam": l2o_eqx.baselines_for(family)["Adam"]'),
         ("pretrain(lstm,", "pretrain(lstm, num_samples=64, batch_size=32,"),
         # Needs a process of its own; tests/test_devices.py.
         ("l2o_eqx.use_cores()", ""),
@@ -128,7 +130,7 @@ def test_every_command_is_read_by_the_command_line(tmp_path, monkeypatch, capsys
     pages = [page for page in PAGES if page.name != "commands.md"]
     commands = {tuple(words) for page in pages for words in commands_of(page)}
     assert len(commands) > 60
-    top = typer.main.get_command(app)
+    top: Any = typer.main.get_command(app)
     context = top.make_context("l2o", [], resilient_parsing=True)
     for _, name, *arguments in sorted(commands):
         if name.startswith("-"):

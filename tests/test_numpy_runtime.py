@@ -36,7 +36,10 @@ OPTIMIZERS = {
     "tree": lambda: LearnedMomentum(3, per="tree", key=jr.key(0)),
     "mnist": lambda: l2o.pretrained("mnist"),
     "adam_mlp": lambda: as_if_trained(AdamMLP((4,), num_steps=60, key=jr.key(0)), jr.key(1)),
-    "muon": lambda: as_if_trained(AdamMLP((5, 3), matrices=True, decay="cosine", key=jr.key(0)), jr.key(1)),
+    "muon": lambda: as_if_trained(
+        AdamMLP((5, 3), num_steps=70, matrices=True, decay="cosine", horizon_power=0.3, key=jr.key(0)),
+        jr.key(1),
+    ),
 }
 
 

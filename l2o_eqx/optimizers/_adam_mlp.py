@@ -33,6 +33,8 @@ _NEWTON_SCHULZ_STEPS = 3
 # What is added to the mean square of the entries of its result, which is about 1, before the root; and the
 # fan-in at which a matrix has the rate r₀ (tuned by hand on networks of digits, docs/quality.md).
 _MUON_FLOOR, _MUON_FAN_IN = 0.01, 1000
+# Steps of a run of which the rate is r₀ whatever the power is.
+_HORIZON = 100
 _NUM_TENSOR_FEATURES, _NUM_ENTRY_FEATURES = 12, 7
 _FEATURES = tuple(f"ln(rms(m_{b}) / r)" for b in (0, *_DECAYS)) + ("ln(rms(θ) + 1e-3) / 2 + 1",)
 _FEATURES += ("ln(fan-in) / 3 - 1", "fan-in > 1", "ln(n) / 5 - 1")
@@ -103,10 +105,11 @@ class AdamMLP(AbstractOptimizer):
     - `matrices`: whether to add AdaMuon's direction and start from it.
     - `decay`: `"cosine"` multiplies r₀ by (1 + cos πs)/2 + 1/100, so that it starts as Adam or AdaMuon with a
         rate that decays to nearly nothing at the horizon.
+    - `horizon_power`: p multiplies r₀ by (100/H)^p: longer runs take shorter steps.
     - `key`: draws the weights of the hidden layers.
 
-    **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, or an
-    `update` without params.
+    **Raises:** `ValueError` for no layers, sizes or a horizon below 1, a rate that is not positive, a power
+    that is not finite, or an `update` without params.
 
     Reference: Adam's directions as in Kingma & Ba 2015 (arXiv:1412.6980), Muon's as in Jordan et al. 2024,
     "Muon: An optimizer for hidden layers in neural networks", its entries divided by the root of their mean
@@ -119,6 +122,7 @@ class AdamMLP(AbstractOptimizer):
     num_steps: int = eqx.field(static=True)
     matrices: bool = eqx.field(static=True, default=False)
     decay: Decay = eqx.field(static=True, default="none")
+    horizon_power: float = eqx.field(static=True, default=0.0)
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class AdamMLP(AbstractOptimizer):
         num_steps: int = 100,
         matrices: bool = False,
         decay: Decay = "none",
+        horizon_power: float = 0.0,
         key: PRNGKeyArray,
     ):
         check(
@@ -135,6 +140,10 @@ class AdamMLP(AbstractOptimizer):
             f"hidden_sizes={hidden_sizes}, num_steps={num_steps}.",
             hidden_sizes=(hidden_sizes, min(hidden_sizes, default=0) >= 1),
             num_steps=(num_steps, num_steps >= 1),
+        )
+        check(
+            f"`AdamMLP(horizon_power=...)` must be finite. Got {horizon_power}.",
+            horizon_power=(horizon_power, math.isfinite(horizon_power)),
         )
         check_decay("AdamMLP", decay)
         if not learning_rate > 0:
@@ -152,6 +161,7 @@ class AdamMLP(AbstractOptimizer):
         self.num_steps = num_steps
         self.matrices = matrices
         self.decay = decay
+        self.horizon_power = float(horizon_power)
 
     def init(self, params: Params, num_steps: StepNumber | None = None) -> State:
         """The state before the first of `num_steps` steps, by default as many as the constructor was told."""
@@ -285,6 +295,8 @@ def _look_at_leaf(
     others = jnp.stack([size, *_shape_features(grad), *_time_features(step, horizon, dtype)])
     features = lax.stop_gradient(jnp.concatenate([ratios, others]))
     log_rate = optimizer.log_rate + jnp.log(decay_factor(optimizer.decay, step, horizon))
+    if optimizer.horizon_power:
+        log_rate += optimizer.horizon_power * jnp.log(_HORIZON / horizon)
     if moments.muon_square is not None:
         muon, muon_square = _muon(corrections[1] * moments.means[0], mean_square, moments.muon_square)
         moments = dataclasses.replace(moments, muon_square=muon_square)
@@ -331,7 +343,7 @@ def _time_features(step: Int[Array, ""], horizon: Float[Array, ""], dtype: jnp.d
     horizon = horizon.astype(dtype)
     share = jnp.minimum(t / horizon, 1)
     remaining = jnp.log(jnp.maximum(1.02 - share, 0.02)) / 2
-    return [2 * share - 1, jnp.tanh(t / 3), remaining, jnp.log(horizon / 100) / 2]
+    return [2 * share - 1, jnp.tanh(t / 3), remaining, jnp.log(horizon / _HORIZON) / 2]
 
 
 def _shape_features(leaf: Array) -> list[Array]:

@@ -20,7 +20,7 @@ import jax.random as jr
 import numpy as np
 import typer
 from l2o_cli._build import build
-from l2o_cli._resolve import read_assignments, resolve
+from l2o_cli._resolve import read_assignments, read_toml, resolve
 
 import l2o_eqx as l2o
 from l2o_eqx.objectives import HELD_OUT_ACTIVATIONS, MNIST, FromModel, Quadratic, Scaled
@@ -236,14 +236,17 @@ def mnist_cases(digits: Any) -> Iterator[Case]:
 def gallery(
     name: Annotated[str, typer.Argument(help="Of a trained optimizer of the package, such as classifiers.")],
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST.")],
+    untrained: Annotated[bool, typer.Option("--untrained", help="As its training began.")] = False,
     out: Out = Path("bench/quality"),
 ) -> None:
     """One of the gallery on the draws on which `mnist` above was judged; the baselines are there."""
     digits = l2o.data.load_mnist("tfds", data_dir)
-    path, rows = out / f"gallery-{name}.json", {}
+    path, rows = out / f"gallery-{name}{'-untrained' * untrained}.json", {}
+    recipe = resolve([read_toml(l2o.gallery.recipe_of(name))])
+    optimizer = build(recipe).make_optimizer(jr.key(0)) if untrained else l2o.pretrained(name)
     for case in mnist_cases(digits):
         common: dict[str, Any] = {"num_steps": case.num_steps, "num_objectives": case.num_objectives}
-        optimizer, key = l2o.pretrained(name), jr.fold_in(jr.key(0), _EVALUATION)
+        key = jr.fold_in(jr.key(0), _EVALUATION)
         found = l2o.compare({"learned": optimizer}, case.family, **common, last=case.last, key=key)
         measured = l2o.evaluate(
             optimizer, case.family, **common, measure=case.measure, key=jr.split(key)[1]

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
+from ._checks import check_count
 from ._devices import is_spread, keep_spread, spread_out
 from ._engine._layout import add_axis, batched_init, batched_update, drop_axis, of_one
 from ._errors import ArgumentError
@@ -104,10 +106,10 @@ def as_optax(
     whose arrays are the meta-parameters. A learned starting point is taken by those who ask its
     `initial_params`. For Flax NNX, import `flax.nnx` before you make the transformation.
 
-    **Raises:** `ValueError` for an unknown output, or an optimizer that is a black box. On `init` and
-    `update`, if what the optimizer wants is not given, and for leaves that are no arrays of real numbers: of
-    a model, hand over `eqx.filter(model, eqx.is_inexact_array)`; around complex params, put
-    `optax.contrib.split_real_and_imaginary`.
+    **Raises:** `ValueError` for an unknown output, an optimizer that is a black box, or a number of steps
+    that is no integer above 0. On `init` and `update`, if what the optimizer wants is not given, and for
+    leaves that are no arrays of real numbers: of a model, hand over `eqx.filter(model,
+    eqx.is_inexact_array)`; around complex params, put `optax.contrib.split_real_and_imaginary`.
     """
     if output not in ("update", "rms"):
         raise ArgumentError(
@@ -123,6 +125,8 @@ def as_optax(
             argument="optimizer",
             given=optimizer,
         )
+    if not isinstance(num_steps, Tracer | None):
+        check_count("as_optax", num_steps=num_steps)
     if optimizer.is_black_box():
         name = type(optimizer).__name__
         raise ArgumentError(
@@ -227,8 +231,9 @@ def _check_same_as_in_init(optimizer, grads, state, where):
         )
     if state.spread:
         return
-    wanted = eqx.filter_eval_shape(_init_in_blocks, optimizer, grads, None)
-    if _shapes(wanted) != _shapes(state.inner):
+    # A state may have the number of steps in it, if that is told.
+    begun = (eqx.filter_eval_shape(_init_in_blocks, optimizer, grads, told) for told in (None, 1))
+    if all(_shapes(one) != _shapes(state.inner) for one in begun):
         raise ArgumentError(
             f"{where}: `update` is given gradients of another structure or other shapes than the params that "
             "`init` was given.",

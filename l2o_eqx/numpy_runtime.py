@@ -359,7 +359,13 @@ class AdamMLP:
     horizon_power: float = 0.0
 
     def init(self, params: Arrays, num_steps: int | None = None) -> State:
-        """The state before the first of `num_steps` steps, by default as many as it was trained for."""
+        """The state before the first of `num_steps` steps, by default as many as it was trained for.
+
+        **Raises:** `ValueError` for a number of steps below 1.
+        """
+        horizon = self.num_steps if num_steps is None else num_steps
+        if not horizon >= 1:
+            raise ValueError(f"AdamMLP needs at least one step. Got num_steps={num_steps}")
         moments = {}
         for name, x in params.items():
             zeros = _zeros(x)
@@ -367,7 +373,7 @@ class AdamMLP:
             moments[name] = {"means": [zeros] * len(_DECAYS), "square": zeros, "scale": zeros.sum()}
             if self.matrices and _is_matrix(x):
                 moments[name]["muon_square"] = zeros
-        return {"step": 0, "horizon": float(num_steps or self.num_steps), "moments": moments}
+        return {"step": 0, "horizon": float(horizon), "moments": moments}
 
     def update(
         self, grads: Arrays, state: State, params: Arrays | None = None

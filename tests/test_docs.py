@@ -75,6 +75,8 @@ PROGRAMS = {
 }
 # Needs PyTorch, and a model; tests/test_torch_runtime.py. What takes a minute; tests/test_thesis_runs.py.
 ELSEWHERE = ("torch_runtime", "l2o_thesis")
+# What stands for a training of one's own.
+GIVEN = {"params": {"weight": jnp.ones((3, 2))}, "grads": {"weight": jnp.ones((3, 2))}, "loss": jnp.ones(())}
 NOTEBOOKS = {
     "in-your-loop.ipynb": [("400, seed", "20, seed"), ("arange(8)", "arange(2)"), ("[100, 400]", "[5, 20]")],
     "look-and-distrust.ipynb": [
@@ -97,7 +99,7 @@ def test_the_blocks_of_a_page_are_a_program(page):
     program = [
         block for block in blocks(DOCS / page, "python") if not any(map(block.__contains__, ELSEWHERE))
     ]
-    run("\n".join(program), page, PROGRAMS[page], params={"weight": jnp.ones((3, 2))})
+    run("\n".join(program), page, PROGRAMS[page], **GIVEN)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

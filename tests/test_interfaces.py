@@ -8,11 +8,16 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
 import pytest
 
 import l2o_eqx
+from l2o_eqx.objectives import Quadratic
 
 
 def package_classes():
@@ -92,3 +97,44 @@ def test_only_verbs_are_told_how_many_restarts():
             names = {a.arg for a in (*f.args.args, *f.args.kwonlyargs)}
             found |= {f.name} if "restarts" in names else set()
     assert found == VERBS
+
+
+class _Own(l2o_eqx.optimizers.AbstractOptimizer):
+    """What a user's own optimizer may get wrong: `returns` makes what `update` returns."""
+
+    returns: Callable = eqx.field(static=True)
+    rate: jax.Array = eqx.field(default_factory=lambda: jnp.float32(0.1))
+
+    def init(self, params):
+        return params
+
+    def update(self, grads, state, params, *, value=None, key=None):
+        return self.returns(grads, state)
+
+
+@pytest.mark.parametrize(
+    "returns, message",
+    [
+        (lambda grads, state: grads, "must return two things, the updates and the next state"),
+        (lambda grads, state: (grads[0], state), "must return updates of the structure and shapes"),
+        (lambda grads, state: (grads, (state, 0)), "must return the next state of the structure and shapes"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_update_that_is_none_is_named(returns, message, wrapped):
+    own = _Own(returns)
+    optimizer = l2o_eqx.optimizers.Clipped(own) if wrapped else own
+    with pytest.raises(l2o_eqx.ArgumentError, match=f"`_Own.update` {message}"):
+        l2o_eqx.meta_train(optimizer, Quadratic(2), num_steps=20, super_epochs=1, key=jr.key(0))
+
+
+class _NoObjectives(l2o_eqx.objectives.AbstractObjectiveFamily):
+    def sample(self, key):
+        return key
+
+
+def test_a_family_that_is_none_is_named():
+    optimizer = l2o_eqx.optimizers.LearnedMomentum(2, key=jr.key(0))
+    message = "What `_NoObjectives.sample` returns must be an `AbstractObjective`. Got "
+    with pytest.raises(l2o_eqx.ArgumentError, match=message):
+        l2o_eqx.evaluate(optimizer, _NoObjectives(), num_steps=2, key=jr.key(0))

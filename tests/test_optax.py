@@ -293,6 +293,12 @@ def test_what_is_no_real_array_is_refused():
         transformation.update(jnp.ones(2), transformation.init(jnp.ones(3)), jnp.ones(3))
 
 
+@pytest.mark.parametrize("num_steps", [0, -1, True, jnp.zeros((), jnp.int32)])
+def test_a_number_of_steps_that_is_none(num_steps):
+    with pytest.raises(ValueError, match=r"num_steps=...\)` must be an integer, at least 1. Got"):
+        l2o_eqx.as_optax(LEARNED["adam_mlp"](jr.key(0)), num_steps)
+
+
 def test_a_learned_start_is_there_for_those_who_ask():
     class Start(AbstractOptimizer):
         shift: jax.Array

@@ -149,7 +149,23 @@ class FromWhole(l2o.optimizers.AbstractWrapper):
         return self.inner.update(grads, state, params)
 
 
+@pytest.mark.parametrize("name", ["quadratic", "mnist"])
+def test_an_optax_loop_that_is_told_its_length_and_asks_how_often_it_fell_back(name):
+    """In blocks and on whole tensors; a first step that leads nowhere makes it fall back once."""
+    safe = Safeguarded(l2o.pretrained(name), SGD)
+    tx = optax.chain(l2o.as_optax(safe, num_steps=100), optax.identity())
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    state = tx.init(params)
+    for loss, falls in ((1.0, 0), (jnp.inf, 1), (1.0, 1)):
+        updates, state = tx.update(params, state, params, value=jnp.float32(loss))
+        assert int(l2o.optimizers.Guard.of(state).falls) == falls
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+    with pytest.raises(l2o.ArgumentError, match="one `Safeguarded`. Got 0"):
+        l2o.optimizers.Guard.of(params)
+
+
 def test_what_it_refuses():
-    with pytest.raises(l2o.ArgumentError, match="memory=0"):
-        Safeguarded(Scaled(jnp.float32(1.0)), SGD, 0)
+    inner = Scaled(jnp.float32(1.0))
+    with pytest.raises(l2o.ArgumentError, match=r"memory=...\)` must be an integer, at least 1. Got 0"):
+        Safeguarded(inner, SGD, 0)
     assert Safeguarded(Scaled(jnp.float32(1.0)), SGD).needs() == {"value"}

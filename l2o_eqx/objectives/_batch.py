@@ -1,9 +1,12 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.random as jr
 from jaxtyping import PyTree
 
 from .._devices import Placement
+from .._errors import ArgumentError
 from .._types import Keys, State
 from ._base import AbstractObjective, AbstractObjectiveFamily
 
@@ -67,8 +70,28 @@ def sample_objectives(
 
 
 def params_shapes(family: AbstractObjectiveFamily) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the params that all objectives of a family have; nothing is computed."""
-    return eqx.filter_eval_shape(lambda key: family.sample(key).init(key), jr.key(0))
+    """Shapes and dtypes of the params that all objectives of a family have; nothing is computed.
+
+    **Raises:** `ArgumentError` for what is no family, or draws what is no objective.
+    """
+    _check(family, AbstractObjectiveFamily, "A family")
+    what = f"What `{type(family).__name__}.sample` returns"
+
+    def first_params(key):
+        objective = family.sample(key)
+        _check(objective, AbstractObjective, what)
+        return objective.init(key)
+
+    return eqx.filter_eval_shape(first_params, jr.key(0))
+
+
+def _check(given: Any, kind: type, what: str) -> None:
+    if not isinstance(given, kind):
+        raise ArgumentError(
+            f"{what} must be an `{kind.__name__}`. Got {type(given).__name__}.",
+            argument="family",
+            given=given,
+        )
 
 
 def count_coordinates(family: AbstractObjectiveFamily) -> int:

@@ -87,7 +87,17 @@ def _cannot_do_without_value(transformation: optax.GradientTransformation) -> bo
 
 
 def as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) -> AbstractOptimizer:
-    """The optimizer itself, or an optax transformation wrapped as one."""
+    """The optimizer itself, or an optax transformation wrapped as one.
+
+    **Raises:** `ArgumentError` for anything else.
+    """
     if isinstance(optimizer, AbstractOptimizer):
         return optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ArgumentError(
+            "An optimizer must be one of this package or an optax transformation, such as "
+            f"`optax.adam(1e-3)`. Got {optimizer!r}.",
+            argument="optimizer",
+            given=optimizer,
+        )
     return FromOptax(optimizer)

@@ -1,8 +1,11 @@
 """When `Safeguarded` lets its inner optimizer move: the rule that its docstring states."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._errors import ArgumentError
 
 # Of the numbers of steps that the fallback takes.
 _LONGEST = 2**20
@@ -38,6 +41,25 @@ class Guard(eqx.Module):
     falls: Int[Array, "*coordinates"]
     fallback_steps: Int[Array, "*coordinates"]
     num_steps: Int[Array, "*coordinates"] | None
+
+    @classmethod
+    def of(cls, state: PyTree) -> "Guard":
+        """The guard in a state, with one number each: that of an optimizer, a transformation, or a chain.
+
+            falls = optimizers.Guard.of(optax_state).falls
+
+        **Raises:** `ArgumentError` if there is none, or several.
+        """
+        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, cls))
+        found = [x for x in nodes if isinstance(x, cls)]
+        if len(found) != 1:
+            raise ArgumentError(
+                f"`Guard.of(state)` must be given a state with one `Safeguarded`. Got {len(found)}.",
+                argument="state",
+                given=state,
+            )
+        # In blocks, all coordinates have the same.
+        return jax.tree.map(lambda x: jnp.ravel(x)[0] if x.size else x, found[0])
 
     def refuses(self, value: Float[Array, "*coordinates"]) -> Bool[Array, "*coordinates"]:
         """Whether the inner optimizer's last step led to a point that is not accepted."""

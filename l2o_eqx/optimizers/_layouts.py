@@ -11,8 +11,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._errors import ArgumentError
 from .._types import Keys, Params, State, StepNumber
 from ._answers import Answers
 
@@ -158,7 +160,29 @@ def initial_state(optimizer: Optimizer, params: Params, num_steps: StepNumber | 
 
 def take_step(optimizer: Optimizer, seen: Seen, state: State, params: Params | None) -> tuple[Params, State]:
     """`optimizer.update` of what it is shown, with the keywords it wants; so do wrappers ask inner ones."""
-    return optimizer.update(seen.grads, state, params, **_wanted(optimizer, seen))
+    found = optimizer.update(seen.grads, state, params, **_wanted(optimizer, seen))
+    what = f"`{type(optimizer).__name__}.update`"
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ArgumentError(
+            f"{what} must return two things, the updates and the next state. Got {type(found).__name__}.",
+            argument="optimizer",
+            given=optimizer,
+        )
+    for name, new, like, of in zip(
+        ("updates", "the next state"), found, (seen.grads, state), ("the gradients", "the state"), strict=True
+    ):
+        if _outline(new) != _outline(like):
+            raise ArgumentError(
+                f"{what} must return {name} of the structure and shapes of {of} that it is given. Got "
+                f"{eqx.tree_pformat(new, width=10_000)} for {eqx.tree_pformat(like, width=10_000)}.",
+                argument="optimizer",
+                given=optimizer,
+            )
+    return found
+
+
+def _outline(tree: PyTree) -> tuple[Any, list[Any]]:
+    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 def ask(optimizer: Optimizer, seen: Seen, state: State, params: Params | None) -> Answers | None:

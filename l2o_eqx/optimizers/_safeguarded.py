@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._errors import ArgumentError, check
+from .._checks import check_count
+from .._errors import ArgumentError
 from .._misc import ravel, tree_dtype, unravel_like, wide_dtype_of
 from .._types import Params, State, StepNumber
 from ._base import AbstractOptimizer
@@ -56,8 +57,9 @@ class Safeguarded(AbstractWrapper):
     times (|θ| + the fallback's update), or the way back would be lost to rounding. If both are
     coordinatewise, so is this one; else it runs on whole trees.
 
-    The state is a `SafeguardedState`: `state.guard.falls` counts how often it fell back, and
-    `state.guard.fallback_steps` the steps that were not the inner optimizer's.
+    The state is a `SafeguardedState`. In it, or in that of `as_optax` or a chain around it, `Guard.of(state)`
+    finds how often it fell back, `falls`, and the steps that were not the inner optimizer's,
+    `fallback_steps`.
 
     **Arguments:**
 
@@ -81,10 +83,7 @@ class Safeguarded(AbstractWrapper):
     memory: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
-        check(
-            f"`Safeguarded(memory=...)` must be at least 1. Got memory={self.memory}.",
-            memory=(self.memory, self.memory >= 1),
-        )
+        check_count("Safeguarded", memory=self.memory)
 
     def wants(self) -> frozenset[str]:
         return frozenset({"value"}) | self.inner.wants() | self.fallback.wants()

@@ -3,6 +3,7 @@
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._errors import ArgumentError
 from .._types import Params, Scalar, State, StepNumber
 from ._answers import Answers
 from ._base import AbstractOptimizer
@@ -18,6 +19,15 @@ class AbstractWrapper(AbstractOptimizer):
     """
 
     inner: eqx.AbstractVar[AbstractOptimizer]
+
+    def __check_init__(self):
+        if not isinstance(self.inner, AbstractOptimizer):
+            raise ArgumentError(
+                f"`{type(self).__name__}(inner=...)` must be an optimizer of this package, such as "
+                f"`pretrained(name)` and `load(path)` return. Got {self.inner!r}.",
+                argument="inner",
+                given=self.inner,
+            )
 
     def inner_state(self, state: State) -> State:
         """The inner optimizer's state in that of this one; by default all of it."""

@@ -103,6 +103,7 @@ def plot_answers(
         place.set_visible(False)
     for place in places[max(0, len(panels) - _COLUMNS) : len(panels)]:
         place.tick_params(labelbottom=True)
+        place.set_xlabel("inner step", fontsize=8)
     _explain(figure, places[0], record, still)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -129,8 +130,10 @@ def _quartiles(values: np.ndarray) -> np.ndarray:
 
 def _moves(quartiles: np.ndarray) -> bool:
     medians = quartiles[1]
-    known = np.where(np.isnan(medians), -np.inf, medians)
-    return not np.array_equal(known, np.broadcast_to(known[:1], known.shape))
+    known = np.where(np.isfinite(medians), medians, 0.0)
+    unknown = np.isnan(medians)
+    # By more than rounding.
+    return bool(np.any(unknown != unknown[:1])) or not np.allclose(known, known[:1], rtol=1e-5, atol=1e-6)
 
 
 def _draw(axes: "Axes", quartiles: np.ndarray, *, is_loss: bool) -> None:
@@ -166,9 +169,9 @@ def _explain(figure: "Figure", axes: "Axes", record: "AnswerRecord", still: list
     handles = [axes.plot([], [], color=color)[0] for color, _ in zip(_COLORS, shown, strict=False)]
     more = f" {len(groups) - len(shown)} more are not shown." if len(groups) > len(shown) else ""
     sentences = [
-        f"Over inner steps. Lines: medians over {len(record.losses)} objectives, one for each tensor or "
-        f"group of tensors that the network answers for; bands: quartiles.{more}",
-        f"Orange: what it answers; blue: what it sees. {record.answers.symbols}",
+        f"Lines: medians over {len(record.losses)} objectives, one for each tensor or group of tensors that "
+        f"the network answers for, in the colors below; bands: quartiles.{more}",
+        f"Titles in orange: what it answers; in blue: what it sees. {record.answers.symbols}",
         f"The same at all steps, and not drawn: {', '.join(still)}." if still else "",
     ]
     text = "\n".join(line for one in sentences for line in textwrap.wrap(one, 150))

@@ -118,12 +118,13 @@ class Comparison(eqx.Module):
     def share_of_objectives(self, name: str, baseline: str) -> Share:
         """The share of objectives on which `name` ends below `baseline`, in the mean over its restarts.
 
-        The interval is Wilson's for as many objectives as there are: restarts on the same objectives are not
-        independent. NaN if the baseline is broken.
+        Where both end at the same loss, that counts half. The interval is Wilson's for as many objectives as
+        there are: restarts on the same objectives are not independent. NaN if the baseline is broken.
         """
         if self.is_broken(baseline):
             return Share(*[float("nan")] * 3)
-        wins = np.mean(self.final_losses(name) < self.final_losses(baseline)[:1], axis=0)
+        own, other = self.final_losses(name), self.final_losses(baseline)[:1]
+        wins = np.mean((own < other) + 0.5 * (own == other), axis=0)
         return _wilson(float(np.mean(wins)), len(wins))
 
     def evaluations_per_step(self, name: str) -> float:
@@ -144,7 +145,7 @@ class Comparison(eqx.Module):
         return min(fair, key=lambda name: self.restart_medians(name)[0], default=None)
 
     def steps_to_pass(self, name: str, baseline: str) -> int | None:
-        """After how many steps the median of `name` is below the final one of `baseline`.
+        """After how many steps the median of `name` is at the final one of `baseline`, or below.
 
         Medians are over objectives and restarts; as for final losses, means of `last` steps are compared.
 
@@ -156,7 +157,7 @@ class Comparison(eqx.Module):
         means = np.lib.stride_tricks.sliding_window_view(losses, self.last, axis=-1).mean(axis=-1)
         median = _quartiles(_as_infinite(means).reshape(-1, means.shape[-1]))[1]
         bar = _quartiles(self.final_losses(baseline).ravel())[1]
-        passed = np.flatnonzero(median < bar)
+        passed = np.flatnonzero(median <= bar)
         return int(passed[0]) + self.last - 1 if passed.size else None
 
     def curves(self) -> dict[str, Float[np.ndarray, "quartile steps"]]:

@@ -19,7 +19,16 @@ from ._misc import tree_norm
 from ._types import Keys, Params, Scalar, State, StepNumber
 from ._unroll import unroll
 from .objectives import AbstractObjectiveFamily
-from .optimizers import AbstractOptimizer, AbstractWrapper, Equation, PerLayer, Seen, as_optimizer, take_step
+from .optimizers import (
+    AbstractOptimizer,
+    AbstractWrapper,
+    Equation,
+    LearnedStart,
+    PerLayer,
+    Seen,
+    as_optimizer,
+    take_step,
+)
 from .optimizers._equation import TERMS, Past, check_terms, directions, no_past, with_update
 from .optimizers._per_layer import Label, labels_of
 
@@ -28,6 +37,7 @@ class Fit(NamedTuple):
     """The best equation of so many terms, with R² on the runs that it was fitted to, and on others."""
 
     terms: tuple[str, ...]
+    coefficients: tuple[float, ...]
     r2: float
     held_out_r2: float
 
@@ -58,12 +68,13 @@ class Distillation(eqx.Module):
 
     **Fields:**
 
-    - `optimizer`: the equation, or with a `label` a `PerLayer` of them; an optimizer like any other, for
-        `as_optax`, `evaluate`, `compare`, `save`, and even `meta_train`.
+    - `optimizer`: the equation, or with a `label` a `PerLayer` of them; of a `LearnedStart` in one of the
+        same start; an optimizer like any other, for `as_optax`, `evaluate`, `compare`, `save`, and even
+        `meta_train`.
     - `groups`: the equations by label; a single one is called `"all"`.
     """
 
-    optimizer: Equation | PerLayer
+    optimizer: Equation | PerLayer | LearnedStart
     groups: dict[str, FittedEquation]
 
     def __str__(self) -> str:
@@ -95,7 +106,7 @@ def distill(
     equation is as good an optimizer: small errors of one direction add up along a run. So compare their
     losses, `compare({"network": optimizer, "equation": found.optimizer}, family, ...)`; `l2o distill` does.
 
-    A learned start is no update: the equation begins where objectives do.
+    A learned start is no update: the equation's runs begin at the same one.
 
     **Arguments:**
 
@@ -136,7 +147,9 @@ def distill(
         for name, sums in observed.items()
     }
     equations = {name: one.equation for name, one in groups.items()}
-    return Distillation(equations[_ALL] if label is None else PerLayer(equations, label), groups)
+    found = equations[_ALL] if label is None else PerLayer(equations, label)
+    begun = LearnedStart(found, learned.start) if isinstance(learned, LearnedStart) else found
+    return Distillation(begun, groups)
 
 
 _ALL = "all"
@@ -173,9 +186,8 @@ def _fit_equation(
         if fits and r2 - fits[-1].r2 < min_gain:
             break
         subsets.append(best)
-        fits.append(Fit(tuple(candidates[k] for k in best), r2, held_out_r2))
-    coefficients = _fit(fitted, subsets[-1]).tolist()
-    equation = Equation(fits[-1].terms, tuple(coefficients), num_steps=num_steps)
+        fits.append(Fit(tuple(candidates[k] for k in best), tuple(coefficients.tolist()), r2, held_out_r2))
+    equation = Equation(fits[-1].terms, fits[-1].coefficients, num_steps=num_steps)
     every = tuple(range(len(candidates)))
     most = max(fits[-1].r2, float(_r2(fitted, every, _fit(fitted, every))))
     return FittedEquation(equation, tuple(fits), fits[-1].r2, fits[-1].held_out_r2, most)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _EMPHASIZED = ("#D55E00", "#000000", "#7F3C8D")
 _OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+# Hand-designed optimizers in the order of their colors and dashes.
+_KNOWN = ("Adam", "momentum", "Muon", "Nesterov", "SGD", "RMSprop")
+_KNOWN += ("AdamW", "Lion", "L-BFGS", "line search", "untrained", "random search")
 _FLOOR = 1e-12
 # Fewer super epochs than these are drawn as dots.
 _WITH_DOTS = 30
@@ -42,6 +45,7 @@ def plot_curves(
     title: str | None = None,
     ylabel: str = "loss",
     emphasize: Iterable[str] = ("learned",),
+    several: Iterable[str] = (),
 ) -> "Figure":
     """Draws losses over inner steps: the median as a line, the quartiles as a band, on a log scale.
 
@@ -51,6 +55,7 @@ def plot_curves(
     - `path`: where to write the figure, if anywhere; the suffix picks the format.
     - `title`, `ylabel`: the texts.
     - `emphasize`: the names to draw boldly, in front of the others.
+    - `several`: the names of those that evaluate f more than once a step, for a mark and a note.
 
     **Returns:** the figure.
 
@@ -59,7 +64,8 @@ def plot_curves(
     if not curves:
         raise ArgumentError("`plot_curves(curves)` needs at least one curve. Got none.", argument="curves")
     figure, axes = new_figure(7.5, 4.8)
-    arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
+    marked = {*several} & {*curves}
+    arrays = {n + "*" * (n in marked): np.asarray(quartiles, float) for n, quartiles in curves.items()}
     best_first = sorted(arrays, key=lambda name: _final(arrays[name]))
     styles = _styles(list(arrays), set(emphasize))
     low, high = _limits(arrays.values())
@@ -87,6 +93,7 @@ def plot_curves(
         "Line: median of all runs. Band: their middle half, from 25 % to 75 %.",
         _thick(styles),
         "What leaves the picture at the top is worse than any start." if leaves else "",
+        "*: evaluates f several times a step." if marked else "",
     )
     return write_figure(figure, path)
 
@@ -142,8 +149,8 @@ def plot_families(
 
 
 def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) -> "Figure":
-    """Draws how a meta-training went: losses above, the norm of the meta-gradient below; or how far a policy
-    is from the controllers that it is fitted to.
+    """Draws how a meta-training went: losses, the meta-loss, and the norm of the meta-gradient; or how far a
+    policy is from the controllers that it is fitted to.
 
     **Arguments:**
 
@@ -154,11 +161,15 @@ def plot_training(metrics: Mapping[str, Any], path: str | Path | None = None) ->
 
     **Returns:** the figure.
     """
-    figure, axes = new_figure(7.5, 6.0, rows=2)
-    losses, norms = axes
+    one_step = np.array_equal(metrics["mean_loss"], metrics["final_loss"], equal_nan=True)
+    apart = "meta_loss" in metrics and not one_step and "teacher_loss" not in metrics
+    figure, axes = new_figure(7.5, 6.0 + 1.6 * apart, rows=2 + apart)
+    losses, norms = axes[0], axes[-1]
     epochs = metrics.get("super_epoch", 1 + np.arange(len(metrics["mean_loss"])))
     _draw_metric(losses, epochs, metrics["mean_loss"], _OTHERS[0], "mean over the steps")
-    one_step = np.array_equal(metrics["mean_loss"], metrics["final_loss"], equal_nan=True)
+    if apart:
+        _draw_metric(axes[1], epochs, metrics["meta_loss"], "#333333", None)
+        axes[1].set_ylabel("meta-loss")
     if one_step and "meta_loss" in metrics:
         # Of super epochs of one step; what counts comes after it.
         _draw_metric(losses, epochs, metrics["meta_loss"], _EMPHASIZED[0], "meta-loss")
@@ -254,7 +265,12 @@ def _styles(names: list[str], emphasized: set[str]) -> dict[str, dict[str, Any]]
     for i, name in enumerate(bold):
         color = _EMPHASIZED[i % len(_EMPHASIZED)]
         styles[name] = {"color": color, "linewidth": 2.6, "linestyle": "-", "zorder": 5}
-    for i, name in enumerate(plain):
+    # The same in all pictures, whatever else is in them.
+    known = [name for name in plain if name.rstrip("*") in _KNOWN]
+    others = [name for name in plain if name not in known]
+    places = [_KNOWN.index(name.rstrip("*")) for name in known]
+    free = (i for i in range(len(_KNOWN) + len(others)) if i not in places)
+    for i, name in zip([*places, *free], [*known, *others], strict=False):
         # Beyond as many as there are colors, each color comes again with other dashes.
         color, dashes = _OTHERS[i % len(_OTHERS)], _DASHES[(i + i // len(_OTHERS)) % len(_DASHES)]
         styles[name] = {"color": color, "linewidth": 1.5, "linestyle": dashes, "zorder": 3}
@@ -330,7 +346,7 @@ def _log_if_positive(axes: "Axes") -> None:
     drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
     drawn = drawn[np.isfinite(drawn)]
     # Between close numbers a log scale may have no label.
-    if np.any(drawn > 0) and np.max(drawn) > 5 * np.min(drawn):
+    if np.any(drawn > 0) and np.min(drawn) >= 0 and np.max(drawn) > 5 * np.min(drawn):
         axes.set_yscale("log")
         _label_decades(axes)
 

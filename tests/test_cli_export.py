@@ -72,12 +72,16 @@ def test_the_comparison_of_a_run_is_in_its_card(exported, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_what_cannot_be_exported(exported, tmp_path):
+def test_what_cannot_be_exported(exported, tmp_path, monkeypatch):
     assert "option '--to'" in l2o_cli("export", "quadratic", "--to", exported, code=2)
     (tmp_path / "text.safetensors").write_text("no")
     l2o_cli("export", tmp_path / "text.safetensors", "--to", tmp_path / "new", code=2)
     (tmp_path / "file").write_text("no")
     assert "cannot be made" in l2o_cli("export", "quadratic", "--to", tmp_path / "file" / "new", code=2)
+    # Before any work is done.
+    monkeypatch.setattr("l2o_cli._compare.start", lambda **_: pytest.fail("there was work"))
+    error = l2o_cli("compare", "quadratic", "--out", tmp_path / "file" / "new", code=2)
+    assert f"cannot be made: {tmp_path / 'file'} is no folder" in error
     assert not (tmp_path / "new").exists()
     # Nothing half made is left.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine", "text.safetensors"]

@@ -61,7 +61,7 @@ def test_it_is_evaluated_on_all_or_on_another(folder):
     )
     assert one["objective"] == "rosenbrock" and "families" not in one
     refused = l2o_cli("evaluate", folder, "--card", "--eval-objectives", "2", code=2).output
-    assert "of one family" in refused
+    assert "one kind of objective" in refused
 
 
 def test_what_names_several_is_built():

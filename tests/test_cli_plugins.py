@@ -225,3 +225,68 @@ def test_a_file_saved_from_python_with_ones_own_classes(beside, run, monkeypatch
 def test_mistakes_with_plug_ins_give_one_line(words, named, beside, run):
     stderr = run(["train", *words], cwd=beside, code=2).stderr
     assert stderr.count("\n") == 1 and [part for part in named if part not in stderr] == [], stderr
+
+
+MISTAKEN = """
+import jax.numpy as jnp
+from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Booth
+from l2o_eqx.optimizers import AbstractOptimizer
+
+class Vector(AbstractObjective):
+    def init(self, key):
+        return jnp.ones(3)
+    def loss(self, params, step, key):
+        return params**2
+
+class Vectors(AbstractObjectiveFamily):
+    def sample(self, key):
+        return Vector()
+
+class NaN(Vector):
+    def loss(self, params, step, key):
+        return jnp.sum(params) * jnp.nan
+
+class NaNs(AbstractObjectiveFamily):
+    def sample(self, key):
+        return NaN()
+
+def number() -> AbstractObjectiveFamily:
+    return 3
+
+class Stateless(AbstractOptimizer):
+    rate: jnp.ndarray
+    def init(self, params):
+        return None
+    def update(self, grads, state, params, *, value=None, key=None):
+        return grads
+
+def stateless() -> AbstractOptimizer:
+    return Stateless(jnp.float32(0.1))
+"""
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--objective", "mine:Vectors"], "`Vector.loss` must return one floating-point number"),
+        (["--objective", "mine:number"], "'mine:number' has returned a int, which is no l2o_eqx.objectives."),
+        (
+            ["--objective", "booth", "--optimizer", "mine:stateless"],
+            "`Stateless.update` must return two things, the updates and the next state",
+        ),
+    ],
+)
+def test_mistakes_in_a_module_are_one_line_and_leave_nothing(options, message, tmp_path, run):
+    (tmp_path / "mine.py").write_text(MISTAKEN)
+    error = run(["train", *options, *TINY, "--window", "3", "--out", "out"], cwd=tmp_path, code=2).stderr
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_of_which_nothing_is_finite_has_failed(tmp_path, run):
+    (tmp_path / "mine.py").write_text(MISTAKEN)
+    found = run(
+        ["train", "--objective", "mine:NaNs", *TINY, "--window", "3", "--out", "out"], cwd=tmp_path, code=1
+    )
+    assert found.stderr.splitlines()[-1].startswith("l2o: the training has failed: no loss was ever finite")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["failed_restarts"] == [0]

@@ -117,6 +117,13 @@ def test_it_goes_on_as_if_nothing_had_happened():
     assert len(rows("whole")) == 7 and rows("killed") == rows("whole")
 
 
+def test_a_search_without_any_value_has_failed():
+    found = l2o_cli(*arguments("failing", "out", 2), code=1)
+    assert "no value yet, 1 failed: ValueError: not today" in found.stdout
+    assert found.stderr == "l2o: all 2 evaluations have failed, the last one: the value is nan\n"
+    assert len(rows("out")) == 2
+
+
 def test_evaluations_that_fail_are_told_as_such():
     output = l2o_cli(*arguments("failing", "out", 8)).output
     assert "6 have failed" in output

@@ -148,6 +148,17 @@ def test_a_picture_says_what_is_drawn_and_its_words_hide_nothing(name):
     assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
 
 
+def test_a_meta_loss_has_a_panel_of_its_own():
+    """Which is linear, as it may be negative; with one step it is the loss after it, beside the other."""
+    metrics = _trained((9,), meta_loss=np.linspace(1.0, -8.0, 9))
+    figure = plots.plot_training(metrics)
+    assert [axes.get_ylabel() for axes in figure.axes][1] == "meta-loss"
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "log"]
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), metrics["meta_loss"])
+    of_one_step = plots.plot_training({**metrics, "final_loss": metrics["mean_loss"]})
+    assert len(of_one_step.axes) == 2 and _legend(of_one_step) == ["mean over the steps", "meta-loss"]
+
+
 def test_every_label_of_close_numbers_can_be_read():
     figure = plots.plot_training({name: np.array([2.1, 2.4]) for name in _trained((1,))})
     assert {axes.get_yscale() for axes in figure.axes} == {"linear"}

@@ -107,7 +107,7 @@ class _Commands(TyperGroup):
             if reason is None:
                 raise
             print(f"l2o: {reason}", file=sys.stderr)
-            code = 1
+            code = 2 if isinstance(error, ValueError) else 1
         sys.exit(code if isinstance(code, int) else 0)
 
 

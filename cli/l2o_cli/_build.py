@@ -24,12 +24,12 @@ from l2o_eqx.objectives._episodes import HeldOutClasses
 from l2o_eqx.objectives._mixture import families_of
 
 from ._errors import UsageError
-from ._kinds import DIGIT_KINDS, LIBRARY, NONE, load, signature
+from ._kinds import DIGIT_KINDS, LIBRARY, NONE, is_plain_kind, kinds_in, load, signature
 from ._memory import refuse_too_large, refuse_too_many
 from ._mixture import MIXTURE, name_of
 from ._resolve import Table, resolve
 from ._settings import label
-from ._signatures import Parameter
+from ._signatures import GROUPS, Parameter
 from ._tables import SEARCH, settings
 
 # Far from the small numbers that splitting the seed's key amounts to, and from that of the pretraining.
@@ -131,6 +131,7 @@ def build(given: Table) -> Parts:
     def make_optimizer(key: PRNGKeyArray) -> optimizers.AbstractOptimizer:
         return _make("optimizers", given.optimizer, ("optimizer",), _Context(key, family=family))
 
+    _check_own(config, family, make_optimizer)
     _check_memory(config, family, make_optimizer)
     _check_pretraining(config, make_optimizer)
     return Parts(
@@ -143,6 +144,25 @@ def build(given: Table) -> Parts:
         _make_validation(config, family, digits),
         make_optimizer,
     )
+
+
+def _check_own(config: Table, family: Any, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:
+    # A step with parts of the user's own, traced, before there is a folder.
+    roles = (("objective", "objectives"), ("optimizer", "optimizers"))
+    kinds = [k for role, group in roles for k in kinds_in(config[role], group, (role,))]
+    own = [path for path, group, kind in kinds if not is_plain_kind(group, kind)]
+    if not own:
+        return
+
+    def take_step(key: PRNGKeyArray, family: Any) -> Any:
+        optimizer, objective = make_optimizer(key), family.sample(key)
+        params = optimizer.initial_params(objective.init(key))
+        return l2o.unroll(optimizer, objective, params, optimizer.init_for(params, 1), 1, key=key).losses
+
+    with blaming(own[0], {}):
+        for one in families_of(family).values():
+            l2o.objectives.params_shapes(one)
+            eqx.filter_eval_shape(take_step, jr.key(config.seed), one)
 
 
 def _check_memory(config: Table, family: Any, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:
@@ -227,7 +247,14 @@ def _make(group: str, table: Table, path: tuple[str, ...], context: _Context) ->
     if group == "objectives" and "dim" in table:
         refuse_too_many(path, table["dim"])
     with blaming(path, table, known):
-        return getattr(constructor, "make", constructor)(**arguments)
+        made = getattr(constructor, "make", constructor)(**arguments)
+    abstract = getattr(getattr(l2o, group), GROUPS[group])
+    if not isinstance(made, abstract):
+        raise UsageError(
+            f"{label((*path, 'kind'))}: {table.kind!r} has returned a {type(made).__name__}, which is no "
+            f"l2o_eqx.{group}.{GROUPS[group]}"
+        )
+    return made
 
 
 def _make_family(table: Table, path: tuple[str, ...], context: _Context) -> Any:

@@ -17,6 +17,7 @@ from l2o_eqx.files import dumps, replacing, write_text
 from l2o_eqx.objectives._mixture import families_of
 
 from ._build import Parts, baselines_of
+from ._errors import counted
 from ._folder import file_name
 from ._mixture import name_of
 from ._output import Output, Update
@@ -220,8 +221,11 @@ def write_comparison(
             comparison.write_curves(path, by_evaluations=True)
     with replacing(folder / "final_losses.csv") as path:
         comparison.write_final_losses(path)
+    several, curves = _searching(comparison), comparison.curves()
     draw(
-        folder / "curves.png", lambda path: plots.plot_curves(comparison.curves(), path, title=title), output
+        folder / "curves.png",
+        lambda path: plots.plot_curves(curves, path, title=title, several=several),
+        output,
     )
 
 
@@ -278,21 +282,21 @@ def _notes(comparison: l2o.Comparison, by: str) -> Iterator[str]:
         share, low, high = comparison.share_of_objectives(by, best)
         yield (
             f"{by} ends below {best}, the best baseline, on {share:.0%} of the objectives "
-            f"(95 %: {low:.0%} to {high:.0%})."
+            f"(95 %: {low:.0%} to {high:.0%}; equal losses count half)."
         )
         steps = comparison.steps_to_pass(by, best)
-        when = "never passes" if steps is None else f"after {steps} steps passes"
+        when = "never reaches" if steps is None else f"reaches after {counted(steps, 'step')}"
         yield f"The median of {by} {when} the final loss of {best}."
     restarts = restarts_of(comparison, by)
     if restarts is None:
         return
     yield f"medians of the {len(restarts['medians'])} restarts: {_spread(restarts['medians'])}"
     if best is not None:
-        yield f"{restarts['share_beating'][best]:.0%} of the restarts beat {best}."
+        yield f"{restarts['share_beating'][best]:.0%} of the restarts have a median below that of {best}."
 
 
-def _searching(comparison: l2o.Comparison) -> bool:
-    return any(comparison.evaluations_per_step(name) > 1 for name in comparison.trajectories)
+def _searching(comparison: l2o.Comparison) -> list[str]:
+    return [name for name in comparison.trajectories if comparison.evaluations_per_step(name) > 1]
 
 
 def _spread(medians: Any) -> str:
@@ -304,8 +308,8 @@ def _spread(medians: Any) -> str:
 def title_of(facts: Mapping[str, Any]) -> str:
     """One line on what was compared on what."""
     return (
-        f"{facts['objective']}: losses on {facts['num_objectives']} unseen objectives, "
-        f"{facts['num_steps']} steps"
+        f"{facts['objective']}: losses on {counted(facts['num_objectives'], 'unseen objective')}, "
+        f"{counted(facts['num_steps'], 'step')}"
     )
 
 

@@ -16,6 +16,10 @@ from ._resolve import read_assignments
 from ._start import start
 
 EQUATION = "equation"
+_SYMBOLS = (
+    "g: gradient; m0.9: its running mean, v: that of its square; u: the last update; L: curvature; theta: "
+    "params; cos*: times a cosine to nearly zero at the end. l2o_eqx.optimizers.Equation has all terms."
+)
 FILE, FACTS = "equation.safetensors", "distillation.json"
 
 
@@ -114,8 +118,10 @@ def distill(
     for label, group in found.groups.items():
         output.say(f"{label}: {group.equation}")
         for fit in group.fits:
-            output.say(f"  R² {fit.r2:.3f}, on other runs {fit.held_out_r2:.3f}: {', '.join(fit.terms)}")
+            equation = l2o.optimizers.Equation(fit.terms, fit.coefficients)
+            output.say(f"  R² {fit.r2:.3f}, on other runs {fit.held_out_r2:.3f}: {equation}")
         output.say(f"  R² {group.all_terms_r2:.3f} with all candidates.")
+    output.say(_SYMBOLS)
     show_comparisons(comparisons, output, title, name)
     if out:
         output.say(f"The equation, as an optimizer, is {out / FILE}.")

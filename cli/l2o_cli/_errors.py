@@ -36,12 +36,23 @@ def drop_output(stream: Any) -> None:
 
 
 def describe(error: BaseException) -> str | None:
-    """One line about what the machine refuses: to write a file, or memory; `None` for any other error."""
+    """One line about what the machine refuses, to write a file, or memory, and about wrong arguments.
+
+    **Returns:** `None` for any other error.
+    """
+    if type(error).__name__ == "ArgumentError":
+        # The library's, which is not imported for it; most are about a part of the user's own.
+        return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]
     first = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return f"out of memory: {first}; smaller sizes, or fewer at a time, take less" if out_of_memory else None
+
+
+def counted(number: int, noun: str) -> str:
+    """`"1 objective"`, `"2 objectives"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def in_brief(text: str) -> str:

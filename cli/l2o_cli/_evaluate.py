@@ -304,7 +304,10 @@ def check_one_family(parts: "Parts", label: str) -> None:
 
     families = families_of(parts.family)
     if "" not in families:
-        raise UsageError(f"{label}: is of one family; name it with --objective. Got {', '.join(families)}")
+        raise UsageError(
+            f"{label}: works on one kind of objective, but there are several here ({', '.join(families)}); "
+            "name one, such as --objective rosenbrock"
+        )
 
 
 def _stack(optimizers: Sequence[Any]) -> Any:

@@ -90,9 +90,7 @@ def _card(name: str, facts: Mapping[str, Any], known: Mapping[str, Any] | None) 
     parts = [
         "---\nlibrary_name: l2o_eqx\ntags: [learned-optimizer, meta-learning, jax, equinox, optax]\n---",
         f"# {name}",
-        "A trained optimizer of [optax](https://optax.readthedocs.io) loops, made with l2o_eqx.",
-        "```python\nimport l2o_eqx\n\n"
-        f'tx = l2o_eqx.as_optax(l2o_eqx.load("hf://OWNER/{name}"))  # or the path of {OPTIMIZER}\n```',
+        *_usage(name, str(facts["class"]).rpartition(":")[2]),
         f"What the file says of itself (`l2o info {OPTIMIZER}`):",
         f"```text\n{held}\n```",
     ]
@@ -105,6 +103,22 @@ def _card(name: str, facts: Mapping[str, Any], known: Mapping[str, Any] | None) 
         ]
     parts.append(
         "Where it was not trained it may be slow or diverge: `l2o evaluate` and `l2o compare` judge it on "
-        "your objectives, `l2o_eqx.optimizers.Safeguarded` falls back on an optimizer that you name."
+        "your objectives."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _usage(name: str, kind: str) -> list[str]:
+    if kind == l2o.optimizers.BlackBoxRNN.__name__:
+        return [
+            "It minimizes what can only be evaluated, one number per evaluation; made with l2o_eqx.",
+            f"```sh\nl2o minimize my_module:f --space space.toml --optimizer {OPTIMIZER}\n```",
+        ]
+    begin = "params = tx.initial_params(params)  # where it has learned to begin\n"
+    return [
+        "A trained optimizer for [optax](https://optax.readthedocs.io) loops, made with l2o_eqx.",
+        "```python\nimport l2o_eqx\n\n"
+        f'tx = l2o_eqx.as_optax(l2o_eqx.load("hf://OWNER/{name}"))  # or the path of {OPTIMIZER}\n'
+        f"{begin if kind == l2o.optimizers.LearnedStart.__name__ else ''}```",
+        "`l2o_eqx.optimizers.Safeguarded` around it falls back on an optimizer that you name.",
+    ]

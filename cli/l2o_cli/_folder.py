@@ -51,12 +51,19 @@ def file_name(name: str) -> str:
 
 
 def check_free(out: Path | None, option: str = "--out") -> None:
-    """Refuses a folder that exists, before any work is done for it.
+    """Refuses a folder that exists, or cannot be made, before any work is done for it.
 
     **Raises:** `UsageError`.
     """
-    if out is not None and os.path.lexists(out):
+    if out is None:
+        return
+    if os.path.lexists(out):
         raise exists(out, option)
+    above = next(path for path in out.absolute().parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise UsageError(f"option {option!r}: {out} cannot be made: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"option {option!r}: {out} cannot be made: nothing may be written in {above}")
 
 
 def exists(out: Path | None, option: str = "--out") -> UsageError:

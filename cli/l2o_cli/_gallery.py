@@ -11,7 +11,7 @@ import typer
 
 import l2o_eqx as l2o
 
-from ._errors import UsageError, suggestion
+from ._errors import UsageError, counted, suggestion
 from ._folder import check_free
 from ._options import AsJson, Cache, Cores, Quiet, folder_option
 from ._resolve import read_toml, resolve
@@ -184,7 +184,8 @@ def as_markdown(card: dict[str, Any]) -> str:
         parts.append("A loss is the lowest of the run until then.")
     if training["failed_objectives"] or training["skipped_updates"]:
         failed, skipped = training["failed_objectives"], training["skipped_updates"]
-        parts.append(f"{failed} objectives were not finite, {skipped} meta-updates were left out.")
+        lost = f"{counted(failed, 'objective')} with losses that were not finite"
+        parts.append(f"{lost}, {counted(skipped, 'meta-update')} left out.")
     return "\n\n".join(parts)
 
 
@@ -214,9 +215,8 @@ def comparison_tables(found: Mapping[str, Any]) -> list[str]:
 def _table(found: Mapping[str, Any]) -> str:
     from ._output import _setting, show_number
 
-    title = (
-        f"{found['num_objectives']} unseen objectives of {found['objective']}, {found['num_steps']} steps:"
-    )
+    objectives = counted(found["num_objectives"], "unseen objective")
+    title = f"{objectives} of {found['objective']}, {found['num_steps']} steps:"
     rows = ["| optimizer | median | 25 % | 75 % | setting | beaten |", "|---|---|---|---|---|---|"]
     for row in found["summary"]:
         numbers = [show_number(float("inf") if row[k] is None else row[k]) for k in ("median", "q25", "q75")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._errors import UsageError, in_brief, suggestion
+from ._errors import Failure, UsageError, in_brief, suggestion
 from ._evaluator import Evaluation, Evaluator
 from ._folder import exists, make_folder
 from ._interrupt import interrupted
@@ -158,7 +158,9 @@ def _search(run: _Run, evaluators: list[Evaluator], update: Any) -> None:
                 run.tell(point, worker, future.result())
                 best = run.search.best
                 failed = f", {run.failed} failed" if run.failed else ""
-                update(len(run.rows), ("no value yet" if best is None else f"best {best[1]:.6g}") + failed)
+                why = f": {in_brief(run.rows[-1]['error'])}" if best is None else ""
+                found = "no value yet" if best is None else f"best {best[1]:.6g}"
+                update(len(run.rows), f"{found}{failed}{why}")
     finally:
         # Threads end when their processes do.
         for evaluator in evaluators:
@@ -168,13 +170,13 @@ def _search(run: _Run, evaluators: list[Evaluator], update: Any) -> None:
 
 def _report(run: _Run, output: "Output") -> None:
     best = run.best
-    if best is None:
-        output.say(f"All {len(run.rows)} evaluations have failed, the last one: {run.rows[-1]['error']}.")
-    else:
+    if best is not None:
         where = ", ".join(f"{name} = {x}" for name, x in zip(run.names, best["point"], strict=True))
         failed = f" {run.failed} have failed." if run.failed else ""
         output.say(f"Best of {len(run.rows)}: {best['value']} at {where}.{failed}", "bold green")
     output.result(run.answer("completed"))
+    if best is None:
+        raise Failure(f"all {len(run.rows)} evaluations have failed, the last one: {run.rows[-1]['error']}")
 
 
 # What there is before the first evaluation.

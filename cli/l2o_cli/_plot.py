@@ -1,5 +1,6 @@
 """`l2o plot`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,7 +140,8 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             if name == "curves":
-                plots.plot_curves(content, temporary, title=_title(source.parent / "comparison.json"))
+                beside = source.parent / "comparison.json"
+                plots.plot_curves(content, temporary, title=_title(beside), several=_several(beside))
             elif name == "card":
                 plots.plot_card(content, temporary, title=_title(source))
             elif name == "fits":
@@ -164,9 +166,21 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _title(path: Path) -> str | None:
+    return _read(path, lambda content: content["title"], None)
+
+
+def _several(path: Path) -> list[str]:
+    # The optimizers that evaluate f more than once a step.
+    def names(content: Any) -> list[str]:
+        return [row["name"] for row in content["summary"] if row["evaluations_per_step"] > 1]
+
+    return _read(path, names, [])
+
+
+def _read(path: Path, find: Callable[[Any], Any], otherwise: Any) -> Any:
     import json
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["title"]
+        return find(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return otherwise

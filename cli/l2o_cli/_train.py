@@ -20,7 +20,7 @@ from ._checkpoints import (
     state_of,
 )
 from ._distributed import Coordinator, Crew, Distributed, Process
-from ._errors import Failure, describe
+from ._errors import Failure, counted, describe
 from ._folder import CONFIG, check_free
 from ._interrupt import interrupted, run_interruptibly
 from ._mixture import name_of
@@ -347,18 +347,15 @@ def _finish(training: _Training, result: Literal["completed", "stopped"], **fact
         **facts,
     )
     if skipped:
-        training.run.output.say(f"{skipped} meta-updates were left out: their gradients were not finite.")
-    if lost:
-        which = f"restart {', '.join(map(str, lost))}" if training.run.restarts else "the training"
+        training.run.output.say(f"{counted(skipped, 'meta-update')} left out: the gradient was not finite.")
+    if lost and not _all_failed(training):
         training.run.output.say(
-            f"{which} has failed: no meta-gradient of its last super epoch was finite. Begin with smaller "
-            "steps, or a smaller --meta-learning-rate.",
-            "yellow",
+            f"restart {', '.join(map(str, lost))} has failed: {_reason(training)}", "yellow"
         )
     if training.failed:
         training.run.output.say(
-            f"{len(training.failed)} objectives were not finite and left out from there on; run.json has "
-            "their keys."
+            f"{counted(len(training.failed), 'objective')} left out from where the loss was not finite; "
+            "run.json has the keys."
         )
     return files
 
@@ -455,3 +452,22 @@ def _report(training: _Training, comparisons: "Comparisons") -> None:
     if training.run.pretraining:
         result["pretraining"] = training.run.pretraining
     output.result(result)
+    if _all_failed(training):
+        raise Failure(f"the training has failed: {_reason(training)}")
+
+
+def _all_failed(training: _Training) -> bool:
+    lost = training.solution.failed_restarts if training.solution else ()
+    return len(lost) == (training.run.restarts or 1)
+
+
+def _reason(training: _Training) -> str:
+    import numpy as np
+
+    assert training.solution is not None
+    if not np.isfinite(training.solution.metrics["final_loss"]).any():
+        return "no loss was ever finite at the end of a run; is the objective, where it begins?"
+    return (
+        "no meta-gradient of its last super epoch was finite. Begin with smaller steps, or a smaller "
+        "--meta-learning-rate."
+    )

@@ -5,8 +5,8 @@
     updates, state = optimizer.update(grads, state, params)
     params = {name: x + updates[name] for name, x in params.items()}
 
-This file imports NumPy and safetensors alone, and nothing of this package: copy it to where JAX is not. That
-is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that sees
+This file imports NumPy 2 and safetensors alone, and nothing of this package: copy it to where JAX is not.
+That is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that sees
 gradients, their signed logarithms, or logarithms and signs; their equations are in the docstrings of these
 classes. All is computed in float64, and rounded to the dtype of the gradients at the end.
 
@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+    raise ImportError(f"this module needs NumPy 2.0 or later, and here is {np.__version__}")
 # NumPy's, or tensors of PyTorch.
 Array = Any
 # By name; "layers.0.weight" and "layers.0.bias" are of one layer.
@@ -74,7 +76,9 @@ def _read(path: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise ValueError(f"format {header['format']} is newer than this module")
         if header.pop("sha256") != _digest(header, arrays):
             raise ValueError("the content does not match its sha256")
-    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as e:
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, LookupError, OSError, TypeError, ValueError, AttributeError) as e:
         raise ValueError(f"{path} is damaged or not from `l2o_eqx.save`: {e}") from e
     return header, arrays
 
@@ -104,6 +108,20 @@ def _value(node: Any, arrays: Arrays) -> Any:
 
 
 # What NumPy and PyTorch call differently.
+
+
+def _shapes(arrays: Arrays, of_init: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
+    # By name, of what is or was handed to `init`.
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"arrays must be in a dict by name. Got {type(arrays).__name__}")
+    for name, x in arrays.items():
+        if "float" not in str(getattr(x, "dtype", "")):
+            found = getattr(x, "dtype", type(x).__name__)
+            raise ValueError(f"{name!r} must be an array of real floating-point numbers. Got {found}")
+    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
+    if of_init is not None and shapes != of_init:
+        raise ValueError(f"`update` needs the names and shapes of `init`, {of_init}. Got {shapes}")
+    return shapes
 
 
 def _library(x: Array) -> Any:
@@ -172,14 +190,16 @@ class CoordinatewiseLSTM:
 
     def init(self, params: Arrays, num_steps: int | None = None) -> State:
         """The state before the first step, however many there will be."""
+        shapes = _shapes(params)
         first = next(iter(params.values()))
         columns = sum(math.prod(x.shape) for x in params.values())
-        return {"lstm": _zero_states(self.cells, first, columns)}
+        return {"lstm": _zero_states(self.cells, first, columns), "shapes": shapes}
 
     def update(
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
+        shapes = _shapes(grads, state["shapes"])
         first = next(iter(grads.values()))
         flat = _library(first).concat([_cast(x, _wide(x)).reshape(-1) for x in grads.values()])
         features = _FEATURES[self.preprocessor["class"]](flat, self.preprocessor.get("p"))
@@ -189,7 +209,7 @@ class CoordinatewiseLSTM:
         for name, x in grads.items():
             end = start + math.prod(x.shape)
             updates[name], start = _cast(total[start:end].reshape(x.shape), x.dtype), end
-        return updates, {"lstm": lstm}
+        return updates, {"lstm": lstm, "shapes": shapes}
 
 
 def _signed_log(g: Array, p: float) -> Array:
@@ -229,7 +249,7 @@ class LearnedMomentum:
     def init(self, params: Arrays, num_steps: int | None = None) -> State:
         """The state before the first step, however many there will be: last gradients and updates, and one
         number for each group of arrays."""
-        first = next(iter(params.values()))
+        shapes, first = _shapes(params), next(iter(params.values()))
         xp, groups = _library(first), self._groups(params)
         zeros = {name: _zeros(x) for name, x in params.items()}
         none = xp.zeros(len(groups), dtype=_wide(first), device=first.device)
@@ -239,6 +259,7 @@ class LearnedMomentum:
             size = sum(math.prod(x.shape) for x in params.values())
             reference = reference + _log_root(square / size)
         return {
+            "shapes": shapes,
             "grads": zeros,
             "updates": dict(zeros),
             "lstm": _zero_states(self.cells, first, len(groups)),
@@ -253,6 +274,7 @@ class LearnedMomentum:
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
+        shapes = _shapes(grads, state["shapes"])
         groups, xp = self._groups(grads), _library(next(iter(grads.values())))
         now = {name: _cast(x, _own(x)) for name, x in grads.items()}
         before, moved = state["grads"], state["updates"]
@@ -297,6 +319,7 @@ class LearnedMomentum:
             for name in group
         }
         following = {
+            "shapes": shapes,
             "grads": now,
             "updates": updates,
             "lstm": lstm,
@@ -366,14 +389,14 @@ class AdamMLP:
         horizon = self.num_steps if num_steps is None else num_steps
         if not horizon >= 1:
             raise ValueError(f"AdamMLP needs at least one step. Got num_steps={num_steps}")
-        moments = {}
+        shapes, moments = _shapes(params), {}
         for name, x in params.items():
             zeros = _zeros(x)
             # In units of `scale`, so that float32 suffices for squares.
             moments[name] = {"means": [zeros] * len(_DECAYS), "square": zeros, "scale": zeros.sum()}
             if self.matrices and _is_matrix(x):
                 moments[name]["muon_square"] = zeros
-        return {"step": 0, "horizon": float(horizon), "moments": moments}
+        return {"shapes": shapes, "step": 0, "horizon": float(horizon), "moments": moments}
 
     def update(
         self, grads: Arrays, state: State, params: Arrays | None = None
@@ -384,6 +407,7 @@ class AdamMLP:
         """
         if params is None:
             raise ValueError("AdamMLP looks at the params: hand them to `update`")
+        _shapes(grads, state["shapes"])
         updates, moments = {}, {}
         for name, x in grads.items():
             if math.prod(x.shape):

@@ -118,3 +118,18 @@ def test_what_it_does_not_know(tmp_path):
         numpy_runtime.load(path)
     with pytest.raises(FileNotFoundError):
         numpy_runtime.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is damaged or not from"):
+        numpy_runtime.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gallery", "adam_mlp", "identity"])
+def test_arrays_that_are_others_than_those_of_init(name, tmp_path):
+    l2o.save(tmp_path / "file.safetensors", OPTIMIZERS[name]())
+    optimizer: Any = numpy_runtime.load(tmp_path / "file.safetensors")
+    params = {"a": np.ones((2, 3)), "b": np.ones(2)}
+    state = optimizer.init(params)
+    for grads in ({"a": np.ones((2, 3))}, {**params, "b": np.ones(3)}, {**params, "c": np.ones(1)}):
+        with pytest.raises(ValueError, match="the names and shapes of `init`"):
+            optimizer.update(grads, state, params)
+    with pytest.raises(ValueError, match="'b' must be an array of real floating-point numbers. Got int64"):
+        optimizer.update({**params, "b": np.ones(2, np.int64)}, state, params)

@@ -251,7 +251,8 @@ def load_optimizers(
         classes = classes_of(modules) + (classes_in(config) if isinstance(config, dict) else [])
         optimizers = [l2o.load(file, classes=classes) for file in files]
     except (OSError, ValueError) as error:
-        raise UsageError(f"{label}: {error}") from None
+        here = "; on the command line that is --classes MODULE" if "classes=[" in str(error) else ""
+        raise UsageError(f"{label}: {error}{here}") from None
     if not isinstance(optimizers[0], l2o.optimizers.AbstractOptimizer):
         what = type(optimizers[0]).__name__
         raise UsageError(f"{label}: {files[0]} holds no optimizer, but an object of type {what}")

@@ -50,7 +50,10 @@ def minimize(
     budget: Annotated[int, typer.Option(min=1, help="Evaluations in all.", metavar="INT")] = 30,
     optimizer: Annotated[
         Path | None,
-        typer.Option(help="Trained BlackBoxRNN: its file, or the folder of its run.", metavar="FILE"),
+        typer.Option(
+            help="Trained BlackBoxRNN: its file, the folder of its run, or a name in the gallery.",
+            metavar="FILE",
+        ),
     ] = None,
     out: Annotated[
         Path,
@@ -249,7 +252,8 @@ def _load(optimizer: Path | None, dim: int) -> tuple["BlackBoxRNN", Path]:
 
     how = f"`l2o train --objective gp --optimizer black-box-rnn --dim {dim} --out search-{dim}` trains one"
     if optimizer is None:
-        raise UsageError(f"option '--optimizer': must be given; {how}, in minutes, for any {dim} numbers")
+        ready = "`--optimizer black-box` is that of the gallery; " if dim == 2 else ""
+        raise UsageError(f"option '--optimizer': must be given; {ready}{how}, in minutes")
     path = files_of(optimizer, "option '--optimizer'")[0]
     rnn = load_optimizers([path], label="option '--optimizer'")[0][0]
     if not isinstance(rnn, BlackBoxRNN):

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import l2o_eqx as l2o
+
 from ._errors import UsageError
 from ._options import Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments
@@ -104,7 +106,8 @@ def plot(
 
 def _redraw_all(run: Path, file_format: str, out: Path | None, quiet: bool) -> None:
     if not run.is_dir():
-        raise UsageError(f"RUN: there is no folder {run}")
+        named = "; to look at the optimizer of the gallery, add --updates"
+        raise UsageError(f"RUN: there is no folder {run}{named if str(run) in l2o.gallery.names() else ''}")
     folders = [run, *sorted(run.glob("evaluations/*/"))]
     sources = [f / name for f in folders for name in FIGURES]
     sources = [source for source in sources if source.is_file()]

@@ -6,9 +6,9 @@
     params = {name: x + updates[name] for name, x in params.items()}
 
 This file imports NumPy 2 and safetensors alone, and nothing of this package: copy it to where JAX is not.
-That is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that sees
-gradients, their signed logarithms, or logarithms and signs; their equations are in the docstrings of these
-classes. All is computed in float64, and rounded to the dtype of the gradients at the end.
+That is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that
+sees gradients, their signed logarithms, or logarithms and signs; their equations are in the docstrings of
+these classes. All is computed in float64, and rounded to the dtype of the gradients at the end.
 
 The equations call only what NumPy and PyTorch both have: `l2o_eqx.torch_runtime` runs them on tensors.
 """

@@ -26,18 +26,18 @@ def as_arrays(tree: PyTree, *, where: str, argument: str) -> PyTree[Array]:
 
     def one(path, leaf):
         if isinstance(leaf, bool) or not isinstance(leaf, _NUMBERS):
-            raise _no_array(path, leaf, type(leaf).__name__)
+            raise _no_array(path, leaf, f"of type {type(leaf).__name__}")
         if isinstance(leaf, int | float):
             return jnp.asarray(leaf, jnp.result_type(float))
         if isinstance(leaf, complex) or jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise _complex(path, leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise _no_array(path, leaf, f"array of {leaf.dtype}")
+            raise _no_array(path, leaf, f"an array of {leaf.dtype}")
         return jnp.asarray(leaf)
 
     def _no_array(path, leaf, kind):
         return ArgumentError(
-            f"{where}: `{argument}{jtu.keystr(path)}` is no array of real numbers, but a {kind}. Of a model "
+            f"{where}: `{argument}{jtu.keystr(path)}` is no array of real numbers, but {kind}. Of a model "
             "hand over the arrays alone, `eqx.filter(model, eqx.is_inexact_array)`.",
             argument=argument,
             given=leaf,

@@ -149,7 +149,7 @@ def write_comparisons(
     for name, comparison in comparisons.items():
         own = folder / "families" / file_name(name)
         own.mkdir(parents=True, exist_ok=True)
-        of_family = {"title": f"{name}: {title}", "facts": {**facts, "family": name}}
+        of_family = {"title": title_of({**facts, "objective": name}), "facts": {**facts, "family": name}}
         write_comparison(own, comparison, output, **of_family, by=by)
     content = {"format": 1, "title": title, **facts, **numbers_of(comparisons, by)}
     write_text(folder / "comparison.json", dumps(content, indent=2) + "\n")

@@ -172,14 +172,15 @@ class Output:
         """
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("family", no_wrap=True)
-        for name in (by, "untrained", "best", "tuned there", "wins"):
+        known = not all(math.isnan(row[2]) for row in rows)
+        for name in (by, *(["untrained"] if known else []), "best", "tuned there", "wins"):
             side = "left" if name == "tuned there" else "right"
             table.add_column(name, justify=side, no_wrap=True)
         for name, learned, untrained, best, of, wins, ahead in rows:
             table.add_row(
                 name,
                 show_number(learned),
-                "" if math.isnan(untrained) else show_number(untrained),
+                *(["" if math.isnan(untrained) else show_number(untrained)] if known else []),
                 "broken" if math.isnan(best) else show_number(best),
                 of,
                 "" if math.isnan(wins) else f"{wins:.0%}",

@@ -41,7 +41,7 @@ _FEATURES += ("ln(fan-in) / 3 - 1", "fan-in > 1", "ln(n) / 5 - 1")
 _FEATURES += ("2s - 1", "tanh(t / 3)", "ln(1.02 - s) / 2", "ln(H / 100) / 2")
 _SYMBOLS = (
     "Answers are means over the entries of a tensor. m_b: running means of the gradient; r: root of its mean "
-    "square; a_b: m_b over each entry's root (0.9: Adam's); s_b: m_b/r; θ: params; t: step; s: share of steps done."
+    "square; a_b: m_b over each entry's root (0.9: Adam's); s_b: m_b/r; θ: params; t: step; s: t/H at most 1."
 )
 _DIRECTIONS = tuple(f"{kind}_{b}" for kind in "as" for b in (0, *_DECAYS))
 # Entries per block of a large tensor, so that what a block makes stays in the cache (docs/performance.md).

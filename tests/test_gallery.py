@@ -24,7 +24,8 @@ from l2o_eqx.objectives._mixture import families_of
 
 NAMES = l2o.gallery.names()
 # How many objectives, and how many steps at the end are compared if not the card's.
-OBJECTIVES = {"quadratic": 16, "mnist": 2, "classifiers": 12, "zoo": 64, "sinusoid": 64, "black-box": 64}
+OBJECTIVES = {"quadratic": 16, "mnist": 2, "classifiers": 12, "convnet": 8}
+OBJECTIVES |= {"zoo": 64, "sinusoid": 64, "black-box": 64}
 # Of those with several families; programs take long to compile.
 FAMILY = {"zoo": "softmax"}
 

@@ -90,7 +90,10 @@ def plot_answers(
     """
     if not np.size(record.losses):
         raise ArgumentError("`plot_answers(record)` has no step to draw.", argument="record")
-    found = [(name, _quartiles(values), color) for name, values, color in _panels(record)]
+    found = [
+        (name, (_loss_quartiles if color == _LOSS else _quartiles)(values), color)
+        for name, values, color in _panels(record)
+    ]
     panels = [(name, values, color) for name, values, color in found if color == _LOSS or _moves(values)]
     still = [name for name, values, color in found if color != _LOSS and not _moves(values)]
     rows = -(-len(panels) // _COLUMNS)
@@ -118,6 +121,13 @@ def _panels(record: "AnswerRecord") -> Iterator[tuple[str, np.ndarray, str]]:
         yield f"answer: {name}", np.asarray(told.answered, float)[:, :, i], _ANSWERED
     for i, name in enumerate(told.seen_names):
         yield f"seen: {name}", np.asarray(told.seen, float)[:, :, i], _SEEN
+
+
+def _loss_quartiles(values: np.ndarray) -> np.ndarray:
+    # Of all runs: one that has diverged is above all others.
+    ordered = np.where(np.isfinite(values), values, np.finfo(float).max / 4)
+    found = np.quantile(ordered, (0.25, 0.5, 0.75), axis=0)
+    return np.where(found < np.finfo(float).max / 8, found, np.nan)
 
 
 def _quartiles(values: np.ndarray) -> np.ndarray:

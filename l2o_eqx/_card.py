@@ -21,10 +21,10 @@ class CardRow:
     - `best`: the name of the best baseline tuned there, `None` if all are broken, as are what follows here.
     - `best_loss`, `settings`, `at_edge`: its loss, what tuning chose, and whether the learning rate is the
         first or the last of those tried.
-    - `ratio`: `learned / best_loss`; below 1, the learned optimizer wins.
+    - `ratio`: `learned / best_loss`; below 1, the learned optimizer wins. `None` if one of them is negative.
     - `better`, `better_low`, `better_high`: the share of objectives on which it ends lower than the best
-        baseline, with the 95 % interval.
-    - `restarts_better`: the share of restarts with a loss below the best baseline's.
+        baseline, equal losses counting half, with the 95 % interval.
+    - `restarts_better`: the share of restarts with a loss below the best baseline's; equal ones count half.
     - `diverged`: the share of runs that end above where they began, or not at a number.
     """
 
@@ -44,6 +44,20 @@ class CardRow:
     better_high: float | None = None
     restarts_better: float | None = None
     diverged: float | None = None
+
+    @property
+    def won(self) -> bool:
+        """Whether its median is not above that of the best baseline."""
+        return self.learned is not None and self.best_loss is not None and self.learned <= self.best_loss
+
+
+def ratio_of(loss: float, bar: float) -> float | None:
+    """`loss / bar`, which says nothing of negative numbers."""
+    if loss == bar:
+        return 1.0
+    if min(loss, bar) < 0:
+        return None
+    return loss / bar if bar else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +106,7 @@ def _finite(x: Any) -> Any:
 
 
 def _row(content: Mapping[str, Any]) -> CardRow:
-    # Of a run, the losses are numbers, and so is the ratio if there is a baseline: null is infinite.
+    # Of a run, the losses are numbers: null is infinite.
     def loss(x: float | None) -> float:
         return math.inf if x is None else x
 
@@ -100,6 +114,6 @@ def _row(content: Mapping[str, Any]) -> CardRow:
     if found["failure"] is None:
         found["learned"] = loss(found["learned"])
         found["restart_losses"] = tuple(map(loss, found["restart_losses"]))
-        if found["best"] is not None:
-            found["ratio"] = loss(found["ratio"])
+        if found["best"] is not None and found["ratio"] is None:
+            found["ratio"] = ratio_of(found["learned"], found["best_loss"])
     return CardRow(**found)

@@ -52,7 +52,8 @@ def _draw(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     finite = [x for x in logs if math.isfinite(x) and abs(x) <= _DECADES]
     low, high = min([-0.3, *finite]), max([0.3, *finite])
     margin = 0.06 * (high - low)
-    low = low - margin if min(logs, default=0) >= -_DECADES else low - 3 * margin
+    known = [x for x in logs if not math.isnan(x)]
+    low = low - margin if min(known, default=0) >= -_DECADES else low - 3 * margin
     high += 3 * margin
     axes.axvline(1.0, color="#000000", linewidth=1.2, zorder=2)
     for y, (row, x) in enumerate(zip(rows, logs, strict=True)):
@@ -89,11 +90,18 @@ def _remark(row: Mapping[str, Any]) -> tuple[str, str]:
     if row["best"] is None:
         return "all baselines diverge", _NONE
     diverged = f"; learned diverges: {row['diverged']:.0%}" if row["diverged"] else ""
+    if row["ratio"] is None and row.get("learned") is not None:
+        # Of losses below zero there is no ratio.
+        lower = row["learned"] < row["best_loss"]
+        text = f"{row['best']}; learned ends {'lower' if lower else 'higher'}{diverged}"
+        return text, _BETTER if lower else _WORSE
     return row["best"] + diverged, _WORSE if diverged else "#333333"
 
 
 def _log_ratio(row: Mapping[str, Any]) -> float:
     if row["failure"] is not None or row["best"] is None:
+        return math.nan
+    if row["ratio"] is None and row.get("learned") is not None:
         return math.nan
     ratio = math.inf if row["ratio"] is None else row["ratio"]
     return math.log10(ratio) if ratio > 0 else -math.inf

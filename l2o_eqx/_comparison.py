@@ -108,12 +108,13 @@ class Comparison(eqx.Module):
     def share_beating(self, name: str, baseline: str) -> float:
         """The share of restarts of `name` whose median final loss is below that of `baseline`.
 
-        NaN if that is broken: nothing is said by ending below what diverges.
+        Equal ones count half. NaN if that is broken: nothing is said by ending below what diverges.
         """
         if self.is_broken(baseline):
             return float("nan")
         bar = self.restart_medians(baseline)[0]
-        return float(np.mean(self.restart_medians(name) < bar))
+        medians = self.restart_medians(name)
+        return float(np.mean((medians < bar) + 0.5 * (medians == bar)))
 
     def share_of_objectives(self, name: str, baseline: str) -> Share:
         """The share of objectives on which `name` ends below `baseline`, in the mean over its restarts.

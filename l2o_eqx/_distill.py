@@ -106,7 +106,7 @@ def distill(
     equation is as good an optimizer: small errors of one direction add up along a run. So compare their
     losses, `compare({"network": optimizer, "equation": found.optimizer}, family, ...)`; `l2o distill` does.
 
-    A learned start is no update: the equation's runs begin at the same one.
+    A learned start is no update: of a `LearnedStart` itself, the equation's runs begin at the same one.
 
     **Arguments:**
 
@@ -153,6 +153,8 @@ def distill(
 
 
 _ALL = "all"
+# Largest entries of a direction, in lengths of the update.
+_LONGEST = 1e12
 
 
 def _all(path: tuple[Any, ...], leaf: Any) -> str:
@@ -194,7 +196,7 @@ def _fit_equation(
 
 
 class _Sums(eqx.Module):
-    # Over tensors and steps, of what is divided by ‖u‖²: D_k·D_l and D_k·u; and how many there were.
+    # Over tensors and steps, of what is divided by ‖u‖²: D_k·D_l, D_k·u and u·u.
     products: Float[Array, "*batch terms terms"]
     along: Float[Array, "*batch terms"]
     count: Float[Array, "*batch"]
@@ -247,10 +249,13 @@ def _products(found: list[Float[Array, "*shape"]], update: Float[Array, "*shape"
     length = tree_norm(update.astype(found[0].dtype))
     moves = length > 0
     scale = jnp.where(moves, length, 1)
+    unit = update.astype(found[0].dtype).ravel() / scale
     rows = jnp.stack([d.ravel() for d in found]) / scale
-    sums = _Sums(rows @ rows.T, rows @ (update.ravel() / scale), jnp.ones(()))
-    # A direction may be so much longer than the update that its square overflows.
-    sound = moves & jnp.all(jnp.isfinite(sums.products)) & jnp.all(jnp.isfinite(sums.along))
+    # Of a direction that is so much longer than the update that sums would overflow, this step tells nothing.
+    comparable = jnp.max(jnp.abs(rows), axis=1, keepdims=True, initial=0) < _LONGEST
+    rows = jnp.where(comparable, rows, 0)
+    sums = _Sums(rows @ rows.T, rows @ unit, unit @ unit)
+    sound = moves & jnp.isfinite(length)
     return jax.tree.map(lambda x: jnp.where(sound, x, 0).astype(jnp.float32), sums)
 
 

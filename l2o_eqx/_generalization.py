@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._baselines import LEARNING_RATES, Baseline, LineSearch, baselines_for
-from ._card import Card, CardRow
+from ._card import Card, CardRow, ratio_of
 from ._checks import check_sizes
 from ._compare import ComparisonProgress, compare
 from ._comparison import Comparison
@@ -255,15 +255,9 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "best_loss": bar,
         "settings": comparison.settings.get(best),
         "at_edge": rate in (comparison.tried[0], comparison.tried[-1]),
-        "ratio": _ratio(found["learned"], bar),
+        "ratio": ratio_of(found["learned"], bar),
         "better": better,
         "better_low": low,
         "better_high": high,
         "restarts_better": comparison.share_beating(_LEARNED, best),
     }
-
-
-def _ratio(loss: float, bar: float) -> float:
-    if loss == bar:
-        return 1.0
-    return loss / bar if bar else math.inf

@@ -67,6 +67,10 @@ def _probes_of(fields: Mapping[str, Any]) -> "UpdateProbes":
     sizes = tuple(len(arrays[name]) for name in ("steps", "pasts", "gradients"))
     if arrays["updates"].shape[:-1] != sizes:
         raise ValueError(f"there are updates of the shape {arrays['updates'].shape}, not of {sizes}")
+    for name in ("gradient_units", "update_units"):
+        wanted = (len(arrays["steps"]), arrays["updates"].shape[-1])
+        if arrays[name].shape != wanted:
+            raise ValueError(f"{name} has the shape {arrays[name].shape}, not {wanted}")
     return UpdateProbes(str(fields["tensor"]), int(fields["past"]), **arrays)
 
 

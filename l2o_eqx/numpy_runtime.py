@@ -112,8 +112,8 @@ def _value(node: Any, arrays: Arrays) -> Any:
 
 def _shapes(arrays: Arrays, of_init: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
     # By name, of what is or was handed to `init`.
-    if not isinstance(arrays, Mapping):
-        raise ValueError(f"arrays must be in a dict by name. Got {type(arrays).__name__}")
+    if not isinstance(arrays, Mapping) or not arrays:
+        raise ValueError(f"arrays must be in a dict by name, at least one. Got {type(arrays).__name__}")
     for name, x in arrays.items():
         if "float" not in str(getattr(x, "dtype", "")):
             found = getattr(x, "dtype", type(x).__name__)
@@ -199,7 +199,10 @@ class CoordinatewiseLSTM:
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        shapes = _shapes(grads, state["shapes"])
+        shapes = state["shapes"]
+        _shapes(grads, shapes)
+        # The state is in the order of `init`.
+        grads = {name: grads[name] for name in shapes}
         first = next(iter(grads.values()))
         flat = _library(first).concat([_cast(x, _wide(x)).reshape(-1) for x in grads.values()])
         features = _FEATURES[self.preprocessor["class"]](flat, self.preprocessor.get("p"))
@@ -274,7 +277,10 @@ class LearnedMomentum:
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        shapes = _shapes(grads, state["shapes"])
+        shapes = state["shapes"]
+        _shapes(grads, shapes)
+        # The state is in the order of `init`.
+        grads = {name: grads[name] for name in shapes}
         groups, xp = self._groups(grads), _library(next(iter(grads.values())))
         now = {name: _cast(x, _own(x)) for name, x in grads.items()}
         before, moved = state["grads"], state["updates"]

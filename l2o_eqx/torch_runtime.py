@@ -119,7 +119,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned, on the device of the parameters."""
+        """Goes on from what `state_dict` returned, on the device of the parameters.
+
+        **Raises:** `ValueError` for the state of another optimizer, or of other parameters.
+        """
+        given, own = state_dict.get("state", {}).get(_KEY), self.state[_KEY]
+        same = isinstance(given, dict) and given.keys() == own.keys()
+        if not same or dict(given["shapes"]) != dict(own["shapes"]):
+            raise ValueError("`load_state_dict` was given the state of another optimizer or other parameters")
         super().load_state_dict(state_dict)
         device = next(iter(self._tensors().values())).device
         self.state[_KEY] = _mapped(lambda x: x.to(device), torch.Tensor, self.state[_KEY])
@@ -132,7 +139,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         named: dict[str, Tensor] = {}
         for group in self.param_groups:
             names = group.get("param_names") or range(len(named), len(named) + len(group["params"]))
-            named |= {str(name): p for name, p in zip(names, group["params"], strict=True)}
+            new = {str(name): p for name, p in zip(names, group["params"], strict=True)}
+            if twice := sorted(new.keys() & named.keys()):
+                raise ArgumentError(
+                    f"`LearnedOptimizer`: the name {twice[0]!r} is there in two groups of parameters; give "
+                    "each a name of its own.",
+                    argument="params",
+                    given=twice,
+                )
+            named |= new
         return named
 
 

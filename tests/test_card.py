@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import l2o_eqx as l2o
 from l2o_eqx import Card, CardRow, Variation, plots
+from l2o_eqx._card import ratio_of
 from l2o_eqx.objectives import (
     Quadratic,
     Rescaled,
@@ -278,3 +279,23 @@ def test_ctrl_c_keeps_the_rows_that_are_done(few, saved, monkeypatch):
 def test_a_card_needs_baselines(saved):
     stderr = _l2o("evaluate", saved, "--card", "--no-baselines", code=2).stderr
     assert stderr.count("\n") == 1 and "--card" in stderr and not (saved / "evaluations").exists()
+
+
+def test_losses_below_zero_have_no_ratio_and_a_winner():
+    """Of functions whose minimum is below zero; lower wins, and the picture says so in words."""
+    common = {"num_steps": 3, "num_coordinates": 2, "restart_losses": (-1.0,), "best": "Adam", "better": 0.5}
+    rows = tuple(
+        CardRow(name, learned=a, best_loss=b, ratio=ratio_of(a, b), diverged=0.0, **common)
+        for name, a, b in (
+            ("lower", -1.0, -0.5),
+            ("higher", -1.0, -2.0),
+            ("apart", 1.0, -2.0),
+            ("usual", 1.0, 2.0),
+        )
+    )
+    assert [row.ratio for row in rows] == [None, None, None, 0.5]
+    assert [row.won for row in rows] == [True, False, False, True]
+    figure = l2o.plots.plot_card(l2o.Card(rows, ("a",) * 4).as_dict()["rows"])
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["Adam; learned ends lower", *2 * ["Adam; learned ends higher"], "Adam"]
+    assert ratio_of(1.0, 0.0) == float("inf") and ratio_of(0.0, 0.0) == 1.0

@@ -120,6 +120,18 @@ def test_groups_have_equations_of_their_own():
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-17, 3e-19, 1e-20])
+def test_directions_that_are_far_longer_than_updates(scale):
+    """Then params say nothing, and the rule is found all the same."""
+    family = l2o.objectives.Rescaled(l2o.objectives.Quadratic(8), loss=scale)
+    candidates = ("g", "theta", "g/sqrt(v)")
+    settings = {"num_steps": 20, "num_objectives": 2, "terms": candidates, "key": jr.key(0)}
+    (group,) = l2o.distill(optax.sgd(0.1), family, **settings).groups.values()
+    assert group.equation.terms == ("g",)
+    np.testing.assert_allclose(group.equation.coefficients, [-0.1], rtol=1e-4)
+    assert 0.9999 < group.r2 <= 1.00001
+
+
 def test_a_learned_start_stays():
     family = l2o.objectives.Quadratic(3)
     rule = LearnedStart(FromOptax(optax.sgd(0.01)), jnp.full(3, 7.0))

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -129,7 +130,7 @@ def test_an_update_that_is_none_is_named(returns, message, wrapped):
 
 
 class _NoObjectives(l2o_eqx.objectives.AbstractObjectiveFamily):
-    def sample(self, key):
+    def sample(self, key) -> Any:
         return key
 
 

@@ -133,3 +133,19 @@ def test_arrays_that_are_others_than_those_of_init(name, tmp_path):
             optimizer.update(grads, state, params)
     with pytest.raises(ValueError, match="'b' must be an array of real floating-point numbers. Got int64"):
         optimizer.update({**params, "b": np.ones(2, np.int64)}, state, params)
+
+
+@pytest.mark.parametrize("name", ["gallery", "layer", "identity"])
+def test_the_order_of_names_does_not_matter(name, tmp_path):
+    l2o.save(tmp_path / "file.safetensors", OPTIMIZERS[name]())
+    optimizer: Any = numpy_runtime.load(tmp_path / "file.safetensors")
+    params = {"a": np.array([1.0, -2.0]), "b": np.full((2, 2), 0.5)}
+    found = []
+    for backwards in (False, True):
+        state, x = optimizer.init(params), dict(params)
+        for step in range(6):
+            names = [*x][::-1] if backwards and step % 2 else [*x]
+            updates, state = optimizer.update({n: x[n] + 0.1 * step for n in names}, state, x)
+            x = {n: x[n] + updates[n] for n in x}
+        found.append(x)
+    np.testing.assert_equal(found[1], found[0])

@@ -65,9 +65,26 @@ def test_it_goes_on_from_its_state(name, tmp_path):
     resumed = runtime.LearnedOptimizer(again.items(), name, num_steps=20)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     np.testing.assert_equal(steps_of(resumed, again, rows, range(10, 20)), expected)
+    copies = []
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         own = dict(zip(params, other.param_groups[0]["params"], strict=True))
-        assert np.all(np.isfinite(steps_of(other, own, rows, [20])[0]["a.w"]))
+        copies.append(steps_of(other, own, rows, [20]))
+    following = steps_of(optimizer, params, rows, [20])
+    for steps in copies:
+        np.testing.assert_equal(steps, following)
+    wrong = torch.optim.SGD(params.values(), 0.1).state_dict()
+    with pytest.raises(ValueError, match="the state of another optimizer"):
+        optimizer.load_state_dict(wrong)
+
+
+def test_two_parameters_of_one_name():
+    model = torch.nn.Linear(2, 2)
+    groups = [
+        {"params": [*model.named_parameters()]},
+        {"params": [*torch.nn.Linear(2, 2).named_parameters()]},
+    ]
+    with pytest.raises(l2o.ArgumentError, match="the name 'bias' is there in two groups"):
+        runtime.LearnedOptimizer(groups, "quadratic")
 
 
 def test_it_trains_a_model_without_jax():

@@ -381,3 +381,8 @@ def test_mistakes_give_one_line_and_no_file(arguments, named, tmp_path):
     errors = [line for line in stderr.splitlines() if line.startswith("l2o: ")]
     assert len(errors) == 1 and named in errors[0] and "Traceback" not in stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_line_search_is_refused():
+    with pytest.raises(l2o.ArgumentError, match="searches the line and needs f itself"):
+        l2o.probe_updates(optax.lbfgs(), l2o.objectives.Booth(), num_steps=3, key=jr.key(0))

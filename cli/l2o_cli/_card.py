@@ -120,8 +120,7 @@ def show_card(card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:
         side = "left" if name == "tuned there" else "right"
         table.add_column(name, justify=side, no_wrap=True)
     for row in card.rows:
-        won = row.ratio is not None and row.ratio <= 1
-        table.add_row(row.name, *_cells(row, several), style="bold green" if won else None)
+        table.add_row(row.name, *_cells(row, several), style="bold green" if row.won else None)
     output.show(table)
     for note in _notes(card, several):
         output.say(note)
@@ -137,7 +136,7 @@ def _cells(row: l2o.CardRow, several: bool) -> list[str]:
         show_number(row.learned),
         show_number(_known(row.best_loss)),
         row.best,
-        show_number(_known(row.ratio)),
+        "" if row.ratio is None else show_number(row.ratio),
         *(f"{_known(share):.0%}" for share in shares),
     ]
 
@@ -147,8 +146,10 @@ def _known(x: float | None) -> float:
 
 
 def _notes(card: l2o.Card, several: bool) -> Iterator[str]:
-    yield "Median losses at the end. Ratio: learned to the best baseline tuned there, below 1 it wins."
-    yield "Wins: share of the objectives." + (" Restarts: share below that baseline." if several else "")
+    yield "Median losses at the end. Ratio: learned to the best baseline tuned there, below 1 it wins;"
+    yield "none of negative losses. Wins: share of the objectives, equal losses counting half."
+    if several:
+        yield "Restarts: share below that baseline."
     for row in card.rows:
         if row.failure is not None:
             yield f"{row.name}: cannot be run: {row.failure}"

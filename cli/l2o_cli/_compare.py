@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import l2o_eqx as l2o
+from l2o_eqx.hub import is_on_hub
 
 from ._errors import UsageError, suggestion
 from ._evaluate import SECOND_NAMES, check_fits, files_of, load_optimizers, settings_for
@@ -110,7 +111,7 @@ def find(names: Sequence[str], modules: Sequence[str] = ()) -> tuple[dict[str, A
     metadata: dict[str, Any] | None = None
     for name in names:
         path = Path(name)
-        if path.exists() or name in l2o.gallery.names():
+        if path.exists() or name in l2o.gallery.names() or is_on_hub(path):
             files = files_of(path, _NAMES)
             optimizers, facts = load_optimizers(files, modules, _NAMES)
             metadata = facts if metadata is None else metadata

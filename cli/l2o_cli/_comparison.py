@@ -173,10 +173,13 @@ def show_comparisons(comparisons: Comparisons, output: Output, title: str, by: s
     last = max(comparison.last for comparison in comparisons.values())
     ahead = sum(row[-1] for row in rows)
     notes = [
-        f"Median losses at the end. Wins: objectives on which {by} ends below the best baseline.",
+        f"Median losses at the end. Wins: objectives on which {by} ends below the best baseline;",
+        "equal losses count half.",
         *([f"A final loss is the mean of the last {last} steps."] if last > 1 else []),
-        f"{by} has the lowest median on {ahead} of {len(rows)} families.",
     ]
+    compared = sum(not math.isnan(row[3]) for row in rows)
+    if compared:
+        notes.append(f"{by} has the lowest median on {ahead} of the {compared} families with a baseline.")
     output.families(title, rows, notes, by)
 
 
@@ -185,7 +188,8 @@ def _row(name: str, comparison: l2o.Comparison, by: str) -> tuple[str, float, fl
     best = comparison.best_baseline()
     learned, untrained = medians[by], medians.get(UNTRAINED, math.nan)
     if best is None:
-        return name, learned, untrained, math.nan, "", math.nan, True
+        there_are = len(comparison.learned) < len(comparison.trajectories)
+        return name, learned, untrained, math.nan, "broken" if there_are else "", math.nan, False
     wins, *_ = comparison.share_of_objectives(by, best)
     return name, learned, untrained, medians[best], best, wins, learned <= medians[best]
 

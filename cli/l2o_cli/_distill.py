@@ -12,7 +12,7 @@ from ._evaluate import SECOND_NAMES, check_fits, check_one_family, file_of, load
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
 from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
-from ._resolve import read_assignments
+from ._resolve import plain, read_assignments
 from ._start import start
 
 EQUATION = "equation"
@@ -50,6 +50,10 @@ def distill(
         Path | None,
         folder_option("Folder to make, with the equation as an optimizer; none if not given."),
     ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--classes", help="Module whose classes the file may have.", metavar="MODULE"),
+    ] = None,
     cores: Cores = None,
     cache: Cache = True,
     quiet: Quiet = False,
@@ -75,13 +79,16 @@ def distill(
     from ._output import Output
 
     output = Output(quiet, as_json)
-    (optimizer,), metadata = load_optimizers([file_of(source)])
+    (optimizer,), metadata = load_optimizers([file_of(source)], modules or ())
     config = settings_for(metadata, layers)
+    trained = {name: metadata[name] for name in ("super_epochs_done", "versions") if name in metadata}
     parts = build(config)
     check_one_family(parts, "option '--objective'")
     check_fits(optimizer, parts)
     key = jr.key(config.seed)
-    name = source.stem if source.is_file() else source.name
+    name = source.stem if source.is_file() else source.resolve().name
+    if name == EQUATION:
+        name = f"{EQUATION} before"
 
     def work() -> tuple[l2o.Distillation, Any]:
         with output.progress("fitting", 1, "") as update:
@@ -112,7 +119,13 @@ def distill(
     title = title_of(facts)
     if out:
         make_folder(out, out.parent, "")
-        l2o.save(out / FILE, found.optimizer, metadata=metadata)
+        # With the seed of the training, after which comparisons of both have the same draws.
+        seed = (metadata.get("config") or plain(config))["seed"]
+        about = {
+            "config": {**plain(config), "seed": seed},
+            "distilled_from": {"source": str(source), **trained},
+        }
+        l2o.save(out / FILE, found.optimizer, metadata=about)
         write_text(out / FACTS, dumps({"format": 1, **facts, "groups": groups}, indent=2) + "\n")
         write(out, comparisons, output, title=title, facts=facts, by=name)
     for label, group in found.groups.items():

@@ -144,7 +144,8 @@ def run(
             write_fits(folder, {LEARNED: optimizer}, parts, output, restarts=restarts)
         except (OSError, UsageError) as error:
             unwritten = describe(error) or str(error)
-        output.say(f"Curves and numbers are in {folder}.")
+        else:
+            output.say(f"Curves and numbers are in {folder}.")
     answer = {"folder": str(folder) if folder else None, **facts, **numbers_of(comparisons)}
     if with_card:
         key = jr.fold_in(jr.key(config.seed), _CARD)

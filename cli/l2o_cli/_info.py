@@ -117,14 +117,16 @@ def _training(config: Mapping[str, Any] | None, metadata: Mapping[str, Any]) -> 
         objective, meta = dict(config.get("objective", {})), config.get("meta", {})
         kind = objective.pop("kind", "?")
         settings = ", ".join(f"{name} {_shown(value)}" for name, value in objective.items())
-        yield f"trained on: {kind}" + (f" ({settings})" if settings else "")
+        of = "distilled" if "distilled_from" in metadata else "trained"
+        yield f"{of} on: {kind}" + (f" ({settings})" if settings else "")
         sizes = " x ".join(
             f"{_shown(meta[name])} {text}"
             for name, text in (("num_steps", "steps"), ("num_objectives", "objectives"))
             if name in meta
         )
         done = metadata.get("super_epochs_done", meta.get("super_epochs"))
-        yield f"  {done} super epochs x {sizes}, seed {config.get('seed')}, preset {config.get('preset')}"
+        if of == "trained":
+            yield f"  {done} super epochs x {sizes}, seed {config.get('seed')}, preset {config.get('preset')}"
     for name, value in metadata.items():
         if value is not None and name != "super_epochs_done":
             yield f"{name}: {_shown(value)}"

@@ -62,8 +62,8 @@ def objectives(
     name = OLD_KINDS["objective"].get(name, name)
     if name not in kinds("objectives") and is_plain_kind("objectives", name):
         raise UsageError(f"NAME: got {name!r}; {suggestion(name, kinds('objectives'))}")
-    if optimizer and not out:
-        raise UsageError("option '--optimizer': its path is drawn with --out FILE")
+    if not out and (optimizer or settings or assignments):
+        raise UsageError("option '--out': must be given for settings, and for the path of an --optimizer")
     _say(quiet, _described(name))
     if out:
         layers = [*read_assignments(assignments or []), settings, nested(("objective", "kind"), name)]

@@ -166,7 +166,8 @@ class Output:
 
         - `title`: above it.
         - `rows`: the family's name, the medians of the learned optimizer, of the untrained one and of the
-            best baseline, its name, the share of objectives won against it, and whether it is beaten.
+            best baseline, its name, the share of objectives won against it, and whether it is beaten. Where
+            there is none, its median is NaN and its name says why.
         - `notes`: lines below it.
         - `by`: the learned optimizer's name.
         """
@@ -181,8 +182,8 @@ class Output:
                 name,
                 show_number(learned),
                 *(["" if math.isnan(untrained) else show_number(untrained)] if known else []),
-                "broken" if math.isnan(best) else show_number(best),
-                of,
+                of if math.isnan(best) else show_number(best),
+                "" if math.isnan(best) else of,
                 "" if math.isnan(wins) else f"{wins:.0%}",
                 style="bold green" if ahead else None,
             )
@@ -193,7 +194,7 @@ class Output:
 
 def _remarks(rows: Sequence[Mapping[str, Any]], highlighted: str) -> Iterator[str]:
     yield "Losses at the end. Setting: learning rate, momentum or betas, schedule (cos: cosine to zero;"
-    yield f"warm: warm-up, then that). Beaten: objectives on which {highlighted} ends lower."
+    yield f"warm: warm-up, then that). Beaten: objectives on which {highlighted} ends lower; equal: half."
     for row in rows:
         if row["evaluations_per_step"] > 1:
             yield (

@@ -72,10 +72,10 @@ def draw_updates(
     several = f", restart 0 of {len(files)}" if len(files) > 1 else ""
     title = f"{source} ({kind}{several}) on {name_of(parts.config.objective)}"
     key = jr.key(parts.config.seed)
-    probes = _probe({kind: optimizer, **_beside(source, parts)}, parts, tensor, output, key)
-    count = len(next(iter(probes.values())).gradient_units[0]) // _NUM_COORDINATES
+    num_objectives = _FEW if l2o.count_coordinates(parts.family) > _LARGE else _MANY
+    probes = _probe({kind: optimizer, **_beside(source, parts)}, parts, num_objectives, tensor, output, key)
     record = l2o.record_answers(
-        optimizer, parts.family, num_steps=parts.evaluation_steps, num_objectives=max(1, count), key=key
+        optimizer, parts.family, num_steps=parts.evaluation_steps, num_objectives=num_objectives, key=key
     )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,13 @@ def draw_updates(
 
 
 def _probe(
-    optimizers: Mapping[str, Any], parts: Parts, tensor: str | None, output: Output, key: Any
+    optimizers: Mapping[str, Any],
+    parts: Parts,
+    num_objectives: int,
+    tensor: str | None,
+    output: Output,
+    key: Any,
 ) -> dict[str, l2o.UpdateProbes]:
-    num_objectives = _FEW if l2o.count_coordinates(parts.family) > _LARGE else _MANY
     found = {}
     with output.progress("probing updates", len(optimizers), "") as update:
         for number, (name, optimizer) in enumerate(optimizers.items()):

@@ -263,7 +263,7 @@ def directions(
         past["L"] = jnp.maximum(_CURVATURE_DECAY * past["L"], slope)
         past["last g"] = g
     decay = decay_factor("cosine", step, horizon).astype(g.dtype)
-    fan_in = math.prod(g.shape[1:]) if g.ndim > 1 else _FAN_IN_UNIT
+    fan_in = max(1, math.prod(g.shape[1:])) if g.ndim > 1 else _FAN_IN_UNIT
     found = []
     for term in terms:
         direction = _TERMS[_name(term)].direction(seen)

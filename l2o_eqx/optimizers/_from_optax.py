@@ -51,7 +51,16 @@ class FromOptax(AbstractOptimizer):
         given = {"value": value, "grad": grads, "value_fn": value_fn}
         taken = _extra_arguments(self.transformation, frozenset(given))
         extra = {name: given[name] for name in taken if given[name] is not None}
-        updates, new = self.transformation.update(grads, state, params, **extra)
+        try:
+            updates, new = self.transformation.update(grads, state, params, **extra)
+        except TypeError as error:
+            if "value_fn" not in str(error) or "value_fn" in extra:
+                raise
+            raise ArgumentError(
+                "This transformation of optax searches the line and needs f itself, which only `evaluate` "
+                "and `compare` have.",
+                argument="optimizer",
+            ) from error
         return updates, cast_like(new, state)
 
 

@@ -116,3 +116,10 @@ def test_families_inside_have_settings_of_their_own():
 def test_mistakes_are_said_in_one_line(layer, message):
     with pytest.raises(UsageError, match=message):
         build(resolve([layer]))
+
+
+def test_nothing_is_won_where_there_is_no_baseline():
+    """Of two optimizers of the gallery alone; the table says so, too."""
+    small = ("--steps", 3, "--objectives", 2)
+    result = l2o_cli("compare", "quadratic", "classifiers", "--objective", "booth,beale", *small)
+    assert "lowest median" not in result.output and "broken" not in result.output

@@ -289,8 +289,10 @@ def _notes(comparison: l2o.Comparison, by: str) -> Iterator[str]:
             f"(95 %: {low:.0%} to {high:.0%}; equal losses count half)."
         )
         steps = comparison.steps_to_pass(by, best)
-        when = "never reaches" if steps is None else f"reaches after {counted(steps, 'step')}"
-        yield f"The median of {by} {when} the final loss of {best}."
+        if steps is None:
+            yield f"The median of {by} never reaches the final loss of {best}."
+        else:
+            yield f"The median of {by} reaches the final loss of {best} after {counted(steps, 'step')}."
     restarts = restarts_of(comparison, by)
     if restarts is None:
         return

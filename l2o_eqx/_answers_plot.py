@@ -124,10 +124,11 @@ def _panels(record: "AnswerRecord") -> Iterator[tuple[str, np.ndarray, str]]:
 
 
 def _loss_quartiles(values: np.ndarray) -> np.ndarray:
-    # Of all runs: one that has diverged is above all others.
-    ordered = np.where(np.isfinite(values), values, np.finfo(float).max / 4)
-    found = np.quantile(ordered, (0.25, 0.5, 0.75), axis=0)
-    return np.where(found < np.finfo(float).max / 8, found, np.nan)
+    # Of all runs, as in all comparisons: one that has diverged is above all others.
+    from ._comparison import _as_infinite, _quartiles
+
+    found = _quartiles(_as_infinite(values))
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _quartiles(values: np.ndarray) -> np.ndarray:

@@ -110,18 +110,23 @@ def _value(node: Any, arrays: Arrays) -> Any:
 # What NumPy and PyTorch call differently.
 
 
-def _shapes(arrays: Arrays, of_init: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
-    # By name, of what is or was handed to `init`.
+def _in_order(grads: Arrays, state: State) -> Arrays:
+    # That of `init`, which the state is in.
+    shapes, of_init = _shapes(grads), state["shapes"]
+    if shapes != of_init:
+        raise ValueError(f"`update` needs the names and shapes of `init`, {of_init}. Got {shapes}")
+    return {name: grads[name] for name in of_init}
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    # By name.
     if not isinstance(arrays, Mapping) or not arrays:
         raise ValueError(f"arrays must be in a dict by name, at least one. Got {type(arrays).__name__}")
     for name, x in arrays.items():
         if "float" not in str(getattr(x, "dtype", "")):
             found = getattr(x, "dtype", type(x).__name__)
             raise ValueError(f"{name!r} must be an array of real floating-point numbers. Got {found}")
-    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    if of_init is not None and shapes != of_init:
-        raise ValueError(f"`update` needs the names and shapes of `init`, {of_init}. Got {shapes}")
-    return shapes
+    return {name: tuple(x.shape) for name, x in arrays.items()}
 
 
 def _library(x: Array) -> Any:
@@ -199,10 +204,7 @@ class CoordinatewiseLSTM:
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        shapes = state["shapes"]
-        _shapes(grads, shapes)
-        # The state is in the order of `init`.
-        grads = {name: grads[name] for name in shapes}
+        grads, shapes = _in_order(grads, state), state["shapes"]
         first = next(iter(grads.values()))
         flat = _library(first).concat([_cast(x, _wide(x)).reshape(-1) for x in grads.values()])
         features = _FEATURES[self.preprocessor["class"]](flat, self.preprocessor.get("p"))
@@ -277,10 +279,7 @@ class LearnedMomentum:
         self, grads: Arrays, state: State, params: Arrays | None = None
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
-        shapes = state["shapes"]
-        _shapes(grads, shapes)
-        # The state is in the order of `init`.
-        grads = {name: grads[name] for name in shapes}
+        grads, shapes = _in_order(grads, state), state["shapes"]
         groups, xp = self._groups(grads), _library(next(iter(grads.values())))
         now = {name: _cast(x, _own(x)) for name, x in grads.items()}
         before, moved = state["grads"], state["updates"]
@@ -413,7 +412,7 @@ class AdamMLP:
         """
         if params is None:
             raise ValueError("AdamMLP looks at the params: hand them to `update`")
-        _shapes(grads, state["shapes"])
+        grads = _in_order(grads, state)
         updates, moments = {}, {}
         for name, x in grads.items():
             if math.prod(x.shape):

@@ -24,7 +24,7 @@ from l2o_eqx.objectives._episodes import HeldOutClasses
 from l2o_eqx.objectives._mixture import families_of
 
 from ._errors import UsageError
-from ._kinds import DIGIT_KINDS, LIBRARY, NONE, is_plain_kind, kinds_in, load, signature
+from ._kinds import DIGIT_KINDS, LIBRARY, NONE, load, plugins_in, signature
 from ._memory import refuse_too_large, refuse_too_many
 from ._mixture import MIXTURE, name_of
 from ._resolve import Table, resolve
@@ -148,9 +148,7 @@ def build(given: Table) -> Parts:
 
 def _check_own(config: Table, family: Any, make_optimizer: Callable[[PRNGKeyArray], Any]) -> None:
     # A step with parts of the user's own, traced, before there is a folder.
-    roles = (("objective", "objectives"), ("optimizer", "optimizers"))
-    kinds = [k for role, group in roles for k in kinds_in(config[role], group, (role,))]
-    own = [path for path, group, kind in kinds if not is_plain_kind(group, kind)]
+    own = [path for path, *_ in plugins_in(config) if path[0] in ("objective", "optimizer")]
     if not own:
         return
 

@@ -148,9 +148,14 @@ def kinds_in(table: Any, group: str, path: tuple[str, ...]) -> Iterator[tuple[tu
 
 def classes_in(config: Mapping[str, Any]) -> list[type]:
     """All classes of the packages whose plug-ins a configuration has, for the files that name them."""
-    found = [k for role, group in ROLES.items() for k in kinds_in(config.get(role), group, (role,))]
-    homes = {load(group, kind).__module__ for _, group, kind in found if not is_plain_kind(group, kind)}
+    homes = {load(group, kind).__module__ for _, group, kind in plugins_in(config)}
     return classes_of(homes)
+
+
+def plugins_in(config: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str, str]]:
+    """The path, group and kind of all parts of a configuration that are not the library's."""
+    found = [k for role, group in ROLES.items() for k in kinds_in(config.get(role), group, (role,))]
+    return [(path, group, kind) for path, group, kind in found if not is_plain_kind(group, kind)]
 
 
 def classes_of(modules: Iterable[str]) -> list[type]:

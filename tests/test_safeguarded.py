@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LookingLSTM, RootMeanSquare, assert_trees_close
+from helpers import LookingLSTM, RootMeanSquare
 
 import l2o_eqx as l2o
 from l2o_eqx.objectives import Quadratic
-from l2o_eqx.optimizers import Blocks, Clipped, CoordinatewiseLSTM, FromOptax, Safeguarded, Whole
+from l2o_eqx.optimizers import Blocks, Clipped, CoordinatewiseLSTM, FromOptax, Guard, Safeguarded, Whole
+from l2o_eqx.optimizers._guard import Span
 
 FAMILY = Quadratic(4)
 SGD = optax.sgd(0.05)
@@ -58,44 +59,113 @@ class Scaled(l2o.optimizers.AbstractOptimizer):
 
 @pytest.mark.parametrize("rate", [1.0, 1e30, np.nan, np.inf, -0.01, 0.0], ids=str)
 def test_ends_as_well_as_the_fallback_where_the_inner_one_is_bad(rate):
-    """It ends as the fallback does some steps earlier: two of each trial, or M and three where it stalls."""
+    """It ends as the fallback does some steps earlier: two of each trial, or 33 where it stalls."""
     safe = Safeguarded(Scaled(jnp.float32(rate)), Scaled(jnp.float32(0.06)))
     losses, points, state = run(safe, START)
     expected, _, _ = run(Scaled(jnp.float32(0.06)), START)
     falls = int(state.guard.falls)
-    trial = 13 if rate in (0.0, -0.01) else 5
-    assert np.all(np.isfinite(points)) and 2 <= falls <= 1 + np.log(3 * STEPS) / np.log(4)
-    assert losses[-1] <= expected[-1 - trial * falls] and losses[-1] < 1e-4 * losses[0]
-    assert state.guard.fallback_steps >= STEPS - trial * falls
+    # At a rate of 1, one coordinate changes its sign, and once the other is 0 the loss stands still.
+    lost = 33 if rate in (1.0, 0.0, -0.01) else 3 * falls
+    assert np.all(np.isfinite(points)) and 1 <= falls <= 1 + np.log(3 * STEPS) / np.log(4)
+    assert losses[-1] <= expected[-1 - lost] and losses[-1] < 1e-4 * losses[0]
+    assert state.guard.fallback_steps >= STEPS - lost
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.005, 1e-4], ids=str)
+def test_ends_as_well_as_the_fallback_where_the_inner_one_is_slower(rate):
+    """Both make progress: of 120 steps, the slower one takes two or three spans of 5 and one of 10."""
+    good, slow = Scaled(jnp.float32(0.06)), Scaled(jnp.float32(rate))
+    expected, _, _ = run(good, START)
+    losses, _, state = run(Safeguarded(slow, good), START)
+    assert losses[-1] <= expected[-1 - 33] and state.guard.falls >= 1
+    assert 87 <= state.guard.fallback_steps < STEPS
+    losses, _, state = run(Safeguarded(good, slow), START)
+    assert losses[-1] <= expected[-1 - 18] and state.guard.falls == 0
+    assert 1 <= state.guard.fallback_steps <= 18
+
+
+def test_a_gallery_optimizer_that_is_slower_than_adam_on_logistic_regression(getkey):
+    """Without falling back it ends several times as high."""
+    inputs = jax.random.normal(getkey(), (200, 20))
+    labels = jnp.sign(inputs @ jax.random.normal(getkey(), (20,)))
+
+    def objective(p):
+        return jnp.mean(jax.nn.softplus(-labels * (inputs @ p["w"] + p["b"])))
+
+    def losses(transformation, steps=200):
+        @jax.jit
+        def minimize(params):
+            def step(carry, _):
+                params, state = carry
+                value, grads = jax.value_and_grad(objective)(params)
+                updates, state = transformation.update(grads, state, params, value=value)
+                return (optax.apply_updates(params, updates), state), value
+
+            return jax.lax.scan(step, (params, transformation.init(params)), length=steps)[1]
+
+        return minimize({"w": jnp.zeros(20), "b": jnp.zeros(())})
+
+    inner, adam = l2o.pretrained("mnist"), optax.adam(0.1)
+    alone, theirs = losses(l2o.as_optax(inner)), losses(optax.with_extra_args_support(adam))
+    assert alone[-1] > 2 * theirs[-1]
+    assert losses(l2o.as_optax(Safeguarded(inner, adam)))[-1] <= theirs[130]
+
+
+def test_the_line_through_a_span_and_its_error(getkey):
+    """NumPy's fit, and the spread of the fall over draws of noise."""
+    values = jax.random.normal(getkey(), (2000, 12)) + (5 - 0.5 * jnp.arange(12))[None]
+
+    def follow(losses):
+        span = Span.at(losses[0])
+        for i in range(1, losses.size):
+            bend = losses[i] - 2 * losses[i - 1] + losses[i - 2] if i > 1 else losses[0]
+            span = span.then(losses[i], bend)
+        return span.fall()
+
+    falls, errors = jax.vmap(follow)(values)
+    slopes = np.polyfit(np.arange(12), np.asarray(values).T, 1)[0]
+    np.testing.assert_allclose(falls, -11 * slopes, rtol=1e-3, atol=1e-4)
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(float(np.std(falls)), rel=0.1)
+    np.testing.assert_allclose(follow(jnp.float32([3.0, 2.0, 1.0])), (2.0, 0.0), atol=1e-6)
+
+
+def test_losses_that_are_not_finite_leave_no_trace():
+    """Neither in the mean change nor in the bound: the fallback's own, on hold, are passed over."""
+    state = Guard.new((), jnp.dtype(jnp.float32), None)
+    no = jnp.array(False)
+    for value in (2.0, np.inf, np.nan, 1.0, 0.5):
+        refused = state.refuses(jnp.float32(value), 10)
+        state, _ = state.after(jnp.float32(value), refused, no, 10)
+        assert np.isfinite(state.change) and np.isfinite(state.bound)
+    assert state.last == 0.5
 
 
 def test_is_the_inner_optimizer_where_that_is_good():
-    """No step is the fallback's, though that one diverges; all points are the same."""
+    """A fallback that diverges has two trials of two steps, after which the params are back."""
     good = Scaled(jnp.float32(0.06))
-    losses, points, state = run(Safeguarded(good, Scaled(jnp.float32(5.0))), START)
-    expected, same, _ = run(good, START)
-    far = np.asarray(expected) > 1e-30
-    assert_trees_close(losses[far], expected[far], rtol=1e-5)
-    assert_trees_close(points[far], same[far], rtol=1e-5)
-    assert state.guard.falls == 0 or losses[-1] < 1e-30
+    losses, _, state = run(Safeguarded(good, Scaled(jnp.float32(5.0))), START)
+    expected, _, _ = run(good, START)
+    assert losses[-1] <= expected[-1 - 4]
+    assert state.guard.falls == 0 and state.guard.fallback_steps == 4
 
 
 def test_a_trained_optimizer_is_not_slowed_on_what_it_was_trained_for(getkey):
+    """Of 160 steps the fallback has a span of 5 and one of 10, after which the other settles again."""
     inner = l2o.pretrained("quadratic")
     key = getkey()
     safe, plain = (
-        l2o.evaluate(one, Quadratic(16), num_steps=160, num_objectives=8, key=key).final_losses
+        l2o.evaluate(one, Quadratic(16), num_steps=160, num_objectives=8, key=key).losses
         for one in (Safeguarded(inner, optax.adam(0.1)), inner)
     )
-    assert np.median(np.log10(safe) - np.log10(plain)) < 0.5
-    assert np.max(safe) <= 2 * np.max(plain)
+    assert np.median(np.log10(safe[:, -1]) - np.log10(plain[:, 130])) < 0
+    assert np.max(safe[:, -1]) <= np.max(plain[:, 100])
 
 
 def test_losses_are_bounded_by_what_was_accepted():
     """The first rule, on the run itself: after a refused point comes one that was accepted before it."""
     losses, _, state = run(Safeguarded(Scaled(jnp.float32(0.12)), Scaled(jnp.float32(0.01)), 3), START)
     losses = np.asarray(losses)
-    assert state.guard.falls > 0
+    assert state.guard.falls > 0 or state.guard.fallback_steps > 0
     for t in np.flatnonzero(losses[1:] > losses[0]) + 1:
         assert losses[t + 1] < losses[0]
 

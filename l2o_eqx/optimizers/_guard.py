@@ -7,10 +7,60 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import ArgumentError
 
+# The one that moves by default, the other on trial, and the first one again, to compare the trial with.
+_INCUMBENT, _CHALLENGER, _ANSWER = range(3)
 # Of the numbers of steps that the fallback takes.
 _LONGEST = 2**20
-# How many changes by the fallback's steps the loss may rise by; and over how many their mean runs.
+# Of the doublings of a span.
+_MOST_ROUNDS = 12
+# How many changes by a step the loss may rise by; and over how many their mean runs.
 _CHANGES = 3
+
+
+class Span(eqx.Module):
+    """The losses along some steps of one optimizer: what a line through them is fitted from.
+
+    **Fields:**
+
+    - `first`: the loss before the first step.
+    - `age`: the number of losses since.
+    - `total`, `moment`: of the losses less the first, the sum, and the sum weighted by their numbers.
+    - `roughness`: the sum of the squared second differences of the losses.
+    """
+
+    first: Float[Array, "*coordinates"]
+    age: Int[Array, "*coordinates"]
+    total: Float[Array, "*coordinates"]
+    moment: Float[Array, "*coordinates"]
+    roughness: Float[Array, "*coordinates"]
+
+    @classmethod
+    def at(cls, value: Float[Array, "*coordinates"]) -> "Span":
+        """One that begins at this loss."""
+        zero = jnp.zeros_like(value)
+        return cls(value, jnp.zeros(value.shape, jnp.int32), zero, zero, zero)
+
+    def then(self, value: Float[Array, "*coordinates"], bend: Float[Array, "*coordinates"]) -> "Span":
+        """With the next loss, and what its second difference is."""
+        age, above = self.age + 1, value - self.first
+        return Span(
+            first=self.first,
+            age=age,
+            total=self.total + above,
+            moment=self.moment + age * above,
+            roughness=self.roughness + jnp.where(age >= 2, bend**2, 0),
+        )
+
+    def fall(self) -> tuple[Float[Array, "*coordinates"], Float[Array, "*coordinates"]]:
+        """How far the line of least squares falls, and the standard error of that.
+
+        Independent noise of variance σ² gives second differences of 6σ², whatever the slope. With n losses,
+        Σ(i - ī)² is n(n² - 1)/12.
+        """
+        n = (self.age + 1).astype(self.first.dtype)
+        fall = -(self.moment - (n - 1) / 2 * self.total) * 12 / (n * (n + 1))
+        noise = self.roughness / (6 * jnp.maximum(n - 2, 1))
+        return fall, jnp.sqrt(noise * 12 * (n - 1) / (n * (n + 1)))
 
 
 class Guard(eqx.Module):
@@ -18,29 +68,62 @@ class Guard(eqx.Module):
 
     **Fields:**
 
-    - `bound`: the highest loss at which the inner optimizer still goes on; the largest number where it does
-        not move.
-    - `change`: a running mean of how much the fallback's steps change the loss.
-    - `last`: the loss at the last accepted point; the largest number before the first.
-    - `mean_before`: the mean loss of the span before; `age`, `total`, `high`: of the steps of this span, how
-        many, the sum of what the losses they led to lie above that mean, and the highest of these losses.
+    - `by_inner`: whether the inner optimizer is the incumbent, the one that moves unless the other is tried.
+    - `phase`: 0 where the incumbent moves, 1 where the other is on trial, 2 where the incumbent answers.
+    - `bound`: the highest loss at which the inner optimizer, or one on trial, still goes on.
+    - `change`: a running mean of how much a step of the incumbent changes the loss.
+    - `last`, `before_last`: the losses at the last accepted points; the largest number where there are none.
+    - `span`, `high`: the losses of this span, and the highest that the inner optimizer led to in it.
+    - `incumbent_fall`, `challenger_fall`: how far the loss fell in the span before the trial, and in it.
+    - `spans`: how many more the incumbent has before the other is tried; `rounds`: log₂ of how many times
+        `memory` steps a span has.
     - `hold`: steps that the fallback is still going to take; `length`: how many it takes next time.
     - `falls`: how often it fell back; `fallback_steps`: how many steps were the fallback's, or led back.
     - `num_steps`: of the run, if that is known.
     """
 
+    by_inner: Bool[Array, "*coordinates"]
+    phase: Int[Array, "*coordinates"]
     bound: Float[Array, "*coordinates"]
     change: Float[Array, "*coordinates"]
     last: Float[Array, "*coordinates"]
-    total: Float[Array, "*coordinates"]
+    before_last: Float[Array, "*coordinates"]
+    span: Span
     high: Float[Array, "*coordinates"]
-    mean_before: Float[Array, "*coordinates"]
-    age: Int[Array, "*coordinates"]
+    incumbent_fall: Float[Array, "*coordinates"]
+    challenger_fall: Float[Array, "*coordinates"]
+    spans: Int[Array, "*coordinates"]
+    rounds: Int[Array, "*coordinates"]
     hold: Int[Array, "*coordinates"]
     length: Int[Array, "*coordinates"]
     falls: Int[Array, "*coordinates"]
     fallback_steps: Int[Array, "*coordinates"]
     num_steps: Int[Array, "*coordinates"] | None
+
+    @classmethod
+    def new(cls, shape: tuple[int, ...], dtype: jnp.dtype, num_steps: Int[Array, ""] | int | None) -> "Guard":
+        """Before the first step: the inner optimizer takes over at the first loss."""
+        none, nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype)
+        most = jnp.full(shape, jnp.finfo(dtype).max, dtype)
+        return cls(
+            by_inner=none > 0,
+            phase=none,
+            bound=most,
+            change=nothing,
+            last=most,
+            before_last=most,
+            span=Span.at(nothing),
+            high=-most,
+            incumbent_fall=nothing,
+            challenger_fall=nothing,
+            spans=none + 2,
+            rounds=none,
+            hold=none + 1,
+            length=none + 1,
+            falls=none,
+            fallback_steps=none,
+            num_steps=None if num_steps is None else jnp.full(shape, num_steps, jnp.int32),
+        )
 
     @classmethod
     def of(cls, state: PyTree) -> "Guard":
@@ -61,9 +144,22 @@ class Guard(eqx.Module):
         # In blocks, all coordinates have the same.
         return jax.tree.map(lambda x: jnp.ravel(x)[0] if x.size else x, found[0])
 
-    def refuses(self, value: Float[Array, "*coordinates"]) -> Bool[Array, "*coordinates"]:
-        """Whether the inner optimizer's last step led to a point that is not accepted."""
-        return (self.hold == 0) & ~(value <= self.bound)
+    @property
+    def on_trial(self) -> Bool[Array, "*coordinates"]:
+        """Whether the one that is not the incumbent moves."""
+        return self.phase == _CHALLENGER
+
+    @property
+    def moves_inner(self) -> Bool[Array, "*coordinates"]:
+        """Whether the last step was the inner optimizer's."""
+        return self.by_inner ^ self.on_trial
+
+    def refuses(self, value: Float[Array, "*coordinates"], memory: int) -> Bool[Array, "*coordinates"]:
+        """Whether the last step led to a point that is not accepted."""
+        # A trial may lose in between as much as the incumbent had gained.
+        between = self.on_trial & (self.span.age + 1 < self._length(memory))
+        bound = self.bound + jnp.where(between, jnp.maximum(self.incumbent_fall, 0), 0)
+        return (self.moves_inner | self.on_trial) & ~(value <= bound)
 
     def after(
         self,
@@ -72,33 +168,75 @@ class Guard(eqx.Module):
         broken: Bool[Array, "*coordinates"],
         memory: int,
     ) -> tuple["Guard", Bool[Array, "*coordinates"]]:
-        """The next one, and whether it falls back now; `broken` where the inner update is not finite."""
-        most = jnp.finfo(value.dtype).max
-        trusting, by_inner = self.hold == 0, self.bound < most
-        takes_over = trusting & ~by_inner & ~refused
-        step = jnp.where(self.last < most, jnp.abs(value - self.last), 0)
-        change = jnp.where(by_inner, self.change, self.change + (step - self.change) / _CHANGES)
-        counts = by_inner & ~refused
-        age = self.age + counts
-        # Differences, so that where nothing moves their sum is exactly zero.
-        total = self.total + jnp.where(counts, value - self.mean_before, 0)
-        high = jnp.fmax(self.high, value)
-        full, stalled = age >= memory, (age >= memory) & ~(total < 0)
-        falls = refused | (trusting & (broken | stalled))
-        bound = jnp.where(full, jnp.minimum(self.bound, high + _CHANGES * change), self.bound)
-        at_first = jnp.minimum(value + _CHANGES * change, most / 2)
-        new_span = full | takes_over
-        return Guard(
-            bound=jnp.where(falls, most, jnp.where(takes_over, at_first, bound)),
-            change=jnp.where(falls, 0, change),
+        """The next one, and whether the inner optimizer moves now; `broken`: its update is not finite."""
+        span, change, high = self._with(value, refused)
+        fall, error = span.fall()
+        held = self.hold > 0
+        full = (span.age >= self._length(memory)) & ~held & ~refused
+        broken = broken & self.moves_inner
+
+        # The trial: over at once where it is clear, else when the incumbent has answered.
+        stalls = fall <= -error
+        tries = full & (self.phase == _INCUMBENT) & ((self.spans <= 1) | stalls)
+        tried, answered = full & self.on_trial, full & (self.phase == _ANSWER)
+        # Of a loss that falls by the same factor in every span, the falls are in geometric progression.
+        incumbents = jnp.sqrt(jnp.maximum(self.incumbent_fall, 0) * jnp.maximum(fall, 0))
+        clearly = tried & (fall - self.incumbent_fall > 2**0.5 * error)
+        wins = (clearly | (answered & (self.challenger_fall - incumbents > 1.5**0.5 * error))) & ~broken
+        hopeless = (tried & ~clearly & (fall <= 0)) | (self.on_trial & (refused | broken))
+        loses = hopeless | (answered & ~wins)
+        answers = tried & ~wins & ~loses
+        fails = (refused | broken) & ~self.on_trial
+
+        takes_over = self.hold == 1
+        rounds = jnp.where(loses, self.rounds + 1, jnp.where(wins, 0, self.rounds))
+        rounds = jnp.where(fails | held, 0, jnp.minimum(rounds, _MOST_ROUNDS))
+        wait = jnp.where(rounds > 0, 2 ** (rounds + 2), 2)
+        spans = jnp.where(wins | loses | fails | held, wait, self.spans - full)
+        phase = jnp.where(wins | loses | fails | held, _INCUMBENT, self.phase)
+        phase = jnp.where(tries, _CHALLENGER, jnp.where(answers, _ANSWER, phase))
+        begins = full | wins | loses | fails | held
+        settled, tightened = (
+            full & self.moves_inner & ~self.on_trial,
+            jnp.minimum(self.bound, high + _CHANGES * change),
+        )
+        at_first = jnp.minimum(value + _CHANGES * change, jnp.finfo(value.dtype).max / 2)
+        after = Guard(
+            by_inner=(takes_over | (self.by_inner ^ wins)) & ~fails,
+            phase=phase,
+            bound=jnp.where(tries | takes_over, at_first, jnp.where(settled, tightened, self.bound)),
+            change=jnp.where(fails, 0, change),
             last=jnp.where(refused, self.last, value),
-            total=jnp.where(new_span, 0, total),
-            high=jnp.where(new_span | ~counts, -most, high),
-            mean_before=jnp.where(takes_over, value, self.mean_before + jnp.where(full, total / memory, 0)),
-            age=jnp.where(new_span | falls, 0, age),
-            hold=jnp.where(falls, self.length, jnp.maximum(self.hold - 1, 0)),
-            length=jnp.where(falls, jnp.minimum(4 * self.length, _LONGEST), jnp.where(full, 1, self.length)),
-            falls=self.falls + falls,
-            fallback_steps=self.fallback_steps + (falls | ~trusting),
+            before_last=jnp.where(refused, jnp.finfo(value.dtype).max, self.last),
+            span=jax.tree.map(lambda x, y: jnp.where(begins, x, y), Span.at(value), span),
+            high=jnp.where(begins, -jnp.finfo(value.dtype).max, high),
+            incumbent_fall=jnp.where(tries, fall, self.incumbent_fall),
+            challenger_fall=jnp.where(answers, fall, self.challenger_fall),
+            spans=spans,
+            rounds=rounds,
+            hold=jnp.where(fails, self.length + 1, jnp.maximum(self.hold - 1, 0)),
+            length=jnp.where(
+                fails,
+                jnp.minimum(4 * self.length, _LONGEST),
+                jnp.where(full & self.moves_inner, 1, self.length),
+            ),
+            falls=self.falls + (fails | (wins & self.by_inner) | (loses & ~self.by_inner)),
+            fallback_steps=self.fallback_steps,
             num_steps=self.num_steps,
-        ), falls
+        )
+        moves = after.moves_inner & ~refused
+        return eqx.tree_at(lambda g: g.fallback_steps, after, self.fallback_steps + ~moves), moves
+
+    def _length(self, memory):
+        return (memory + 1) // 2 * 2**self.rounds
+
+    def _with(self, value, refused):
+        # The span, mean change and highest loss with one more loss; differences if they are finite.
+        most = jnp.finfo(value.dtype).max
+        step = jnp.abs(value - self.last)
+        bend = value - 2 * self.last + self.before_last
+        step, bend = (jnp.where(jnp.abs(x) < most, x, 0) for x in (step, bend))
+        mean = jnp.where(self.change == 0, step, self.change + (step - self.change) / _CHANGES)
+        change = jnp.where(self.on_trial | refused, self.change, mean)
+        high = jnp.fmax(self.high, jnp.where(self.moves_inner, value, -most))
+        return self.span.then(value, bend), change, high

@@ -52,6 +52,14 @@ def test_a_run_keeps_what_it_did_on_each_family(folder):
     assert matplotlib.image.imread(folder / "curves.png").shape[1] > 600
 
 
+def test_its_pictures_are_drawn_again_on_all_and_on_each(folder, tmp_path):
+    l2o_cli("plot", folder, "--out", tmp_path)
+    drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert {"curves.png", "training.png", "families/booth/curves.png"} <= drawn
+    before, after = (matplotlib.image.imread(f / "curves.png") for f in (folder, tmp_path))
+    np.testing.assert_array_equal(after, before)
+
+
 def test_it_is_evaluated_on_all_or_on_another(folder):
     small = ("--eval-objectives", "2", "--no-baselines")
     found = json.loads(l2o_cli("evaluate", folder, *small, "--json", "--quiet").output)

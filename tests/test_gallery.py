@@ -107,6 +107,8 @@ def test_the_command_lists_and_shows():
     assert "must be given" in l2o_cli("gallery", "build", code=2).stderr
     assert "gallery show mnist" in l2o_cli("gallery", "list", "mnist", code=2).stderr
     assert "gallery build" in l2o_cli("gallery", "show", "mnist", "--out", "x", code=2).stderr
+    for ignored in ("--quiet", "--no-cache", "--cores=1"):
+        assert "not for list" in l2o_cli("gallery", "list", ignored, code=2).stderr
     assert "exists" in l2o_cli("gallery", "build", "mnist", "--out", ".", code=2).stderr
 
 

@@ -49,6 +49,10 @@ def gallery(
     """
     if out is not None and action != "build":
         raise UsageError("option '--out': is for `l2o gallery build NAME`")
+    if action != "build" and (quiet or cores is not None or not cache):
+        raise UsageError(
+            f"option '--cores', '--no-cache', '--quiet': are for `l2o gallery build NAME`, not for {action}"
+        )
     if action in ("list", "page"):
         if name is not None:
             raise UsageError(f"NAME: got {name!r}, but {action} is of all of them; `l2o gallery show {name}`")

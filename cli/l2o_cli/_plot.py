@@ -9,6 +9,7 @@ import typer
 import l2o_eqx as l2o
 
 from ._errors import UsageError
+from ._folder import file_name
 from ._options import Assignments, Cache, Cores, Quiet, with_settings
 from ._resolve import read_assignments
 from ._start import start
@@ -17,6 +18,7 @@ Format = Literal["png", "svg", "pdf"]
 # The figure that is drawn from each file of a folder.
 FIGURES = {
     "curves.csv": "curves",
+    "comparison.json": "curves",
     "metrics.jsonl": "training",
     "pretraining.csv": "pretraining",
     "card.json": "card",
@@ -108,9 +110,10 @@ def _redraw_all(run: Path, file_format: str, out: Path | None, quiet: bool) -> N
     if not run.is_dir():
         named = "; to look at the optimizer of the gallery, add --updates"
         raise UsageError(f"RUN: there is no folder {run}{named if str(run) in l2o.gallery.names() else ''}")
+    # Of a run and of its evaluations; a comparison on several families has a folder for each.
     folders = [run, *sorted(run.glob("evaluations/*/"))]
-    sources = [f / name for f in folders for name in FIGURES]
-    sources = [source for source in sources if source.is_file()]
+    folders = [one for folder in folders for one in (folder, *sorted(folder.glob("families/*/")))]
+    sources = [source for f in folders for name in FIGURES if (source := f / name).is_file()]
     drawn = [
         _redraw(source, (out or run) / source.parent.relative_to(run), file_format) for source in sources
     ]
@@ -125,41 +128,41 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
     from l2o_eqx import callbacks, plots
     from l2o_eqx.files import replacing
 
-    name = FIGURES[source.name]
-    path = folder / f"{name}.{file_format}"
-    readers: dict[str, Any] = {
-        "curves": plots.read_curves,
-        "training": callbacks.read_metrics,
-        "pretraining": plots.read_pretraining,
-        "card": _read_rows,
-        "fits": plots.read_fits,
-        "updates": plots.read_updates,
-        "answers": plots.read_answers,
+    # How each is read and drawn, and the files that it has its title and the several evaluations from.
+    beside = source.parent / "comparison.json"
+    title, titled = {"title": _title(source)}, {"title": _title(beside), "several": _several(beside)}
+    known: dict[str, tuple[Callable[..., Any], Callable[..., None], dict[str, Any]]] = {
+        "curves.csv": (plots.read_curves, plots.plot_curves, titled),
+        "comparison.json": (_read_families, plots.plot_families, title),
+        "metrics.jsonl": (callbacks.read_metrics, plots.plot_training, {}),
+        "pretraining.csv": (plots.read_pretraining, plots.plot_pretraining, {}),
+        "card.json": (_read_rows, plots.plot_card, title),
+        "fits.csv": (plots.read_fits, plots.plot_fits, {}),
+        "updates.json": (plots.read_updates, plots.plot_updates, title),
+        "answers.json": (plots.read_answers, plots.plot_answers, title),
     }
+    read, draw, settings = known[source.name]
+    path = folder / f"{FIGURES[source.name]}.{file_format}"
     try:
-        content = readers[name](source)
-        if name != "answers" and not len(content):
+        content = read(source)
+        if source.name != "answers.json" and not len(content):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            if name == "curves":
-                beside = source.parent / "comparison.json"
-                plots.plot_curves(content, temporary, title=_title(beside), several=_several(beside))
-            elif name == "card":
-                plots.plot_card(content, temporary, title=_title(source))
-            elif name == "fits":
-                plots.plot_fits(content, temporary)
-            elif name == "updates":
-                plots.plot_updates(content, temporary, title=_title(source))
-            elif name == "answers":
-                plots.plot_answers(content, temporary, title=_title(source))
-            elif name == "training":
-                plots.plot_training(content, temporary)
-            else:
-                plots.plot_pretraining(content, temporary)
-    except (ValueError, KeyError, OSError) as error:
+            draw(content, temporary, **settings)
+    except (ValueError, KeyError, OSError, RecursionError) as error:
         raise UsageError(f"{source} cannot be drawn: {error}") from None
     return path
+
+
+def _read_families(path: Path) -> dict[str, dict[str, Any]]:
+    # The curves of each, of a comparison on several.
+    from l2o_eqx import plots
+
+    names = _read(path, lambda content: list(content["families"]), [])
+    return {
+        name: plots.read_curves(path.parent / "families" / file_name(name) / "curves.csv") for name in names
+    }
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -185,5 +188,5 @@ def _read(path: Path, find: Callable[[Any], Any], otherwise: Any) -> Any:
 
     try:
         return find(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return otherwise

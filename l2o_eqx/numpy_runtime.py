@@ -6,9 +6,10 @@
     params = {name: x + updates[name] for name, x in params.items()}
 
 This file imports NumPy 2 and safetensors alone, and nothing of this package: copy it to where JAX is not.
-That is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, and `CoordinatewiseLSTM` that
-sees gradients, their signed logarithms, or logarithms and signs; their equations are in the docstrings of
-these classes. All is computed in float64, and rounded to the dtype of the gradients at the end.
+That is why it reads files by itself. It knows `LearnedMomentum`, `AdamMLP`, `Equation`,
+`CoordinatewiseLSTM` that sees gradients, their signed logarithms, or logarithms and signs, and `PerLayer` of
+these; their equations are in the docstrings of these classes. All is computed in float64, and rounded to the
+dtype of the gradients at the end.
 
 The equations call only what NumPy and PyTorch both have: `l2o_eqx.torch_runtime` runs them on tensors.
 """
@@ -19,6 +20,7 @@ import json
 import math
 import operator
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,31 +42,46 @@ _DECAY, _LARGEST_ANSWER, _LONGEST_FIRST_MOVE = math.log(0.99), 6.0, math.log(1e6
 # As in l2o_eqx.optimizers.AdamMLP.
 _DECAYS, _SQUARE_DECAY, _START, _NUM_DIRECTIONS = (0.5, 0.9, 0.97), 0.99, 2, 8
 _MUON_STEPS, _MUON_FLOOR, _MUON_FAN_IN, _COEFFICIENTS = 3, 0.01, 1000, (3.4445, -4.7750, 2.0315)
+# As in l2o_eqx.optimizers.Equation.
+_MEANS, _FIRST_MOVE, _UNIT_STEPS = {"m0.5": 0.5, "m0.9": 0.9, "m0.99": 0.99}, 1e-3, 100
+_FACTORS = ("cos*", "fan*", "run*")
 # Entries of a tensor that go through the network of `AdamMLP` at once.
 _BLOCK = 65_536
 
 
-def load(path: str | os.PathLike[str]) -> "LearnedMomentum | AdamMLP | CoordinatewiseLSTM":
+def load(
+    path: str | os.PathLike[str],
+) -> "LearnedMomentum | AdamMLP | Equation | CoordinatewiseLSTM | PerLayer":
     """The optimizer in a file of `l2o_eqx.save`.
 
     **Raises:** `FileNotFoundError`; `ValueError` for files that are damaged or from elsewhere, and for
     optimizers that this module does not know.
     """
     header, arrays = _read(path)
-    found = _value(header["structure"], arrays)
-    name = found.pop("class") if isinstance(found, dict) and "class" in found else "no class"
-    kinds = {kind.__name__: kind for kind in (LearnedMomentum, AdamMLP, CoordinatewiseLSTM)}
-    if name not in kinds:
-        raise ValueError(f"{path}: holds {name}; without JAX there are {', '.join(kinds)}")
+    try:
+        return _rule(_value(header["structure"], arrays))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def _rule(found: Any) -> Any:
+    found = dict(found) if isinstance(found, dict) else {}
+    name = found.pop("class", "no class")
+    kinds = (LearnedMomentum, AdamMLP, Equation, CoordinatewiseLSTM, PerLayer)
+    known = {kind.__name__: kind for kind in kinds}
+    if name not in known:
+        raise ValueError(f"holds {name}; without JAX there are {', '.join(known)}")
     if found.pop("output", None) is not None:
-        raise ValueError(f"{path}: a {name} with an `output` is not known without JAX")
+        raise ValueError(f"a {name} with an `output` is not known without JAX")
     features = found.get("preprocessor", {"class": "Identity"})["class"]
     if features not in _FEATURES:
-        raise ValueError(f"{path}: a {name} with the preprocessor {features} is not known without JAX")
+        raise ValueError(f"a {name} with the preprocessor {features} is not known without JAX")
+    if name == "PerLayer":
+        found["optimizers"] = {label: _rule(one) for label, one in found["optimizers"].items()}
     try:
-        return kinds[name](**found)
+        return known[name](**found)
     except TypeError as e:
-        raise ValueError(f"{path}: its {name} has other settings than this module knows: {e}") from e
+        raise ValueError(f"its {name} has other settings than this module knows: {e}") from e
 
 
 def _read(path: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -104,6 +121,8 @@ def _value(node: Any, arrays: Arrays) -> Any:
         name, fields = value
         own = {field: _value(x, arrays) for field, x in fields.items()}
         return {"class": name.rpartition(":")[2], **own}
+    if tag == "dict":
+        return {key: _value(x, arrays) for key, x in value.items()}
     return value
 
 
@@ -391,9 +410,7 @@ class AdamMLP:
 
         **Raises:** `ValueError` for a number of steps below 1.
         """
-        horizon = self.num_steps if num_steps is None else num_steps
-        if not horizon >= 1:
-            raise ValueError(f"AdamMLP needs at least one step. Got num_steps={num_steps}")
+        horizon = _horizon("AdamMLP", self.num_steps, num_steps)
         shapes, moments = _shapes(params), {}
         for name, x in params.items():
             zeros = _zeros(x)
@@ -401,7 +418,7 @@ class AdamMLP:
             moments[name] = {"means": [zeros] * len(_DECAYS), "square": zeros, "scale": zeros.sum()}
             if self.matrices and _is_matrix(x):
                 moments[name]["muon_square"] = zeros
-        return {"shapes": shapes, "step": 0, "horizon": float(horizon), "moments": moments}
+        return {"shapes": shapes, "step": 0, "horizon": horizon, "moments": moments}
 
     def update(
         self, grads: Arrays, state: State, params: Arrays | None = None
@@ -449,7 +466,8 @@ class AdamMLP:
         if self.matrices:
             directions, start = [*directions, a[_START]], _NUM_DIRECTIONS
         if "muon_square" in moments:
-            muon = _near_orthogonal(means[1], mean_square)
+            norm = xp.maximum(_norm(means[1]), xp.sqrt(mean_square * size))
+            muon = _near_orthogonal(means[1], norm)
             muon_square = _SQUARE_DECAY * moments["muon_square"] + (1 - _SQUARE_DECAY) * xp.square(muon)
             moments["muon_square"] = muon_square
             directions[-1] = muon / xp.sqrt(corrections[-1] * muon_square + _MUON_FLOOR)
@@ -493,14 +511,200 @@ def _next_moments(grad: Array, moments: State) -> tuple[Array, State]:
     return g, {**moments, "means": means, "square": square, "scale": xp.where(some, unit, 0.0)}
 
 
-def _near_orthogonal(mean: Array, mean_square: Array) -> Array:
-    xp, matrix = _library(mean), mean.reshape(mean.shape[0], -1)
+def _near_orthogonal(mean: Array, norm: Array) -> Array:
+    matrix = mean.reshape(mean.shape[0], -1)
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    size = math.prod(mean.shape)
-    wide = wide / xp.maximum(xp.sqrt(xp.square(mean).sum()), xp.sqrt(mean_square * size))
+    wide = wide / norm
     a, b, c = _COEFFICIENTS
     for _ in range(_MUON_STEPS):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     wide = math.sqrt(wide.shape[1]) * wide
     return (wide if matrix.shape == wide.shape else wide.T).reshape(mean.shape)
+
+
+def _norm(x: Array) -> Array:
+    xp = _library(x)
+    return xp.sqrt(xp.square(x).sum())
+
+
+def _horizon(name: str, of_training: int, num_steps: int | None) -> float:
+    horizon = of_training if num_steps is None else num_steps
+    if not horizon >= 1:
+        raise ValueError(f"{name} needs at least one step. Got num_steps={num_steps}")
+    return float(horizon)
+
+
+@dataclass
+class Equation:
+    """`l2o_eqx.optimizers.Equation`; the fields are those of the file."""
+
+    weights: Array
+    terms: list[str]
+    units: list[float]
+    num_steps: int
+
+    def init(self, params: Arrays, num_steps: int | None = None) -> State:
+        """The state before the first of `num_steps` steps, by default as many as it was trained for.
+
+        **Raises:** `ValueError` for a number of steps below 1.
+        """
+        horizon, pasts = _horizon("Equation", self.num_steps, num_steps), {}
+        names = " ".join(self.terms)
+        kept = [mean for mean in _MEANS if mean in re.findall(r"m0\.\d+", names)]
+        kept += [own for own, where in (("v", "/sqrt(v)"), ("w", "adamuon")) if where in names]
+        if any(_without_factors(term) in ("u", "g/L") for term in self.terms):
+            kept.append("last u")
+        if "g/L" in names:
+            kept.append("last g")
+        for name, x in params.items():
+            pasts[name] = {own: _zeros(x) for own in kept}
+            if "g/L" in names:
+                pasts[name]["L"] = _zeros(x).sum()
+        return {"shapes": _shapes(params), "step": 0, "horizon": horizon, "pasts": pasts}
+
+    def update(
+        self, grads: Arrays, state: State, params: Arrays | None = None
+    ) -> tuple[dict[str, Array], State]:
+        """One step: what to add to the params, in the dtype of the gradients, and the next state.
+
+        **Raises:** `ValueError` without params where a term needs them.
+        """
+        if params is None and any(_without_factors(term) == "theta" for term in self.terms):
+            raise ValueError("this Equation has the params in it: hand them to `update`")
+        grads = _in_order(grads, state)
+        updates, pasts = {}, {}
+        for name, x in grads.items():
+            past = dict(state["pasts"][name])
+            if not math.prod(x.shape):
+                updates[name], pasts[name] = x, past
+                continue
+            param = x if params is None else params[name]
+            update = self._update_tensor(_cast(x, _own(x)), _cast(param, _own(x)), past, state)
+            if "last u" in past:
+                past["last u"] = update
+            updates[name], pasts[name] = _cast(update, x.dtype), past
+        return updates, {**state, "step": state["step"] + 1, "pasts": pasts}
+
+    def _update_tensor(self, g: Array, param: Array, past: State, state: State) -> Array:
+        # `past` is filled with what follows, but for the update.
+        xp, steps, horizon = _library(g), state["step"] + 1, state["horizon"]
+        for own in _MEANS.keys() & past.keys():
+            past[own] = _MEANS[own] * past[own] + (1 - _MEANS[own]) * g
+        seen = {"g": g, **{own: past[own] / (1 - b**steps) for own, b in _MEANS.items() if own in past}}
+        found = {**seen, "theta": param}
+        correction = 1 - _SQUARE_DECAY**steps
+        if "v" in past:
+            past["v"] = _SQUARE_DECAY * past["v"] + (1 - _SQUARE_DECAY) * xp.square(g)
+            square = past["v"] / correction
+            inverse = 1 / xp.sqrt(square + 1e-6 * square.mean() + 1e-37)
+            found |= {f"{own}/sqrt(v)": x * inverse for own, x in seen.items()}
+        if "w" in past:
+            muon = _muon(seen["m0.5"])
+            past["w"] = _SQUARE_DECAY * past["w"] + (1 - _SQUARE_DECAY) * xp.square(muon)
+            found["adamuon(m0.5)"] = muon / xp.sqrt(past["w"] / correction + _MUON_FLOOR)
+        if "L" in past:
+            moved, changed = _norm(past["last u"]), _norm(g - past["last g"])
+            slope = xp.where(moved > 0, changed / xp.where(moved > 0, moved, 1.0), 0.0)
+            past["L"], past["last g"] = xp.maximum(_SQUARE_DECAY * past["L"], slope), g
+            some = past["L"] > 0
+            found["g/L"] = xp.where(some, g / xp.where(some, past["L"], 1.0), _FIRST_MOVE * _of_rms_one(g))
+        if "last u" in past:
+            found["u"] = past["last u"]
+
+        share, fan_in = min(state["step"] / horizon, 1.0), math.prod(g.shape[1:])
+        factors = {
+            "cos*": (1 + math.cos(math.pi * share)) / 2 + 0.01,
+            "fan*": (_MUON_FAN_IN / max(1, fan_in)) ** 0.25 if len(g.shape) > 1 else 1.0,
+            "run*": (_UNIT_STEPS / horizon) ** 0.25,
+        }
+        total = 0 * g
+        for weight, unit, term in zip(self.weights, self.units, self.terms, strict=True):
+            factor = math.prod(x for name, x in factors.items() if name in term)
+            direction = _direction(_without_factors(term), found, seen)
+            total = total + _cast(weight, g.dtype) * (unit * factor) * direction
+        return total
+
+
+def _without_factors(term: str) -> str:
+    for factor in _FACTORS:
+        term = term.removeprefix(factor)
+    return term
+
+
+def _direction(term: str, found: Arrays, seen: Arrays) -> Array:
+    # Those that nothing is remembered for are computed here: sign(x), x/rms(x) and muon(x).
+    if term in found:
+        return found[term]
+    function, _, name = term.removesuffix(")").rpartition("(")
+    x = seen[name]
+    if function == "sign":
+        return _library(x).sign(x)
+    return _muon(x) if function == "muon" else _of_rms_one(x)
+
+
+def _of_rms_one(x: Array) -> Array:
+    xp = _library(x)
+    rms = xp.sqrt(xp.square(x).mean())
+    return xp.where(rms > 0, x / xp.where(rms > 0, rms, 1.0), 0.0)
+
+
+def _muon(x: Array) -> Array:
+    if not _is_matrix(x):
+        return _of_rms_one(x)
+    norm = _norm(x)
+    return _near_orthogonal(x, _library(x).where(norm > 0, norm, 1.0))
+
+
+@dataclass
+class PerLayer:
+    """`l2o_eqx.optimizers.PerLayer`: one of the others for each group of arrays, which their names tell."""
+
+    optimizers: dict[str, Any]
+    label: str
+
+    def __post_init__(self):
+        self.label = self.label.rpartition(":")[2]
+        if self.label not in _LABELS:
+            raise ValueError(
+                f"a PerLayer by {self.label!r} is not known without JAX; {', '.join(_LABELS)} are"
+            )
+
+    def init(self, params: Arrays, num_steps: int | None = None) -> State:
+        """The state before the first of `num_steps` steps.
+
+        **Raises:** `ValueError` if a group has no optimizer.
+        """
+        groups = self._groups(params)
+        if missing := sorted(groups.keys() - self.optimizers.keys()):
+            known = ", ".join(self.optimizers)
+            raise ValueError(f"there is no optimizer for {', '.join(missing)}; the groups are {known}")
+        states = {label: self.optimizers[label].init(own, num_steps) for label, own in groups.items()}
+        return {"shapes": _shapes(params), "groups": states}
+
+    def update(
+        self, grads: Arrays, state: State, params: Arrays | None = None
+    ) -> tuple[dict[str, Array], State]:
+        """One step: what to add to the params, in the dtype of the gradients, and the next state."""
+        grads = _in_order(grads, state)
+        updates, states = {}, {}
+        for label, own in self._groups(grads).items():
+            theirs = None if params is None else {name: params[name] for name in own}
+            step, states[label] = self.optimizers[label].update(own, state["groups"][label], theirs)
+            updates |= step
+        return {name: updates[name] for name in grads}, {**state, "groups": states}
+
+    def _groups(self, arrays: Arrays) -> dict[str, dict[str, Array]]:
+        groups: dict[str, dict[str, Array]] = {}
+        for name, x in arrays.items():
+            groups.setdefault(_LABELS[self.label](name, x), {})[name] = x
+        return groups
+
+
+_LABELS = {
+    "by_layer": lambda name, x: name.rpartition(".")[0] or "params",
+    "by_leaf": lambda name, x: name,
+    "by_rank": lambda name, x: f"rank{len(x.shape)}",
+    "by_shape": lambda name, x: "x".join(map(str, x.shape)) or "scalar",
+    "by_kind": lambda name, x: "convolution" if len(x.shape) >= 3 else "dense",
+}

@@ -73,12 +73,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 given=odd,
             )
         self._rule = _on_device(_loaded(optimizer), numpy_runtime._wide(first), first.device)
-        if getattr(self._rule, "per", "") == "layer" and any(
-            "param_names" not in g for g in self.param_groups
-        ):
+        if _is_by_name(self._rule) and any("param_names" not in g for g in self.param_groups):
             raise ArgumentError(
                 "This optimizer steps layer by layer: hand it `model.named_parameters()`, so that it knows "
-                "which parameters are of one layer.",
+                "which parameters are of which layer.",
                 argument="params",
             )
         with torch.no_grad():
@@ -151,6 +149,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return named
 
 
+def _is_by_name(rule: Any) -> bool:
+    by_label = getattr(rule, "label", "") in ("by_layer", "by_leaf")
+    inner = getattr(rule, "optimizers", {}).values()
+    return by_label or getattr(rule, "per", "") == "layer" or any(map(_is_by_name, inner))
+
+
 def _loaded(optimizer: Any) -> Any:
     if not isinstance(optimizer, str | os.PathLike):
         return optimizer
@@ -172,8 +176,7 @@ def _on_device(rule: Any, dtype: Any, device: Any) -> Any:
     def convert(x: np.ndarray) -> Tensor:
         return torch.asarray(x, dtype=dtype, device=device)
 
-    fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-    return type(rule)(**_mapped(convert, np.ndarray, fields))
+    return _mapped(convert, np.ndarray, rule)
 
 
 def _mapped(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:
@@ -181,4 +184,7 @@ def _mapped(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:
         return {key: _mapped(function, kind, value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_mapped(function, kind, value) for value in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+        return type(tree)(**_mapped(function, kind, fields))
     return function(tree) if isinstance(tree, kind) else tree

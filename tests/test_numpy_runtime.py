@@ -15,7 +15,18 @@ from helpers import as_if_trained, draw_grads, to_float64, updates_of
 
 import l2o_eqx as l2o
 from l2o_eqx import numpy_runtime, preprocessors
-from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, LearnedMomentum, SubspaceRNN
+from l2o_eqx.optimizers import (
+    AdamMLP,
+    CoordinatewiseLSTM,
+    Equation,
+    LearnedMomentum,
+    PerLayer,
+    SubspaceRNN,
+    by_leaf,
+    by_rank,
+    by_shape,
+)
+from l2o_eqx.optimizers._equation import TERMS
 
 STEPS = 100
 PARAMS = {"a": {"b": jnp.full((2, 3), 0.5), "w": jnp.ones(4)}, "c": {"w": jnp.full((1,), -2.0)}}
@@ -39,6 +50,18 @@ OPTIMIZERS = {
     "muon": lambda: as_if_trained(
         AdamMLP((5, 3), num_steps=70, matrices=True, decay="cosine", horizon_power=0.3, key=jr.key(0)),
         jr.key(1),
+    ),
+    "classifiers": lambda: l2o.pretrained("classifiers"),
+    "equation": lambda: Equation(TERMS[: len(TERMS) // 2], (0.01,) * (len(TERMS) // 2), num_steps=70),
+    "factors": lambda: Equation(
+        ("cos*run*muon(m0.9)", "fan*sign(m0.9)", "cos*fan*u", "g/L"), (-0.1, -0.02, 0.3, -0.5)
+    ),
+    "per_leaf": lambda: PerLayer(
+        {"a.b": AdamMLP((4,), key=jr.key(0)), "a.w": Equation(), "c.w": _lstm(preprocessors.Identity())},
+        by_leaf,
+    ),
+    "per_shape": lambda: PerLayer.make(
+        lambda key: Equation(("fan*muon(m0.5)",), (-0.1,)), PARAMS, label=by_shape, key=jr.key(0)
     ),
 }
 
@@ -122,11 +145,27 @@ def test_what_it_does_not_know(tmp_path):
         numpy_runtime.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gallery", "adam_mlp", "identity"])
+def test_groups_that_have_no_optimizer(tmp_path):
+    l2o.save(tmp_path / "file", PerLayer({"rank1": Equation(), "rank2": Equation()}, by_rank))
+    optimizer: Any = numpy_runtime.load(tmp_path / "file")
+    with pytest.raises(ValueError, match="no optimizer for rank3; the groups are rank1, rank2"):
+        optimizer.init({"a": np.ones((2, 2)), "b": np.ones((2, 2, 2))})
+    l2o.save(tmp_path / "file", PerLayer({"x": Equation(("theta",), (-0.1,))}, by_leaf))
+    optimizer = numpy_runtime.load(tmp_path / "file")
+    params = {"x": np.full(2, 2.0)}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["x"], -0.2)
+    with pytest.raises(ValueError, match="has the params in it"):
+        optimizer.update(params, optimizer.init(params))
+
+
+@pytest.mark.parametrize("name", ["gallery", "adam_mlp", "identity", "classifiers", "per_leaf"])
 def test_arrays_that_are_others_than_those_of_init(name, tmp_path):
     l2o.save(tmp_path / "file.safetensors", OPTIMIZERS[name]())
     optimizer: Any = numpy_runtime.load(tmp_path / "file.safetensors")
     params = {"a": np.ones((2, 3)), "b": np.ones(2)}
+    if name == "per_leaf":
+        optimizer = numpy_runtime.PerLayer({name: optimizer.optimizers["a.w"] for name in params}, "by_leaf")
     state = optimizer.init(params)
     for grads in ({"a": np.ones((2, 3))}, {**params, "b": np.ones(3)}, {**params, "c": np.ones(1)}):
         with pytest.raises(ValueError, match="the names and shapes of `init`"):
@@ -135,7 +174,7 @@ def test_arrays_that_are_others_than_those_of_init(name, tmp_path):
         optimizer.update({**params, "b": np.ones(2, np.int64)}, state, params)
 
 
-@pytest.mark.parametrize("name", ["gallery", "layer", "identity"])
+@pytest.mark.parametrize("name", ["gallery", "layer", "identity", "classifiers"])
 def test_the_order_of_names_does_not_matter(name, tmp_path):
     l2o.save(tmp_path / "file.safetensors", OPTIMIZERS[name]())
     optimizer: Any = numpy_runtime.load(tmp_path / "file.safetensors")

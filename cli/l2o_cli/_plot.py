@@ -128,18 +128,16 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
     from l2o_eqx import callbacks, plots
     from l2o_eqx.files import replacing
 
-    # How each is read and drawn, and the files that it has its title and the several evaluations from.
-    beside = source.parent / "comparison.json"
-    title, titled = {"title": _title(source)}, {"title": _title(beside), "several": _several(beside)}
-    known: dict[str, tuple[Callable[..., Any], Callable[..., None], dict[str, Any]]] = {
-        "curves.csv": (plots.read_curves, plots.plot_curves, titled),
-        "comparison.json": (_read_families, plots.plot_families, title),
-        "metrics.jsonl": (callbacks.read_metrics, plots.plot_training, {}),
-        "pretraining.csv": (plots.read_pretraining, plots.plot_pretraining, {}),
-        "card.json": (_read_rows, plots.plot_card, title),
-        "fits.csv": (plots.read_fits, plots.plot_fits, {}),
-        "updates.json": (plots.read_updates, plots.plot_updates, title),
-        "answers.json": (plots.read_answers, plots.plot_answers, title),
+    # How each is read and drawn, and which settings of the figure are kept in that file or beside it.
+    known: dict[str, tuple[Callable[..., Any], Callable[..., None], Callable[[Path], dict[str, Any]]]] = {
+        "curves.csv": (plots.read_curves, plots.plot_curves, _of_curves),
+        "comparison.json": (_read_families, plots.plot_families, _titled),
+        "metrics.jsonl": (callbacks.read_metrics, plots.plot_training, lambda _: {}),
+        "pretraining.csv": (plots.read_pretraining, plots.plot_pretraining, lambda _: {}),
+        "card.json": (_read_rows, plots.plot_card, _titled),
+        "fits.csv": (plots.read_fits, plots.plot_fits, lambda _: {}),
+        "updates.json": (plots.read_updates, plots.plot_updates, _titled),
+        "answers.json": (plots.read_answers, plots.plot_answers, _titled),
     }
     read, draw, settings = known[source.name]
     path = folder / f"{FIGURES[source.name]}.{file_format}"
@@ -149,7 +147,7 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            draw(content, temporary, **settings)
+            draw(content, temporary, **settings(source))
     except (ValueError, KeyError, OSError, RecursionError) as error:
         raise UsageError(f"{source} cannot be drawn: {error}") from None
     return path
@@ -159,10 +157,9 @@ def _read_families(path: Path) -> dict[str, dict[str, Any]]:
     # The curves of each, of a comparison on several.
     from l2o_eqx import plots
 
-    names = _read(path, lambda content: list(content["families"]), [])
-    return {
-        name: plots.read_curves(path.parent / "families" / file_name(name) / "curves.csv") for name in names
-    }
+    names = _read(path, lambda content: [str(name) for name in content["families"]], [])
+    files = {name: path.parent / "families" / file_name(name) / "curves.csv" for name in names}
+    return {name: plots.read_curves(file) for name, file in files.items() if file.is_file()}
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -171,8 +168,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return Card.read(path).as_dict()["rows"]
 
 
-def _title(path: Path) -> str | None:
-    return _read(path, lambda content: content["title"], None)
+def _titled(path: Path) -> dict[str, Any]:
+    return {"title": _read(path, lambda content: content["title"], None)}
+
+
+def _of_curves(path: Path) -> dict[str, Any]:
+    beside = path.parent / "comparison.json"
+    return {**_titled(beside), "several": _several(beside)}
 
 
 def _several(path: Path) -> list[str]:

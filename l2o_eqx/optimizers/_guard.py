@@ -25,7 +25,7 @@ class Span(eqx.Module):
     - `first`: the loss before the first step.
     - `age`: the number of losses since.
     - `total`, `moment`: of the losses less the first, the sum, and the sum weighted by their numbers.
-    - `roughness`: the sum of the squared second differences of the losses.
+    - `roughness`: the root of the sum of the squared second differences of the losses.
     """
 
     first: Float[Array, "*coordinates"]
@@ -48,7 +48,8 @@ class Span(eqx.Module):
             age=age,
             total=self.total + above,
             moment=self.moment + age * above,
-            roughness=self.roughness + jnp.where(age >= 2, bend**2, 0),
+            # Squares of small losses would round to zero.
+            roughness=jnp.hypot(self.roughness, jnp.where(age >= 2, bend, 0)),
         )
 
     def fall(self) -> tuple[Float[Array, "*coordinates"], Float[Array, "*coordinates"]]:
@@ -59,8 +60,8 @@ class Span(eqx.Module):
         """
         n = (self.age + 1).astype(self.first.dtype)
         fall = -(self.moment - (n - 1) / 2 * self.total) * 12 / (n * (n + 1))
-        noise = self.roughness / (6 * jnp.maximum(n - 2, 1))
-        return fall, jnp.sqrt(noise * 12 * (n - 1) / (n * (n + 1)))
+        variance = 12 * (n - 1) / (n * (n + 1)) / (6 * jnp.maximum(n - 2, 1))
+        return fall, jnp.sqrt(variance) * self.roughness
 
 
 class Guard(eqx.Module):
@@ -76,7 +77,7 @@ class Guard(eqx.Module):
     - `span`, `high`: the losses of this span, and the highest that the inner optimizer led to in it.
     - `incumbent_fall`, `challenger_fall`: how far the loss fell in the span before the trial, and in it.
     - `spans`: how many more the incumbent has before the other is tried; `rounds`: log₂ of how many times
-        `memory` steps a span has.
+        half a `memory` a span has.
     - `hold`: steps that the fallback is still going to take; `length`: how many it takes next time.
     - `falls`: how often it fell back; `fallback_steps`: how many steps were the fallback's, or led back.
     - `num_steps`: of the run, if that is known.
@@ -169,20 +170,23 @@ class Guard(eqx.Module):
         memory: int,
     ) -> tuple["Guard", Bool[Array, "*coordinates"]]:
         """The next one, and whether the inner optimizer moves now; `broken`: its update is not finite."""
+        # Where nothing is known of the loss, as if it had not changed; after a trial in vain, as before it.
+        value = jnp.where(jnp.isfinite(value), value, self.last)
+        value = jnp.where(self.on_trial & refused, self.span.first, value)
         span, change, high = self._with(value, refused)
         fall, error = span.fall()
         held = self.hold > 0
-        full = (span.age >= self._length(memory)) & ~held & ~refused
-        broken = broken & self.moves_inner
+        broken_now, broken = broken, broken & self.moves_inner
+        full = (span.age >= self._length(memory)) & ~held & ~refused & ~broken
 
         # The trial: over at once where it is clear, else when the incumbent has answered.
         stalls = fall <= -error
         tries = full & (self.phase == _INCUMBENT) & ((self.spans <= 1) | stalls)
         tried, answered = full & self.on_trial, full & (self.phase == _ANSWER)
         # Of a loss that falls by the same factor in every span, the falls are in geometric progression.
-        incumbents = jnp.sqrt(jnp.maximum(self.incumbent_fall, 0) * jnp.maximum(fall, 0))
+        incumbents = jnp.sqrt(jnp.maximum(self.incumbent_fall, 0)) * jnp.sqrt(jnp.maximum(fall, 0))
         clearly = tried & (fall - self.incumbent_fall > 2**0.5 * error)
-        wins = (clearly | (answered & (self.challenger_fall - incumbents > 1.5**0.5 * error))) & ~broken
+        wins = clearly | (answered & (self.challenger_fall - incumbents > 1.5**0.5 * error))
         hopeless = (tried & ~clearly & (fall <= 0)) | (self.on_trial & (refused | broken))
         loses = hopeless | (answered & ~wins)
         answers = tried & ~wins & ~loses
@@ -206,7 +210,7 @@ class Guard(eqx.Module):
             phase=phase,
             bound=jnp.where(tries | takes_over, at_first, jnp.where(settled, tightened, self.bound)),
             change=jnp.where(fails, 0, change),
-            last=jnp.where(refused, self.last, value),
+            last=jnp.where(refused & ~self.on_trial, self.last, value),
             before_last=jnp.where(refused, jnp.finfo(value.dtype).max, self.last),
             span=jax.tree.map(lambda x, y: jnp.where(begins, x, y), Span.at(value), span),
             high=jnp.where(begins, -jnp.finfo(value.dtype).max, high),
@@ -224,18 +228,17 @@ class Guard(eqx.Module):
             fallback_steps=self.fallback_steps,
             num_steps=self.num_steps,
         )
-        moves = after.moves_inner & ~refused
+        moves = after.moves_inner & ~refused & ~broken_now
         return eqx.tree_at(lambda g: g.fallback_steps, after, self.fallback_steps + ~moves), moves
 
     def _length(self, memory):
         return (memory + 1) // 2 * 2**self.rounds
 
     def _with(self, value, refused):
-        # The span, mean change and highest loss with one more loss; differences if they are finite.
+        # The span, mean change and highest loss with one more loss.
         most = jnp.finfo(value.dtype).max
-        step = jnp.abs(value - self.last)
-        bend = value - 2 * self.last + self.before_last
-        step, bend = (jnp.where(jnp.abs(x) < most, x, 0) for x in (step, bend))
+        step = jnp.where(self.last < most, jnp.abs(value - self.last), 0)
+        bend = jnp.where(self.before_last < most, (value - self.last) - (self.last - self.before_last), 0)
         mean = jnp.where(self.change == 0, step, self.change + (step - self.change) / _CHANGES)
         change = jnp.where(self.on_trial | refused, self.change, mean)
         high = jnp.fmax(self.high, jnp.where(self.moves_inner, value, -most))

@@ -15,8 +15,11 @@ from ._guard import Guard
 from ._layouts import AbstractLayout, Seen, Whole, initial_state, take_step
 from ._wrapper import AbstractWrapper
 
-# How much further than |θ| + |w| an entry may move, so that the way back is right to 4 digits in float32.
-_REACH = 1e3
+# How much further than an entry is large, or a step of the other one, it may be from where the way back ends,
+# so that this is right to 4 digits in float32; with fewer digits, to one.
+_REACH, _DIGIT = 1e3, 0.1
+# So that what `Guard` counts fits in 32 bits.
+_LONGEST_MEMORY = 2**18
 
 
 class SafeguardedState(eqx.Module):
@@ -36,19 +39,22 @@ class Safeguarded(AbstractWrapper):
     time to time. With M the `memory`, and d the mean change of the loss by the incumbent's last steps:
 
     1. **Bounds.** The inner optimizer takes over at a loss f_c, and moves as long as f(θ_t) ≤ f_c + 3d and
-        its update is finite; the highest loss of each of its spans, plus 3d, is the bound of the next if that
-        is lower. Where the loss is too high, the params go back to the last point that was accepted and from
-        there, in the same move, along the fallback's update. Then the fallback moves for N more steps, N = 1,
-        4, 16, … each time in a row; from the second time on, the inner optimizer begins anew after them.
+        its update is finite; d is 0 at the first loss. Of each of its spans, the highest loss plus 3d is the
+        bound of the next if that is lower. Where the loss is too high, the params go back to the last point
+        that was accepted and from there, in the same move, along the fallback's update. Then the fallback
+        moves for N more steps, N = 1, 4, 16, … each time in a row. Where that happens again, or its update
+        was not finite, the inner optimizer begins anew.
     2. **Spans.** A span is M/2 steps, after which the fall of the loss is known: that of a line of least
         squares, with its standard error, from second differences. After two spans, or one in which the loss
-        has not fallen, the other is tried for a span, and the incumbent answers with one. Where f falls by
-        a factor in every span, three falls in a row are in geometric progression if the factors are the same:
-        so the other takes over where its fall is larger than √(fall before · fall after), by more than the
-        error; at once, without the answer, where it is larger than the fall before.
-    3. **Trials.** Where the incumbent stays, spans are twice as long from then on, and the next trial comes
-        after 8, 16, 32, … of them. A trial ends where the loss rises by more than the incumbent had gained in
-        the span before, or has risen by more than 3d in the end; the params then go back to where it began.
+        has surely not fallen, the other is tried for a span, and the incumbent answers with one. Where f
+        falls by a factor in every span, three falls in a row are in geometric progression if the factors are
+        the same: so the other takes over where its fall is larger than √(fall before · fall after), by more
+        than the error; at once, without the answer, where it is larger than the fall before.
+    3. **Trials.** One begins with a bound of f + 3d, which may be exceeded in between by as much as the
+        incumbent had gained in the span before. Where it is, the params go back to where the trial began,
+        without a fall of the loss it is lost as well. Where the incumbent stays, spans are twice as long from
+        then on, and the next trial comes after 8, 16, 32, … of them; where the other takes over, or falls
+        back, all begins with M/2 again.
 
     So where one of the two is better all along, the run ends as that one alone does after fewer steps. Of T
     steps, a fallback that is better misses M at first and some √(MT) in trials; where the inner optimizer
@@ -65,10 +71,11 @@ class Safeguarded(AbstractWrapper):
     and 0.055.
 
     Both are asked for an update at every step, and the params are kept once more. The fallback sees the
-    gradients at all accepted points, also where its update is not taken; the inner optimizer those at which
-    it moves, since it was trained on gradients along its own way. No entry moves by more than 1000
-    times (|θ| + the fallback's update), or the way back would be lost to rounding. If both are
-    coordinatewise, so is this one; else it runs on whole trees.
+    gradients at all points but those that are refused, also where its update is not taken; the inner
+    optimizer those at which it moves, since it was trained on gradients along its own way. On a trial, and
+    where the inner optimizer moves, no entry gets further from where the way back leads than 1000 times as
+    far as it is large, or as the other one's update is (less in narrow dtypes), or that way would be lost to
+    rounding. If both are coordinatewise, so is this one; else it runs on whole trees.
 
     The state is a `SafeguardedState`. In it, or in that of `as_optax` or a chain around it, `Guard.of(state)`
     finds how often it fell back, `falls`, and the steps that were not the inner optimizer's,
@@ -79,9 +86,9 @@ class Safeguarded(AbstractWrapper):
     - `inner`: the trained optimizer.
     - `fallback`: what one would use without it: an optimizer, or an optax transformation such as
         `optax.adam(1e-3)`, with which `l2o_eqx.save` cannot store this.
-    - `memory`: M, the number of steps before the fallback is tried for the first time.
+    - `memory`: M, an even number of steps, before which the fallback is not tried unless the loss stalls.
 
-    **Raises:** `ValueError` for a memory below 1, and on `update` without `value` or params.
+    **Raises:** `ValueError` for a memory below 1 or above 262,144, and on `update` without `value` or params.
 
     Reference: the rule is the loss-based guard of Prémont-Schwarz et al. 2022, "A simple guard for learned
     optimizers" (arXiv:2201.12426), in that losses alone decide which optimizer moves, with the safeguard of
@@ -98,6 +105,12 @@ class Safeguarded(AbstractWrapper):
 
     def __check_init__(self):
         check_count("Safeguarded", memory=self.memory)
+        if self.memory > _LONGEST_MEMORY:
+            raise ArgumentError(
+                f"`Safeguarded(memory=...)` must be at most {_LONGEST_MEMORY}. Got {self.memory}.",
+                argument="memory",
+                given=self.memory,
+            )
 
     def wants(self) -> frozenset[str]:
         return frozenset({"value"}) | self.inner.wants() | self.fallback.wants()
@@ -147,30 +160,44 @@ class Safeguarded(AbstractWrapper):
         value = value.astype(guard.high.dtype)
         refused = guard.refuses(value, self.memory)
         theirs, fallback = take_step(self.fallback, seen, state.fallback, params)
+        theirs = jax.tree.map(lambda t: jnp.where(jnp.isfinite(t), t, 0), theirs)
         own, inner = take_step(self.inner, seen, state.inner, params)
         broken = _has_broken(own, refused)
-        own = jax.tree.map(_within_reach, own, theirs, params)
-        anew = guard.moves_inner & (broken | (refused & (guard.length > 1)))
+        own = jax.tree.map(lambda o, t: jnp.where(jnp.isfinite(o), o, t), own, theirs)
+        anew = guard.moves_inner & (broken | (refused & (guard.on_trial | (guard.length > 1))))
         was_on_trial = guard.on_trial
-        guard, by_inner = guard.after(value, refused, broken, self.memory)
+        # In blocks, each coordinate knows of itself alone: the loss decides for all of them.
+        guard, by_inner = guard.after(value, refused, broken & (broken.ndim == 0), self.memory)
 
+        # The way back: to where a trial began, or the last accepted point, and from there along the
+        # fallback's update. The inner optimizer goes on from where it was, with the gradient there.
+        ahead = jax.tree.map(lambda p, w: (p + w).astype(p.dtype), params, theirs)
+        here = _choose(guard.by_inner & guard.on_trial, jax.tree.map(jnp.asarray, params), ahead)
+        back = _choose(refused | (guard.on_trial & was_on_trial), state.back, here)
         way_back = jax.tree.map(lambda b, p: (b - p).astype(p.dtype), state.back, params)
-        # Of a trial that fails, the incumbent takes the step from where it began.
-        other = _choose(guard.by_inner & guard.on_trial, own, theirs)
-        there = jax.tree.map(lambda p, w: (p + w).astype(p.dtype), params, other)
+        taken, others = _choose(by_inner, own, theirs), _choose(by_inner, theirs, own)
+        within = jax.tree.map(_within_reach, taken, params, back, others)
+        move = _choose(by_inner | guard.on_trial, within, theirs)
         num_steps = None if guard.num_steps is None else jnp.max(guard.num_steps, initial=0)
         first = initial_state(self.inner, params, num_steps)
-        return _choose(refused, way_back, _choose(by_inner, own, theirs)), SafeguardedState(
+        return _choose(refused, way_back, move), SafeguardedState(
             inner=_choose_state(anew, first, _choose_state(by_inner, inner, state.inner)),
             fallback=_choose_state(refused, state.fallback, fallback),
-            back=_choose(refused | (guard.on_trial & was_on_trial), state.back, there),
+            back=back,
             guard=guard,
         )
 
 
-def _within_reach(own, theirs, params):
-    reach = _REACH * (jnp.abs(params) + jnp.abs(theirs))
-    return jnp.clip(jnp.where(jnp.isfinite(own), own, theirs), -reach, reach).astype(own.dtype)
+def _within_reach(update, params, back, others):
+    # The update, cut where it would lead so far from `back` that the way there is lost to rounding. The way
+    # to zero is not.
+    numbers = jnp.finfo(params.dtype)
+    digits = min(_REACH, _DIGIT / float(numbers.eps))
+    largest = jnp.where(back == 0, numbers.max, digits * jnp.maximum(jnp.abs(back), jnp.abs(others)))
+    reach = jnp.minimum(largest, float(numbers.max) / 4).astype(params.dtype)
+    target = params + update
+    cut = jnp.clip(target, back - reach, back + reach) - params
+    return jnp.where(jnp.abs(target - back) <= reach, update, cut).astype(update.dtype)
 
 
 def _has_broken(updates, like):

@@ -171,7 +171,7 @@ def test_losses_that_are_not_finite_leave_no_trace(at, loss):
 
 def test_an_update_that_is_not_finite_starts_no_trial():
     """At the end of a span, as at any other step, the fallback moves, and for one more."""
-    guard = Guard.new((), jnp.dtype(jnp.float32), None)
+    guard, moves = Guard.new((), jnp.dtype(jnp.float32), None), True
     for value in range(20, 9, -1):
         broken = jnp.array(value == 10)
         guard, moves = guard.after(jnp.float32(value), jnp.array(False), broken, 10)
@@ -212,12 +212,13 @@ def test_in_blocks_all_coordinates_decide_alike():
     """Also where the update of one of them is not finite: the loss says for all whether to go back."""
     safe = Safeguarded(Breaking(jnp.float32(0.02)), RootMeanSquare(jnp.float32(0.05)))
     tx = l2o.as_optax(safe)
-    params = jnp.array([3.0, -2.0])
+    params: Any = jnp.array([3.0, -2.0])
     state: Any = tx.init(params)
+    value = jnp.inf
     for _ in range(12):
         value, grads = jax.value_and_grad(lambda x: loss(x - 1) + (x[0] * x[1]) ** 2)(params)
         updates, state = tx.update(grads, state, params, value=value)
-        params = params + updates
+        params = optax.apply_updates(params, updates)
         for x in jax.tree.leaves(state.inner.arrays.guard):
             assert np.all(np.asarray(x) == np.ravel(x)[0])
     assert Guard.of(state).falls >= 1 and np.all(np.isfinite(params)) and value < 20

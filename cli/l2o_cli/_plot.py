@@ -129,7 +129,7 @@ def _redraw(source: Path, folder: Path, file_format: str) -> Path | None:
     from l2o_eqx.files import replacing
 
     # How each is read and drawn, and which settings of the figure are kept in that file or beside it.
-    known: dict[str, tuple[Callable[..., Any], Callable[..., None], Callable[[Path], dict[str, Any]]]] = {
+    known: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[Path], dict[str, Any]]]] = {
         "curves.csv": (plots.read_curves, plots.plot_curves, _of_curves),
         "comparison.json": (_read_families, plots.plot_families, _titled),
         "metrics.jsonl": (callbacks.read_metrics, plots.plot_training, lambda _: {}),

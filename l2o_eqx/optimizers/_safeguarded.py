@@ -60,11 +60,11 @@ class Safeguarded(AbstractWrapper):
     steps, a fallback that is better misses M at first and some √(MT) in trials; where the inner optimizer
     diverges, two each of some log₄ T times. Logistic regression by the gallery's `mnist` ends at 0.039 after
     1,000 steps, by Adam at 0.0068 (0.0092 after 800), and by the one with the other to fall back on at 0.011;
-    a quadratic by `quadratic` at 4e-7 after 100 steps, and with a useless fallback at 5e-6 to 2e-5.
+    a quadratic by `quadratic` at 4e-7 after 100 steps, and with a useless fallback at 4e-6 to 2e-5.
 
     What the rule sees is how fast the loss falls now: it takes for better what gains at first and is slow
     later, and misses what has to climb before it falls, such as Adam in the valley of Rosenbrock's function
-    beside slow gradient descent (1e-4; Adam alone 5e-12). Where losses are those of minibatches, take a
+    beside slow gradient descent (2e-5 after 1,000 steps; Adam alone 5e-12). Where losses are those of minibatches, take a
     `memory` over which progress is larger than the noise. Networks for digit-like classes (64 of 2,000 at a
     step, 150 steps, medians of 5): Adam with a rate of 0.01 ends at 0.047, at 0.001 at 0.77; the slow one
     falling back on the fast one at 0.060 with a memory of 10 and 0.076 with 30, the other way round at 0.073

@@ -64,11 +64,9 @@ class Safeguarded(AbstractWrapper):
 
     What the rule sees is how fast the loss falls now: it takes for better what gains at first and is slow
     later, and misses what has to climb before it falls, such as Adam in the valley of Rosenbrock's function
-    beside slow gradient descent (2e-5 after 1,000 steps; Adam alone 5e-12). Where losses are those of minibatches, take a
-    `memory` over which progress is larger than the noise. Networks for digit-like classes (64 of 2,000 at a
-    step, 150 steps, medians of 5): Adam with a rate of 0.01 ends at 0.047, at 0.001 at 0.77; the slow one
-    falling back on the fast one at 0.060 with a memory of 10 and 0.076 with 30, the other way round at 0.073
-    and 0.055.
+    beside slow gradient descent (2e-5 after 1,000 steps; Adam alone 5e-12). Where losses are those of
+    minibatches, take a `memory` over which progress is larger than the noise. `benchmarks/safeguard.py` has
+    these numbers and others.
 
     Both are asked for an update at every step, and the params are kept once more. The fallback sees the
     gradients at all points but those that are refused, also where its update is not taken; the inner

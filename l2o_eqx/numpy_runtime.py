@@ -22,7 +22,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -356,12 +356,8 @@ class LearnedMomentum:
 
     def _groups(self, arrays: Arrays) -> list[list[str]]:
         # Which arrays share a network.
-        labels = {"tensor": lambda name: name, "layer": lambda name: name.rpartition(".")[0]}
-        label = labels.get(self.per, lambda name: "")
-        groups: dict[str, list[str]] = {}
-        for name in arrays:
-            groups.setdefault(label(name), []).append(name)
-        return list(groups.values())
+        labels = {"tensor": _LABELS["by_leaf"], "layer": _LABELS["by_layer"]}
+        return [[*group] for group in _grouped(arrays, labels.get(self.per, lambda name, x: "")).values()]
 
 
 def _products(grad: Array, before: Array, moved: Array) -> Array:
@@ -457,7 +453,7 @@ class AdamMLP:
         facts = xp.asarray(others, dtype=dtype, device=grad.device)
         of_tensor = xp.concat([xp.stack([*ratios, 0.5 * xp.log(rms + 1e-3) + 1]), facts])
 
-        decay = 1.0 if self.decay == "none" else (1 + math.cos(math.pi * share)) / 2 + 0.01
+        decay = 1.0 if self.decay == "none" else _cosine_decay(share)
         log_rate = _cast(self.log_rate, dtype) + math.log(decay)
         log_rate = log_rate - self.horizon_power * math.log(horizon / 100)
         inverse = 1 / xp.sqrt(square + 1e-6 * mean_square)
@@ -521,6 +517,11 @@ def _near_orthogonal(mean: Array, norm: Array) -> Array:
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     wide = math.sqrt(wide.shape[1]) * wide
     return (wide if matrix.shape == wide.shape else wide.T).reshape(mean.shape)
+
+
+def _cosine_decay(share: float) -> float:
+    # Of the steps that are done.
+    return (1 + math.cos(math.pi * share)) / 2 + 0.01
 
 
 def _norm(x: Array) -> Array:
@@ -591,16 +592,15 @@ class Equation:
         xp, steps, horizon = _library(g), state["step"] + 1, state["horizon"]
         for own in _MEANS.keys() & past.keys():
             past[own] = _MEANS[own] * past[own] + (1 - _MEANS[own]) * g
-        seen = {"g": g, **{own: past[own] / (1 - b**steps) for own, b in _MEANS.items() if own in past}}
-        found = {**seen, "theta": param}
+        found = {own: past[own] / (1 - b**steps) for own, b in _MEANS.items() if own in past}
+        found |= {"g": g, "theta": param}
         correction = 1 - _SQUARE_DECAY**steps
         if "v" in past:
             past["v"] = _SQUARE_DECAY * past["v"] + (1 - _SQUARE_DECAY) * xp.square(g)
             square = past["v"] / correction
-            inverse = 1 / xp.sqrt(square + 1e-6 * square.mean() + 1e-37)
-            found |= {f"{own}/sqrt(v)": x * inverse for own, x in seen.items()}
+            found["1/sqrt(v)"] = 1 / xp.sqrt(square + 1e-6 * square.mean() + 1e-37)
         if "w" in past:
-            muon = _muon(seen["m0.5"])
+            muon = _muon(found["m0.5"])
             past["w"] = _SQUARE_DECAY * past["w"] + (1 - _SQUARE_DECAY) * xp.square(muon)
             found["adamuon(m0.5)"] = muon / xp.sqrt(past["w"] / correction + _MUON_FLOOR)
         if "L" in past:
@@ -614,14 +614,14 @@ class Equation:
 
         share, fan_in = min(state["step"] / horizon, 1.0), math.prod(g.shape[1:])
         factors = {
-            "cos*": (1 + math.cos(math.pi * share)) / 2 + 0.01,
+            "cos*": _cosine_decay(share),
             "fan*": (_MUON_FAN_IN / max(1, fan_in)) ** 0.25 if len(g.shape) > 1 else 1.0,
             "run*": (_UNIT_STEPS / horizon) ** 0.25,
         }
         total = 0 * g
         for weight, unit, term in zip(self.weights, self.units, self.terms, strict=True):
             factor = math.prod(x for name, x in factors.items() if name in term)
-            direction = _direction(_without_factors(term), found, seen)
+            direction = _direction(_without_factors(term), found)
             total = total + _cast(weight, g.dtype) * (unit * factor) * direction
         return total
 
@@ -632,12 +632,14 @@ def _without_factors(term: str) -> str:
     return term
 
 
-def _direction(term: str, found: Arrays, seen: Arrays) -> Array:
-    # Those that nothing is remembered for are computed here: sign(x), x/rms(x) and muon(x).
+def _direction(term: str, found: Arrays) -> Array:
+    # Those that are made of others are computed here: x/sqrt(v), sign(x), x/rms(x) and muon(x).
     if term in found:
         return found[term]
+    if term.endswith("/sqrt(v)"):
+        return found[term.removesuffix("/sqrt(v)")] * found["1/sqrt(v)"]
     function, _, name = term.removesuffix(")").rpartition("(")
-    x = seen[name]
+    x = found[name]
     if function == "sign":
         return _library(x).sign(x)
     return _muon(x) if function == "muon" else _of_rms_one(x)
@@ -675,7 +677,7 @@ class PerLayer:
 
         **Raises:** `ValueError` if a group has no optimizer.
         """
-        groups = self._groups(params)
+        groups = _grouped(params, _LABELS[self.label])
         if missing := sorted(groups.keys() - self.optimizers.keys()):
             known = ", ".join(self.optimizers)
             raise ValueError(f"there is no optimizer for {', '.join(missing)}; the groups are {known}")
@@ -688,17 +690,18 @@ class PerLayer:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
         grads = _in_order(grads, state)
         updates, states = {}, {}
-        for label, own in self._groups(grads).items():
+        for label, own in _grouped(grads, _LABELS[self.label]).items():
             theirs = None if params is None else {name: params[name] for name in own}
             step, states[label] = self.optimizers[label].update(own, state["groups"][label], theirs)
             updates |= step
         return {name: updates[name] for name in grads}, {**state, "groups": states}
 
-    def _groups(self, arrays: Arrays) -> dict[str, dict[str, Array]]:
-        groups: dict[str, dict[str, Array]] = {}
-        for name, x in arrays.items():
-            groups.setdefault(_LABELS[self.label](name, x), {})[name] = x
-        return groups
+
+def _grouped(arrays: Arrays, label: Callable[[str, Array], str]) -> dict[str, dict[str, Array]]:
+    groups: dict[str, dict[str, Array]] = {}
+    for name, x in arrays.items():
+        groups.setdefault(label(name, x), {})[name] = x
+    return groups
 
 
 _LABELS = {

@@ -184,7 +184,7 @@ def _mapped(function: Callable[[Any], Any], kind: type, tree: Any) -> Any:
         return {key: _mapped(function, kind, value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_mapped(function, kind, value) for value in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if dataclasses.is_dataclass(tree):
         fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
         return type(tree)(**_mapped(function, kind, fields))
     return function(tree) if isinstance(tree, kind) else tree

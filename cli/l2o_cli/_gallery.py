@@ -47,12 +47,15 @@ def gallery(
     What build makes is in its run folder, with NAME.safetensors and its card NAME.json beside the files of
     the training.
     """
-    if out is not None and action != "build":
-        raise UsageError("option '--out': is for `l2o gallery build NAME`")
-    if action != "build" and (quiet or cores is not None or not cache):
-        raise UsageError(
-            f"option '--cores', '--no-cache', '--quiet': are for `l2o gallery build NAME`, not for {action}"
-        )
+    given = {
+        "--out": out is not None,
+        "--cores": cores is not None,
+        "--no-cache": not cache,
+        "--quiet": quiet,
+    }
+    if action != "build" and any(given.values()):
+        option = next(option for option, is_given in given.items() if is_given)
+        raise UsageError(f"option '{option}': is for `l2o gallery build NAME`, not for {action}")
     if action in ("list", "page"):
         if name is not None:
             raise UsageError(f"NAME: got {name!r}, but {action} is of all of them; `l2o gallery show {name}`")

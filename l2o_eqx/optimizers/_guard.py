@@ -173,63 +173,61 @@ class Guard(eqx.Module):
         # Where nothing is known of the loss, as if it had not changed; after a trial in vain, as before it.
         value = jnp.where(jnp.isfinite(value), value, self.last)
         value = jnp.where(self.on_trial & refused, self.span.first, value)
+        most = jnp.finfo(value.dtype).max
         span, change, high = self._with(value, refused)
         fall, error = span.fall()
-        held = self.hold > 0
-        broken_now, broken = broken, broken & self.moves_inner
-        full = (span.age >= self._length(memory)) & ~held & ~refused & ~broken
+        stopped = refused | (broken & self.moves_inner)
+        full = (span.age >= self._length(memory)) & (self.hold == 0) & ~stopped
+        wins, answers, loses = self._verdict(fall, error, full, stopped)
+        tries = full & (self.phase == _INCUMBENT) & ((self.spans <= 1) | (fall <= -error))
+        fails, takes_over = stopped & ~self.on_trial, self.hold == 1
 
-        # The trial: over at once where it is clear, else when the incumbent has answered.
-        stalls = fall <= -error
-        tries = full & (self.phase == _INCUMBENT) & ((self.spans <= 1) | stalls)
-        tried, answered = full & self.on_trial, full & (self.phase == _ANSWER)
-        # Of a loss that falls by the same factor in every span, the falls are in geometric progression.
-        incumbents = jnp.sqrt(jnp.maximum(self.incumbent_fall, 0)) * jnp.sqrt(jnp.maximum(fall, 0))
-        clearly = tried & (fall - self.incumbent_fall > 2**0.5 * error)
-        wins = clearly | (answered & (self.challenger_fall - incumbents > 1.5**0.5 * error))
-        hopeless = (tried & ~clearly & (fall <= 0)) | (self.on_trial & (refused | broken))
-        loses = hopeless | (answered & ~wins)
-        answers = tried & ~wins & ~loses
-        fails = (refused | broken) & ~self.on_trial
-
-        takes_over = self.hold == 1
-        rounds = jnp.where(loses, self.rounds + 1, jnp.where(wins, 0, self.rounds))
-        rounds = jnp.where(fails | held, 0, jnp.minimum(rounds, _MOST_ROUNDS))
-        wait = jnp.where(rounds > 0, 2 ** (rounds + 2), 2)
-        spans = jnp.where(wins | loses | fails | held, wait, self.spans - full)
-        phase = jnp.where(wins | loses | fails | held, _INCUMBENT, self.phase)
+        # The fallback is on hold, or has to be, and with a win all begins with the shortest spans again.
+        afresh = fails | (self.hold > 0)
+        over = wins | loses | afresh
+        rounds = jnp.where(loses, jnp.minimum(self.rounds + 1, _MOST_ROUNDS), self.rounds)
+        rounds = jnp.where(afresh | wins, 0, rounds)
+        by_inner = (takes_over | (self.by_inner ^ wins)) & ~fails
+        phase = jnp.where(over, _INCUMBENT, self.phase)
         phase = jnp.where(tries, _CHALLENGER, jnp.where(answers, _ANSWER, phase))
-        begins = full | wins | loses | fails | held
-        settled, tightened = (
-            full & self.moves_inner & ~self.on_trial,
-            jnp.minimum(self.bound, high + _CHANGES * change),
+        moves = (by_inner ^ (phase == _CHALLENGER)) & ~refused & ~broken
+        passed = full & self.moves_inner
+        bound = jnp.where(
+            passed & ~self.on_trial, jnp.minimum(self.bound, high + _CHANGES * change), self.bound
         )
-        at_first = jnp.minimum(value + _CHANGES * change, jnp.finfo(value.dtype).max / 2)
-        after = Guard(
-            by_inner=(takes_over | (self.by_inner ^ wins)) & ~fails,
+        at_first = jnp.minimum(value + _CHANGES * change, most / 2)
+        return Guard(
+            by_inner=by_inner,
             phase=phase,
-            bound=jnp.where(tries | takes_over, at_first, jnp.where(settled, tightened, self.bound)),
+            bound=jnp.where(tries | takes_over, at_first, bound),
             change=jnp.where(fails, 0, change),
             last=jnp.where(refused & ~self.on_trial, self.last, value),
-            before_last=jnp.where(refused, jnp.finfo(value.dtype).max, self.last),
-            span=jax.tree.map(lambda x, y: jnp.where(begins, x, y), Span.at(value), span),
-            high=jnp.where(begins, -jnp.finfo(value.dtype).max, high),
+            before_last=jnp.where(refused, most, self.last),
+            span=jax.tree.map(lambda x, y: jnp.where(full | over, x, y), Span.at(value), span),
+            high=jnp.where(full | over, -most, high),
             incumbent_fall=jnp.where(tries, fall, self.incumbent_fall),
             challenger_fall=jnp.where(answers, fall, self.challenger_fall),
-            spans=spans,
+            spans=jnp.where(over, jnp.where(rounds > 0, 2 ** (rounds + 2), 2), self.spans - full),
             rounds=rounds,
             hold=jnp.where(fails, self.length + 1, jnp.maximum(self.hold - 1, 0)),
             length=jnp.where(
-                fails,
-                jnp.minimum(4 * self.length, _LONGEST),
-                jnp.where(full & self.moves_inner, 1, self.length),
+                fails, jnp.minimum(4 * self.length, _LONGEST), jnp.where(passed, 1, self.length)
             ),
             falls=self.falls + (fails | (wins & self.by_inner) | (loses & ~self.by_inner)),
-            fallback_steps=self.fallback_steps,
+            fallback_steps=self.fallback_steps + ~moves,
             num_steps=self.num_steps,
-        )
-        moves = after.moves_inner & ~refused & ~broken_now
-        return eqx.tree_at(lambda g: g.fallback_steps, after, self.fallback_steps + ~moves), moves
+        ), moves
+
+    def _verdict(self, fall, error, full, stopped):
+        # Of a trial: it is won, the incumbent has to answer first, or it is lost.
+        tried, answered = full & self.on_trial, full & (self.phase == _ANSWER)
+        clearly = tried & (fall - self.incumbent_fall > 2**0.5 * error)
+        # Of a loss that falls by the same factor in every span, the falls are in geometric progression.
+        incumbents = jnp.sqrt(jnp.maximum(self.incumbent_fall, 0)) * jnp.sqrt(jnp.maximum(fall, 0))
+        wins = clearly | (answered & (self.challenger_fall - incumbents > 1.5**0.5 * error))
+        hopeless = (tried & ~clearly & (fall <= 0)) | (self.on_trial & stopped)
+        loses = hopeless | (answered & ~wins)
+        return wins, tried & ~wins & ~loses, loses
 
     def _length(self, memory):
         return (memory + 1) // 2 * 2**self.rounds

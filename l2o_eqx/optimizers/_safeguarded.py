@@ -93,8 +93,7 @@ class Safeguarded(AbstractWrapper):
     Heaton et al. 2020, "Safeguarded learned convex optimization" (arXiv:2003.01880): a reference value, and
     the fallback's step where it is missed. Recent maxima as a reference are those of Grippo, Lampariello &
     Lucidi 1986, "A nonmonotone line search technique". The bound 3d, the comparison of falls and the
-    numbers N are ours: those papers evaluate f at the fallback's
-    point, or a residual.
+    numbers N are ours: those papers evaluate f at the fallback's point, or a residual.
     """
 
     inner: AbstractOptimizer
@@ -170,7 +169,7 @@ class Safeguarded(AbstractWrapper):
         # The way back: to where a trial began, or the last accepted point, and from there along the
         # fallback's update. The inner optimizer goes on from where it was, with the gradient there.
         ahead = jax.tree.map(lambda p, w: (p + w).astype(p.dtype), params, theirs)
-        here = _choose(guard.by_inner & guard.on_trial, jax.tree.map(jnp.asarray, params), ahead)
+        here = _choose(guard.by_inner & guard.on_trial, params, ahead)
         back = _choose(refused | (guard.on_trial & was_on_trial), state.back, here)
         way_back = jax.tree.map(lambda b, p: (b - p).astype(p.dtype), state.back, params)
         taken, others = _choose(by_inner, own, theirs), _choose(by_inner, theirs, own)

@@ -120,13 +120,17 @@ def test_the_line_through_a_span_and_its_error(getkey):
     np.testing.assert_allclose(fit(jnp.float32([3.0, 2.0, 1.0])), (2.0, 0.0), atol=1e-6)
 
 
-def follow(first, inner, other, losses=None, num_steps=130, memory=10):
+@jax.jit
+def tell(guard, value):
+    return guard.after(value, guard.refuses(value, 10), jnp.array(False), 10)
+
+
+def follow(first, inner, other, losses=None, num_steps=130):
     """Who moves, and the last guard, where every step multiplies the loss by one factor or the other."""
     guard, value, moves = Guard.new((), jnp.dtype(jnp.float32), None), jnp.float32(first), []
-    after = jax.jit(lambda guard, value, refused: guard.after(value, refused, jnp.array(False), memory))
     for t in range(num_steps):
         told = jnp.float32((losses or {}).get(t, value))
-        guard, by_inner = after(guard, told, guard.refuses(told, memory))
+        guard, by_inner = tell(guard, told)
         value = value * (inner if by_inner else other)
         moves.append(bool(by_inner))
     return moves, guard

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import results
 import scipy.stats
 import typer
 from search_peers import MakeSearch, cma_es, gp_ei, random_search, sobol
@@ -32,7 +33,6 @@ from l2o_eqx.optimizers import BlackBoxRNN
 
 app = typer.Typer(add_completion=False, help=__doc__)
 File = Annotated[Path, typer.Argument(help="Trained BlackBoxRNN.")]
-Out = Annotated[Path | None, typer.Option(help="JSON file of the numbers.")]
 OURS = "BlackBoxRNN"
 SIGMAS = (0.2, 0.4, 0.6, 1.0)
 _BOOTSTRAPS = 10_000
@@ -151,10 +151,10 @@ def tuned_cma(functions: list[Any], dim: int, budget: int) -> float:
     return min(SIGMAS, key=lambda s: run(cma_es(s), functions, dim, budget)[0].min(axis=1).mean())
 
 
-def keep(out: Path | None, **content: Any) -> None:
+def finish(out: Path | None, **content: Any) -> None:
     """Writes the numbers, if they are to be kept."""
     if out is not None:
-        out.write_text(json.dumps({**content, **l2o.environment()}, indent=1) + "\n", encoding="utf-8")
+        results.keep(out, {**content, **l2o.environment()})
 
 
 @app.command()
@@ -166,7 +166,7 @@ def functions(
     length_scale: Annotated[
         float | None, typer.Option(help="Of the functions; as trained if left out.")
     ] = None,
-    out: Out = None,
+    out: results.File = None,
 ) -> None:
     """Functions from the prior that it was trained on, on which regrets are exact."""
     rnn = l2o.load(file)
@@ -185,7 +185,7 @@ def functions(
     }
     rows = compare(searches, drawn(family, count, key), dim, budget, slow)
     show(rows)
-    keep(out, dim=dim, length_scale=scale, functions=count, budget=budget, file=file.name, rows=rows)
+    finish(out, dim=dim, length_scale=scale, functions=count, budget=budget, file=file.name, rows=rows)
 
 
 NAMED = {
@@ -213,7 +213,7 @@ def images(family: Any) -> list[Callable[[np.ndarray], float]]:
 def transfer(
     file: File,
     budget: Annotated[int, typer.Option(help="Evaluations of each.")] = 30,
-    out: Out = None,
+    out: results.File = None,
 ) -> None:
     """The test functions of the literature in its dimension, never seen in training."""
     rnn = l2o.load(file)
@@ -231,7 +231,7 @@ def transfer(
         typer.echo(f"\n{name}, {rnn.dim} coordinates\n")
         tables[name] = compare(searches, images(family), rnn.dim, budget)
         show(tables[name])
-    keep(out, dim=rnn.dim, budget=budget, file=file.name, tables=tables)
+    finish(out, dim=rnn.dim, budget=budget, file=file.name, tables=tables)
 
 
 # The learning rate, momentum and width of a network of digits.
@@ -297,7 +297,7 @@ def digits(
     file: File,
     repeats: Annotated[int, typer.Option(help="Initial weights and seeds of the searches.")] = 16,
     budget: Annotated[int, typer.Option(help="Evaluations of each.")] = 20,
-    out: Out = None,
+    out: results.File = None,
 ) -> None:
     """Tunes the learning rate, momentum and width of a network of digits, never seen in training.
 
@@ -323,7 +323,7 @@ def digits(
     }
     rows = compare(searches, functions, 3, budget)
     show(rows)
-    keep(out, dim=3, budget=budget, repeats=repeats, file=file.name, rows=rows)
+    finish(out, dim=3, budget=budget, repeats=repeats, file=file.name, rows=rows)
 
 
 if __name__ == "__main__":

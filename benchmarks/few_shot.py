@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import results
 import typer
 from l2o_cli._build import Parts, build
 from l2o_cli._resolve import read_assignments, resolve
@@ -30,7 +31,6 @@ from l2o_eqx.optimizers import MAML, GradientDescent, LearnedStart, moves_head
 from l2o_eqx.strategies import OncePerSuperEpoch
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 Restarts = Annotated[int, typer.Option(min=1, help="Independent trainings.")]
 OUT = Path("docs/quality")
 TASKS, STEPS, POINTS = 600, 10, 100
@@ -127,11 +127,13 @@ def with_interval(errors: np.ndarray) -> dict[str, list[float]]:
 
 @app.command()
 def sinusoid(
-    restarts: Restarts = 5, only: Annotated[str, typer.Option(help="One case alone.")] = "", out: Out = OUT
+    restarts: Restarts = 5,
+    only: Annotated[str, typer.Option(help="One case alone.")] = "",
+    out: results.Folder = OUT,
 ) -> None:
     """Finn et al.'s regression, and its variants: 10,000 iterations each, 600 unseen tasks."""
     path = out / "few-shot-sinusoid.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Any] = results.known(path, {})
     for name in [only] if only else CASES:
         runs = known.setdefault(name, [])
         for seed in range(len(runs), restarts):
@@ -142,7 +144,7 @@ def sinusoid(
                 learner, row["rate"] = fine_tuned(learner, support)
             row |= with_interval(errors_of(learner, support))
             runs.append(row)
-            path.write_text(json.dumps(known, indent=1))
+            results.keep(path, known)
             if seed == 0:
                 l2o.save(out / f"{_file_name(name)}.safetensors", learner)
             print(f"{name}, seed {seed}: {_in_words(row)}", flush=True)
@@ -159,7 +161,7 @@ def _in_words(row: dict[str, Any]) -> str:
 
 
 @app.command()
-def digits(seed: int = 0, super_epochs: int = 0, out: Out = OUT) -> None:
+def digits(seed: int = 0, super_epochs: int = 0, out: results.Folder = OUT) -> None:
     """5-way 1-shot digits: the share that is right, of classes trained on and of held-out ones."""
     settings = ["objective.kind=few-shot-digits", "objective.data=embedded"]
     settings += [f"meta.super_epochs={super_epochs}"] if super_epochs else []
@@ -184,12 +186,12 @@ def digits(seed: int = 0, super_epochs: int = 0, out: Out = OUT) -> None:
                 share = with_interval(np.asarray(found.measured, np.float64)[:, None])
                 result[f"{name}, {classes}, {steps} steps"] = [share["mean"][0], share["half_interval"][0]]
     result["cpu_seconds_in_all"] = time.process_time() - begin
-    (out / "few-shot-digits.json").write_text(json.dumps(result, indent=1))
+    results.keep(out / "few-shot-digits.json", result)
     print(json.dumps(result, indent=1))
 
 
 @app.command()
-def picture(out: Out = OUT) -> None:
+def picture(out: results.Folder = OUT) -> None:
     """The fits of MAML, and of gradient descent from a start trained on all tasks."""
     names = {"MAML": "K=10", "trained on all tasks": "K=10, trained on all tasks"}
     learners = {label: l2o.load(out / f"{_file_name(name)}.safetensors") for label, name in names.items()}
@@ -198,7 +200,7 @@ def picture(out: Out = OUT) -> None:
 
 
 @app.command()
-def exactness(out: Out = OUT) -> None:
+def exactness(out: results.Folder = OUT) -> None:
     """How far the meta-gradient is from `jax.grad` of the loop written by hand, in float64."""
     with jax.enable_x64(True):
         family, key = Sinusoid(10), jr.key(0)
@@ -214,7 +216,7 @@ def exactness(out: Out = OUT) -> None:
             largest = max(float(jnp.abs(g).max()) for g in expected)
             errors = [x - y - g for x, y, g in zip(*moved, expected, strict=True)]
             found[f"{steps} steps"] = max(float(jnp.abs(e).max()) for e in errors) / largest
-    (out / "few-shot-exactness.json").write_text(json.dumps(found, indent=1))
+    results.keep(out / "few-shot-exactness.json", found)
     print(found)
 
 
@@ -253,7 +255,7 @@ def _loop_by_hand(weights: list[Any], tasks: Any, steps: int) -> Any:
 
 
 @app.command()
-def speed(rounds: int = 5, out: Out = OUT) -> None:
+def speed(rounds: int = 5, out: results.Folder = OUT) -> None:
     """Iterations a second beside a plain PyTorch loop, in turns; CPU time, as others may be at work."""
     ours, theirs = _ours(), _torch()
     found: dict[str, list[float]] = {"l2o_eqx": [], "PyTorch": []}
@@ -262,7 +264,7 @@ def speed(rounds: int = 5, out: Out = OUT) -> None:
         found["PyTorch"].append(_rate(theirs, 25))
     medians = {name: float(np.median(rates)) for name, rates in found.items()}
     result = {"iterations_per_cpu_second": found, "ratio": medians["l2o_eqx"] / medians["PyTorch"]}
-    (out / "few-shot-speed.json").write_text(json.dumps(result, indent=1))
+    results.keep(out / "few-shot-speed.json", result)
     print(medians, f"ratio {result['ratio']:.1f}")
 
 
@@ -330,9 +332,9 @@ def _torch() -> Callable[[int], None]:
 
 
 @app.command()
-def table(out: Out = OUT) -> None:
+def table(out: results.Folder = OUT) -> None:
     """All that is finished, as Markdown tables: medians over restarts, of the means over 600 tasks."""
-    known = json.loads((out / "few-shot-sinusoid.json").read_text())
+    known = results.known(out / "few-shot-sinusoid.json", {})
     print("| | restarts | before | 1 step | 5 | 10 | CPU-seconds |")
     print("|---|---|---|---|---|---|---|")
     for name, runs in known.items():

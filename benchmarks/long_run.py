@@ -7,7 +7,6 @@ train` has them. CPU time per super epoch is that of the process, which other wo
 clock.
 """
 
-import json
 import os
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import equinox as eqx
 import jax.random as jr
 import numpy as np
+import results
 import typer
 from l2o_cli._metrics import Events
 from l2o_cli._output import Output
@@ -37,7 +37,7 @@ def resident_mib() -> float:
 
 def main(
     super_epochs: Annotated[int, typer.Option(min=20, help="How many.")] = 10_000,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
+    out: results.File = None,
 ) -> None:
     """Trains, and prints a line for every twentieth of it."""
     every = super_epochs // 20
@@ -87,9 +87,7 @@ def main(
     slope = np.polyfit([r["super_epoch"] for r in half], [r["mib"] for r in half], 1)[0]
     print(f"second half: {1024 * slope:+.2f} KiB a super epoch")
     if out is not None:
-        out.write_text(
-            json.dumps({**l2o.environment(), "kib_per_super_epoch": 1024 * slope, "rows": rows}, indent=1)
-        )
+        results.keep(out, {**l2o.environment(), "kib_per_super_epoch": 1024 * slope, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ other work `--clock cpu` is the better measure, CPU time of all cores together.
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -22,6 +20,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import results
 import typer
 from jax import lax
 from l2o_bench._measure import alternate, quartiles
@@ -194,7 +193,7 @@ def main(
     memory: Annotated[float, typer.Option(help="GiB; what would need more is left out.")] = 8.0,
     only: Annotated[str, typer.Option(help="A word of the optimizers to measure.")] = "",
     clock: Annotated[str, typer.Option(help="wall, or cpu.")] = "wall",
-    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
+    out: results.File = None,
 ) -> None:
     """Measures, and prints two Markdown tables."""
     if clock not in CLOCKS:
@@ -205,7 +204,7 @@ def main(
         typer.echo(f"{rows[-1]['coordinates']:,} coordinates are done.", err=True)
         if out is not None:
             content = {"environment": l2o.environment(), "memory_gib": memory, "clock": clock, "sizes": rows}
-            out.write_text(json.dumps(content, indent=1))
+            results.keep(out, content)
     typer.echo("\n".join(tables(rows)))
 
 

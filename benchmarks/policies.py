@@ -7,7 +7,6 @@ The families are the three of Li & Malik 2016. What is finished is kept in the f
 """
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import results
 import scipy.optimize
 import typer
 from jax.flatten_util import ravel_pytree
@@ -33,7 +33,6 @@ from l2o_eqx.strategies import OncePerSuperEpoch
 
 app = typer.Typer(add_completion=False, help=__doc__)
 OUT = Path("docs/quality")
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 HORIZON, TESTED, AT = 40, 100, (10, 40)
 _TEST, _VALIDATION, _TUNING = 1_000_000, 1_000_001, 1_000_002
 
@@ -230,15 +229,15 @@ def train(
     family: str,
     trainings: Annotated[str, typer.Option(help="Which, separated by commas; all by default.")] = "",
     seed: int = 0,
-    out: Out = OUT,
+    out: results.Folder = OUT,
 ) -> None:
     """Train policies on one family, test them and what they are compared with."""
     path = out / f"policies-{family}.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Any] = results.known(path, {})
     made, count = FAMILIES[family]
     if "peers" not in known:
         known["peers"] = peers_of(made, count)
-        path.write_text(json.dumps(known) + "\n")
+        results.keep(path, known, indent=None)
     for name in trainings.split(",") if trainings else TRAININGS:
         runs = known.setdefault("policies", {}).setdefault(name, [])
         if any(run["seed"] == seed for run in runs):
@@ -257,19 +256,19 @@ def train(
                 "losses": {str(at): losses[:, at].tolist() for at in AT},
             }
         )
-        path.write_text(json.dumps(known) + "\n")
+        results.keep(path, known, indent=None)
         print(f"{name}: {took:.0f} CPU-s, taken after {int(best.super_epoch)}", flush=True)
         _show(known)
 
 
 @app.command()
-def table(out: Out = OUT) -> None:
+def table(out: results.Folder = OUT) -> None:
     """The numbers of docs/policies.md."""
     for family in FAMILIES:
         path = out / f"policies-{family}.json"
         if path.exists():
             print(f"\n{family}")
-            _show(json.loads(path.read_text()))
+            _show(results.known(path, None))
 
 
 def _show(known: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ What is finished is kept in the folder of `--out` and taken up by the same comma
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import results
 import typer
 from l2o_cli._build import build
 from l2o_cli._resolve import read_assignments, read_toml, resolve
@@ -26,7 +26,6 @@ import l2o_eqx as l2o
 from l2o_eqx.objectives import HELD_OUT_ACTIVATIONS, MNIST, FromModel, Quadratic, Scaled
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 Restarts = Annotated[int, typer.Option(min=1, help="Independent trainings.")]
 _EVALUATION = 1_000_000
 # Several evaluations a step; not among those to beat.
@@ -121,7 +120,7 @@ def judge(case: Case, optimizers: Any, restarts: int, out: Path, seed: int = 0) 
     }
     if case.measure is not None:
         content["held_out"] = held_out(case, optimizers, comparison, restarts, key)
-    path.write_text(json.dumps(content, indent=1))
+    results.keep(path, content)
     print(line(content), flush=True)
 
 
@@ -174,9 +173,8 @@ def quadratic_cases() -> Iterator[Case]:
 
 
 @app.command()
-def quadratic(restarts: Restarts = 100, out: Out = Path("bench/quality")) -> None:
+def quadratic(restarts: Restarts = 100, out: results.Folder = Path("bench/quality")) -> None:
     """The default of `l2o train --objective quadratic`."""
-    out.mkdir(parents=True, exist_ok=True)
     optimizers = train(["preset=best", "objective.kind=quadratic"], restarts, out, "quadratic")
     for case in quadratic_cases():
         judge(case, optimizers, restarts, out)
@@ -192,10 +190,9 @@ _OF_LONG_RUNS = ("Nesterov", "Adam", "Muon")
 def mnist(
     restarts: Restarts = 20,
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST; the embedded digits if ''.")] = "",
-    out: Out = Path("bench/quality"),
+    out: results.Folder = Path("bench/quality"),
 ) -> None:
     """The default of `l2o train --objective mnist`, trained on all four activations."""
-    out.mkdir(parents=True, exist_ok=True)
     digits = l2o.data.load_mnist("tfds", data_dir) if data_dir else l2o.data.load_mnist("embedded")
     settings = ["preset=best", "objective.kind=mnist", "objective.activation=mixed"]
     # Half as wide as what they are judged on.
@@ -237,7 +234,7 @@ def gallery(
     name: Annotated[str, typer.Argument(help="Of a trained optimizer of the package, such as classifiers.")],
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST.")],
     untrained: Annotated[bool, typer.Option("--untrained", help="As its training began.")] = False,
-    out: Out = Path("bench/quality"),
+    out: results.Folder = Path("bench/quality"),
 ) -> None:
     """One of the gallery on the draws on which `mnist` above was judged; the baselines are there."""
     digits = l2o.data.load_mnist("tfds", data_dir)
@@ -256,16 +253,16 @@ def gallery(
             "held_out": float(np.mean(np.asarray(measured))),
         }
         print(case.name, rows[case.name], flush=True)
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        results.keep(path, rows)
 
 
 @app.command()
-def table(out: Out = Path("bench/quality")) -> None:
+def table(out: results.Folder = Path("bench/quality")) -> None:
     """All that is finished, as a Markdown table."""
     print("| case | learned: median [least, largest] | best tuned baseline | ahead | means | above start |")
     print("|---|---|---|---|---|---|")
     for path in sorted(out.glob("*.json")):
-        print(line(json.loads(path.read_text())))
+        print(line(results.known(path, None)))
 
 
 if __name__ == "__main__":

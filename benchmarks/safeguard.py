@@ -9,20 +9,19 @@ and a network on minibatches. The fallback alone is also shown after 80 % of the
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import results
 import typer
 
 import l2o_eqx as l2o
-from l2o_eqx.files import dumps, write_text
 from l2o_eqx.optimizers import FromOptax, Guard, Safeguarded
 
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 # Gallery names, or Adam and SGD with a rate.
 PAIRS = {
     "logistic regression": [("mnist", "adam 0.1"), ("sgd 0.01", "adam 0.1"), ("adam 0.1", "sgd 0.01")],
@@ -110,7 +109,7 @@ def final(optimizer: Any, problem: Problem, steps: int) -> tuple[float, Any]:
     return float(np.median([loss for loss, _ in found])), [state for _, state in found]
 
 
-def main(out: Out = Path("docs/quality")) -> None:
+def main(out: results.Folder = Path("docs/quality")) -> None:
     rows, known = [], problems()
 
     # An optimizer is in several pairs.
@@ -142,7 +141,7 @@ def main(out: Out = Path("docs/quality")) -> None:
                 print(
                     *(f"{x:.3g}" if isinstance(x, float) else x for x in row.values()), sep=" | ", flush=True
                 )
-    write_text(out / "safeguard.json", dumps(rows, indent=1) + "\n")
+    results.keep(out / "safeguard.json", rows)
 
 
 if __name__ == "__main__":

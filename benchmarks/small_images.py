@@ -10,7 +10,6 @@ baselines are, on the same draws, over 25 rates, constant and cosine. What is fi
 of `--out` and taken up by the same command.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import jax.random as jr
 import numpy as np
 import optax
+import results
 import typer
 from quality import train
 
@@ -26,7 +26,6 @@ from l2o_eqx.objectives import MNIST, FromModel, Scaled
 from l2o_eqx.optimizers import AbstractOptimizer, Celo2
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 _EVALUATION = 2_000_000
 _IMAGE_SIZE, _BATCH_SIZE = 8, 64
 _NUM_STEPS, _LAST = 2000, 100
@@ -117,20 +116,19 @@ def judge(problem: FromModel, compared: dict[str, Any], restarts: int) -> dict[s
 def run(
     restarts: Annotated[int, typer.Option(min=1, help="Independent trainings.")] = 3,
     data_dir: Annotated[str, typer.Option(help="Folder of the full MNIST; the embedded digits if ''.")] = "",
-    out: Out = Path("bench/quality"),
+    out: results.Folder = Path("bench/quality"),
 ) -> None:
     """Trains what is not trained yet, and judges what is not judged yet."""
-    out.mkdir(parents=True, exist_ok=True)
     digits = l2o.data.load_mnist("tfds", data_dir) if data_dir else l2o.data.load_mnist("embedded")
     optimizers = train_all(restarts, out, digits)
     for name, (hidden_sizes, activation) in NETWORKS.items():
         path = out / f"small-images-{name}.json"
-        content = json.loads(path.read_text()) if path.exists() else {"steps": _NUM_STEPS, "sides": {}}
+        content = results.known(path, {"steps": _NUM_STEPS, "sides": {}})
         problem = family(hidden_sizes, activation, digits)
         for side, compared in sides(optimizers, restarts, problem).items():
             if side not in content["sides"]:
                 content["sides"][side] = judge(problem, compared, restarts)
-                path.write_text(json.dumps(content, indent=1))
+                results.keep(path, content)
                 print(line(side, content["sides"][side]), flush=True)
 
 
@@ -150,14 +148,14 @@ def line(side: str, found: dict[str, Any]) -> str:
 
 
 @app.command()
-def table(out: Out = Path("bench/quality")) -> None:
+def table(out: results.Folder = Path("bench/quality")) -> None:
     """All that is finished, as Markdown tables."""
     for name in NETWORKS:
         path = out / f"small-images-{name}.json"
         if path.exists():
             print(f"\n{name}\n\n| | median [over restarts] | all draws | settings | CPU-seconds |")
             print("|---|---|---|---|---|")
-            for side, found in json.loads(path.read_text())["sides"].items():
+            for side, found in results.known(path, None)["sides"].items():
                 print(line(side, found))
 
 

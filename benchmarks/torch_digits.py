@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
 
 import l2o_eqx
-from l2o_eqx.files import dumps, write_text
 from l2o_eqx.torch_runtime import LearnedOptimizer
 
 torch: Any = importlib.import_module("torch")
@@ -120,6 +120,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("."))
     arguments = parser.parse_args()
+    results.make_folder(arguments.out)
     data = digits()
     losses: dict[str, dict[str, Any]] = {
         name: judge(functools.partial(learned, name), data, arguments.draws) for name in LEARNED
@@ -140,7 +141,7 @@ def main():
                 f"784-{hidden}-10, {name}: {of_step:.2f} times Adam, the optimizer {of_optimizer:.1f} times"
             )
     found = {"losses": losses, "milliseconds": times, "torch": torch.__version__}
-    write_text(arguments.out / "torch-digits.json", dumps(found, indent=1) + "\n")
+    results.keep(arguments.out / "torch-digits.json", found)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ The measure is the mean of ln(f/f_1 + 1e-6) over the last 20 steps and the draws
 in the folder of `--out` and taken up by the same command.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import results
 import typer
 from jaxtyping import Array, Int
 from l2o_cli._build import build
@@ -28,7 +28,6 @@ import l2o_eqx as l2o
 from l2o_eqx.objectives import AbstractObjectiveFamily, Choice, SyntheticClassification, Wichrowska
 
 app = typer.Typer(add_completion=False, help=__doc__)
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 _DRAWS, _TUNING_DRAWS, _LAST, _EPS = 64, 32, 20, 1e-6
 LEARNED = ("hierarchical-rnn", "coordinatewise-lstm")
 
@@ -57,9 +56,8 @@ def families() -> Iterator[tuple[str, AbstractObjectiveFamily, int]]:
 
 
 @app.command()
-def train(out: Out = Path("bench/quality"), super_epochs: int = 1200) -> None:
+def train(out: results.Folder = Path("bench/quality"), super_epochs: int = 1200) -> None:
     """Both optimizers, as `l2o train --objective wichrowska --optimizer NAME` does."""
-    out.mkdir(parents=True, exist_ok=True)
     for name in LEARNED:
         path = out / f"wichrowska-{name}.safetensors"
         if path.exists():
@@ -90,11 +88,11 @@ def train(out: Out = Path("bench/quality"), super_epochs: int = 1200) -> None:
 
 
 @app.command()
-def judge(out: Out = Path("bench/quality")) -> None:
+def judge(out: results.Folder = Path("bench/quality")) -> None:
     """All families, beside an Adam tuned on each: 25 rates, five pairs of betas, constant and cosine."""
     learned = {name: l2o.load(out / f"wichrowska-{name}.safetensors") for name in LEARNED}
     path = out / "wichrowska.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = results.known(path, {})
     adam = l2o.BASELINES["Adam"]
     assert isinstance(adam, l2o.Baseline)
     baseline = l2o.Baseline(optax.adam, adam.grid, ("constant", "cosine"))
@@ -115,7 +113,7 @@ def judge(out: Out = Path("bench/quality")) -> None:
             losses = np.asarray(run.losses, np.float64)
             losses = losses[0] if losses.ndim == 3 else losses
             known[name][which] = _measure(losses)
-        path.write_text(json.dumps(known, indent=1))
+        results.keep(path, known)
         print(line(name, known[name]), flush=True)
 
 
@@ -140,11 +138,11 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 
 @app.command()
-def table(out: Out = Path("bench/quality")) -> None:
+def table(out: results.Folder = Path("bench/quality")) -> None:
     """What is finished, in Markdown."""
     print(f"| family | {' | '.join((*LEARNED, 'Adam'))} | at or below Adam | not finite, above start |")
     print("|---|---|---|---|---|---|")
-    for name, row in json.loads((out / "wichrowska.json").read_text()).items():
+    for name, row in results.known(out / "wichrowska.json", {}).items():
         print(line(name, row))
 
 

@@ -193,6 +193,15 @@ def test_a_report_does_not_lose_what_the_page_in_its_place_has(calls):
     assert Path("docs/thesis.md").read_bytes() == page
     l2o_cli("reproduce", "--out", "part", "--report-to", "other.md")
     assert Path("other/fig9.png").exists()
+    # Nor does it replace anything where something is missing or damaged.
+    Path("part/fig9.png").unlink()
+    l2o_cli("reproduce", "fig18", *QUICK, "--out", "part", "--quiet")
+    stderr = l2o_cli("reproduce", "--out", "part", "--report-to", "other.md", code=2).stderr
+    assert "option '--report': fig9.png is missing in part; run that figure again" in " ".join(stderr.split())
+    assert sorted(Path("other").iterdir()) == [Path("other/fig9.png")]
+    Path("part/fig18.json").write_text('{"format"')
+    stderr = l2o_cli("reproduce", "--out", "part", "--report-to", "other.md", code=2).stderr
+    assert "part/fig18.json is damaged" in " ".join(stderr.split())
 
 
 def test_what_is_finished_can_be_looked_at(calls):

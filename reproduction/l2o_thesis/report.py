@@ -40,15 +40,19 @@ def write_report(folder: str | Path, path: str | Path) -> Path:
 
     **Returns:** the path.
 
-    **Raises:** `ValueError` if there are no figures in the folder, or (a `LostError`) if the page that is
-    there has figures or series which the new one would not have.
+    **Raises:** `ValueError`, and nothing is replaced, if there are no figures in the folder, if a picture of
+    one is missing, or (a `LostError`) if the page that is there has figures or series which the new one would
+    not have.
     """
     folder, path = Path(folder), Path(path)
-    read = (json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json"))
+    read = (_read(file) for file in folder.glob("*.json"))
     figures = sorted((facts for facts in read if facts.get("format") == FORMAT), key=_order)
     if not figures:
-        raise ValueError(f"`write_report(folder={str(folder)!r})`: there are no figures in that folder.")
-    pictures = path.with_suffix("")
+        raise ValueError(f"there are no figures in {folder}")
+    # Before anything that is there is replaced.
+    pictures = [facts["files"]["picture"] for facts in figures if "picture" in facts["files"]]
+    if missing := [name for name in pictures if not (folder / name).is_file()]:
+        raise ValueError(f"{', '.join(missing)} is missing in {folder}; run that figure again")
     machines = dict.fromkeys(json.dumps(facts["environment"], sort_keys=True) for facts in figures)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= _FILTERS
@@ -58,21 +62,26 @@ def write_report(folder: str | Path, path: str | Path) -> Path:
         embedded=[facts["name"] for facts in figures if facts["settings"]["data"] == "embedded"],
         claims=[_claim(number, figures) for number in CLAIMS],
         processes=_processes(figures),
-        pictures=pictures.name,
+        pictures=path.stem,
         min_restarts=MIN_RESTARTS,
         thesis_digits=_THESIS_DIGITS,
     )
     page = re.sub(r"\n{3,}", "\n\n", page)
     if path.exists() and (lost := _content(path.read_text(encoding="utf-8")) - _content(page)):
         raise LostError(sorted(lost))
-    for facts in figures:
-        if "picture" in facts["files"]:
-            name = facts["files"]["picture"]
-            with replacing(pictures / name) as temporary:
-                shutil.copyfile(folder / name, temporary)
+    for name in pictures:
+        with replacing(path.with_suffix("") / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _read(file: Path) -> Facts:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{file} is damaged; run that figure again") from None
 
 
 def _content(page: str) -> set[str]:

@@ -148,8 +148,8 @@ def _write_page(request: Request, path: Path, output: Output) -> Path:
             f"option '--report': {path} has what is not in {request.folder} ({some}); run these, or write "
             "the page elsewhere with '--report-to'"
         ) from None
-    except ValueError:
-        raise UsageError(f"option '--report': there are no figures in {request.folder}") from None
+    except ValueError as error:
+        raise UsageError(f"option '--report': {error}") from None
     output.say(f"The report is {page}.")
     return page
 

@@ -28,7 +28,7 @@ from l2o_eqx import objectives
 from l2o_eqx._baselines import build
 from l2o_eqx._draws import draw, losses_of
 from l2o_eqx.estimators import ES, Auto
-from l2o_eqx.optimizers import FromOptax, PolicyOptimizer
+from l2o_eqx.optimizers import AdamMLP, FromOptax, PolicyOptimizer
 from l2o_eqx.strategies import OncePerSuperEpoch
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -109,6 +109,13 @@ TRAININGS: dict[str, Callable[..., l2o.MetaSolution]] = {
     "policy search": by_search,
     "backpropagation": by_backpropagation,
     "evolution strategies": by_evolution,
+}
+
+
+# What is trained: the paper's policy, or a rule that begins as Adam and sees gradients by their size.
+LEARNERS: dict[str, Callable[..., Any]] = {
+    "policy": lambda family, key: PolicyOptimizer(l2o.count_coordinates(family), key=key),
+    "adam-mlp": lambda family, key: AdamMLP(num_steps=HORIZON, key=key),
 }
 
 
@@ -228,6 +235,7 @@ def peers_of(family: Any, count: int) -> dict[str, dict[str, list[float]]]:
 def train(
     family: str,
     trainings: Annotated[str, typer.Option(help="Which, separated by commas; all by default.")] = "",
+    learner: Annotated[str, typer.Option(help=f"One of {', '.join(LEARNERS)}.")] = "policy",
     seed: int = 0,
     out: results.Folder = OUT,
 ) -> None:
@@ -239,10 +247,11 @@ def train(
         known["peers"] = peers_of(made, count)
         results.keep(path, known, indent=None)
     for name in trainings.split(",") if trainings else TRAININGS:
-        runs = known.setdefault("policies", {}).setdefault(name, [])
+        title = name if learner == "policy" else f"{name}, {learner}"
+        runs = known.setdefault("policies", {}).setdefault(title, [])
         if any(run["seed"] == seed for run in runs):
             continue
-        policy = PolicyOptimizer(l2o.count_coordinates(made), key=jr.key(seed))
+        policy = LEARNERS[learner](made, jr.key(seed))
         begin = time.process_time()
         solution = TRAININGS[name](policy, made, count, jr.key(seed))
         took = time.process_time() - begin
@@ -257,7 +266,7 @@ def train(
             }
         )
         results.keep(path, known, indent=None)
-        print(f"{name}: {took:.0f} CPU-s, taken after {int(best.super_epoch)}", flush=True)
+        print(f"{title}: {took:.0f} CPU-s, taken after {int(best.super_epoch)}", flush=True)
         _show(known)
 
 

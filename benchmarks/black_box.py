@@ -152,9 +152,8 @@ def tuned_cma(functions: list[Any], dim: int, budget: int) -> float:
 
 
 def finish(out: Path | None, **content: Any) -> None:
-    """Writes the numbers, if they are to be kept."""
-    if out is not None:
-        results.keep(out, {**content, **l2o.environment()})
+    """Keeps the numbers, and what they were measured with."""
+    results.keep(out, {**content, **l2o.environment()})
 
 
 @app.command()

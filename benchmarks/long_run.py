@@ -86,8 +86,7 @@ def main(
     half = rows[len(rows) // 2 :]
     slope = np.polyfit([r["super_epoch"] for r in half], [r["mib"] for r in half], 1)[0]
     print(f"second half: {1024 * slope:+.2f} KiB a super epoch")
-    if out is not None:
-        results.keep(out, {**l2o.environment(), "kib_per_super_epoch": 1024 * slope, "rows": rows})
+    results.keep(out, {**l2o.environment(), "kib_per_super_epoch": 1024 * slope, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -202,9 +202,8 @@ def main(
     for size in sizes.split(","):
         rows.append(measure(int(size), repeats, memory, only, CLOCKS[clock]))
         typer.echo(f"{rows[-1]['coordinates']:,} coordinates are done.", err=True)
-        if out is not None:
-            content = {"environment": l2o.environment(), "memory_gib": memory, "clock": clock, "sizes": rows}
-            results.keep(out, content)
+        content = {"environment": l2o.environment(), "memory_gib": memory, "clock": clock, "sizes": rows}
+        results.keep(out, content)
     typer.echo("\n".join(tables(rows)))
 
 

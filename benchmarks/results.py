@@ -25,9 +25,10 @@ Folder = Annotated[Path, typer.Option(help="Folder of the results.", callback=ma
 File = Annotated[Path | None, typer.Option(help="JSON file of the numbers.", callback=_make_parent)]
 
 
-def keep(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Writes a whole file or nothing."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+def keep(path: Path | None, content: Any, indent: int | None = 1) -> None:
+    """Writes a whole file or nothing, if the numbers are to be kept."""
+    if path is not None:
+        write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def known(path: Path, otherwise: Any) -> Any:

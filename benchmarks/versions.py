@@ -3,20 +3,20 @@
     git worktree add ../before COMMIT
     python benchmarks/versions.py ../before quadratic-1 mlp-1
 
-Cases are those of `l2o bench --list`, our side of them alone, each at least half a second a measurement.
-Both run in this environment, so the other one should need the same packages. Last come the seconds to
-import and `l2o --help`, of fresh processes.
+Cases are those of `l2o bench --list`, our side of them alone. Both run in this environment, so the other one
+should need the same packages. Last come importing and `l2o --help`, of fresh processes.
 """
 
+import functools
 import os
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from l2o_bench._measure import alternate, quartiles
 
 HERE = Path(__file__).resolve().parents[1]
 PARTS = ("", "cli", "benchmarks")
@@ -25,65 +25,57 @@ IMPORTS = {
     "import l2o_eqx.meta_train": "from l2o_eqx import meta_train",
     "l2o --help": "import sys; sys.argv = ['l2o', '--help']; import l2o_cli; l2o_cli.main()",
 }
-# Told the name of a case, it measures once: seconds of a call, of the first call with its compilation, and
-# bytes of temporaries.
+# Told the name of a case it makes it, and answers with bytes of temporaries; told it again, it runs it.
 WORKER = """
-import sys, time
+import sys
 import jax
 from l2o_bench._cases import CASES
 from l2o_bench._sides import OURS, make_side
 
-made = {}
+made = None
 for line in sys.stdin:
     name = line.strip()
-    if name not in made:
-        made.clear()
+    if made == name:
+        run()
+    else:
         jax.clear_caches()
-        begin = time.perf_counter()
         run, temporaries = make_side(OURS, CASES[name])
-        run()
-        first = time.perf_counter() - begin
-        begin = time.perf_counter()
-        run()
-        made[name] = run, max(1, round(0.5 / (time.perf_counter() - begin))), first, temporaries or 0
-    run, loops, first, temporaries = made[name]
-    begin = time.perf_counter()
-    for _ in range(loops):
-        run()
-    print((time.perf_counter() - begin) / loops, first, temporaries, flush=True)
+        made = name
+    print(temporaries or 0, flush=True)
 """
 
 
 def environment(root: Path) -> dict[str, str]:
+    # With -P, so that nothing is imported from the folder where this was called.
     path = os.pathsep.join(str(root / part) for part in PARTS)
     return {**os.environ, "PYTHONPATH": path, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def start(root: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WORKER]
+    command = [sys.executable, "-P", "-c", WORKER]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment(root), stdin=pipe, stdout=pipe, text=True)
 
 
-def ask(worker: subprocess.Popen[str], name: str) -> list[float]:
+def ask(worker: subprocess.Popen[str], name: str) -> int:
     assert worker.stdin is not None and worker.stdout is not None
     print(name, file=worker.stdin, flush=True)
-    answer = worker.stdout.readline().split()
+    answer = worker.stdout.readline()
     if not answer:
         raise typer.BadParameter(f"one side does not run {name!r}", param_hint="CASES")
-    return [float(x) for x in answer]
+    return int(answer)
 
 
-def seconds_of(root: Path, code: str) -> float:
-    begin = time.perf_counter()
-    command = [sys.executable, "-c", code]
+def run_fresh(root: Path, code: str) -> None:
+    command = [sys.executable, "-P", "-c", code]
     subprocess.run(command, env=environment(root), stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begin
 
 
-def in_words(before: list[float], now: list[float]) -> str:
+def speed(before: Callable[[], Any], now: Callable[[], Any], rounds: int) -> str:
     """How many times as fast this checkout is: quartiles of the ratios of neighbors."""
-    low, median, high = statistics.quantiles([b / n for b, n in zip(before, now, strict=True)], n=4)
+    seconds = alternate({"before": before, "now": now}, rounds)
+    ratios = [b / n for b, n in zip(seconds["before"], seconds["now"], strict=True)]
+    low, median, high = quartiles(ratios)
     return f"{median:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -92,24 +84,19 @@ def main(
     cases: list[str],
     rounds: Annotated[int, typer.Option(min=2, help="Measurements of each side, in alternation.")] = 10,
 ) -> None:
-    """Prints a Markdown table of ratios: speed, seconds to compile, bytes of temporaries."""
-    workers = [start(before.resolve()), start(HERE)]
-    print("| | speed, now over before | first call, now / before | temporaries |\n|---|---|---|---|")
+    """Prints a Markdown table of ratios: speed, bytes of temporaries."""
+    roots = before.resolve(), HERE
+    workers = [start(root) for root in roots]
+    print("| | speed, now over before | temporaries |\n|---|---|---|")
     for name in cases:
-        found: list[list[list[float]]] = [[], []]
-        for count in range(rounds):
-            for side in (0, 1) if count % 2 else (1, 0):
-                found[side].append(ask(workers[side], name))
-        speed = in_words(*[[row[0] for row in rows] for rows in found])
-        (_, old, less), (_, new, more) = found[0][0], found[1][0]
-        print(f"| {name} | {speed} | {new:.1f} / {old:.1f} s | {more / max(1, less):.2f} |", flush=True)
+        old, new = (ask(worker, name) for worker in workers)
+        found = speed(*(functools.partial(ask, worker, name) for worker in workers), rounds)
+        print(f"| {name} | {found} | {new / max(1, old):.2f} |", flush=True)
     for worker in workers:
         worker.terminate()
     for name, code in IMPORTS.items():
-        pairs = [(seconds_of(before.resolve(), code), seconds_of(HERE, code)) for _ in range(rounds)]
-        old, new = map(list, zip(*pairs, strict=True))
-        medians = f"{statistics.median(new):.2f} / {statistics.median(old):.2f} s"
-        print(f"| {name} | {in_words(old, new)} | {medians} | |", flush=True)
+        found = speed(*(functools.partial(run_fresh, root, code) for root in roots), rounds)
+        print(f"| {name} | {found} | |", flush=True)
 
 
 if __name__ == "__main__":

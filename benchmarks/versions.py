@@ -71,9 +71,9 @@ def run_fresh(root: Path, code: str) -> None:
     subprocess.run(command, env=environment(root), stdout=subprocess.DEVNULL, check=True)
 
 
-def speed(before: Callable[[], Any], now: Callable[[], Any], rounds: int) -> str:
+def speed(sides: list[Callable[[], Any]], rounds: int) -> str:
     """How many times as fast this checkout is: quartiles of the ratios of neighbors."""
-    seconds = alternate({"before": before, "now": now}, rounds)
+    seconds = alternate(dict(zip(("before", "now"), sides, strict=True)), rounds)
     ratios = [b / n for b, n in zip(seconds["before"], seconds["now"], strict=True)]
     low, median, high = quartiles(ratios)
     return f"{median:.2f} [{low:.2f}, {high:.2f}]"
@@ -90,12 +90,12 @@ def main(
     print("| | speed, now over before | temporaries |\n|---|---|---|")
     for name in cases:
         old, new = (ask(worker, name) for worker in workers)
-        found = speed(*(functools.partial(ask, worker, name) for worker in workers), rounds)
+        found = speed([functools.partial(ask, worker, name) for worker in workers], rounds)
         print(f"| {name} | {found} | {new / max(1, old):.2f} |", flush=True)
     for worker in workers:
         worker.terminate()
     for name, code in IMPORTS.items():
-        found = speed(*(functools.partial(run_fresh, root, code) for root in roots), rounds)
+        found = speed([functools.partial(run_fresh, root, code) for root in roots], rounds)
         print(f"| {name} | {found} | |", flush=True)
 
 

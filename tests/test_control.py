@@ -15,6 +15,7 @@ from l2o_eqx.control import (
     optimize_trajectory,
     propagate,
 )
+from l2o_eqx.control._positive_definite import cholesky, solve
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 
@@ -77,6 +78,18 @@ def best_actions(dynamics, cost, start):
     hessian = jax.hessian(total)(zeros).reshape(size, size)
     flat = np.linalg.solve(hessian, -jax.grad(total)(zeros).ravel())
     return flat.reshape(STEPS, ACTIONS), total
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_the_linear_algebra_is_that_of_lapack(size):
+    rng = np.random.default_rng(size)
+    factors = np.tril(rng.normal(size=(2, 3, size, size))) + 3 * np.eye(size)
+    matrices, right = factors @ np.swapaxes(factors, -1, -2), rng.normal(size=(2, 3, size, 4))
+    factors = cholesky(jnp.asarray(matrices))
+    np.testing.assert_allclose(factors, np.linalg.cholesky(matrices), atol=1e-12)
+    found = solve(factors, jnp.asarray(right))
+    np.testing.assert_allclose(found, np.linalg.solve(matrices, right), atol=1e-12)
+    assert np.any(np.isnan(cholesky(-jnp.asarray(matrices))))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

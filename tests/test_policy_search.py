@@ -1,5 +1,6 @@
 """Policies: what they see, and what guided policy search makes of them."""
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import l2o_eqx
 from l2o_eqx import policy_search
 from l2o_eqx._devices import Restarts
 from l2o_eqx._search._problem import Drawn, SearchSettings
-from l2o_eqx._search._step import init_search
+from l2o_eqx._search._step import init_search, search_step
 from l2o_eqx.callbacks import Checkpoint, load_checkpoint
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Mixture, Quadratic
 from l2o_eqx.optimizers import Clipped, LearnedStart, PolicyOptimizer
@@ -142,6 +143,19 @@ def test_objectives_that_are_not_finite_are_left_out_and_named():
     assert result.metrics["failed_objectives"][0] == len(bad)
     for leaf in jax.tree.leaves(eqx.filter(result.optimizer, eqx.is_inexact_array)):
         assert np.all(np.isfinite(leaf))
+
+
+def test_a_step_calls_lapack_once_at_a_time():
+    """Batches of matrices that do not depend on each other can wait for each other in XLA's threads."""
+    settings = SearchSettings(NUM_STEPS, 3, "full", 2, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
+    runs, adam = Restarts(None), optax.adam(1e-3)
+    drawn = Drawn.of(Bowls(), jr.split(jr.key(2), 3), runs)
+    meta_state = adam.init(eqx.filter(policy(), eqx.is_inexact_array))
+    start = init_search(drawn, settings, runs)
+    lowered: Any = search_step.lower(policy(), meta_state, start, drawn, jr.key(0), settings, adam, runs)
+    calls = re.findall(r"@lapack_\w+", lowered.as_text())
+    # The absolute values of the Hessians, one step after the other.
+    assert calls == ["@lapack_ssyevd_ffi"]
 
 
 def test_restarts_are_searched_for_as_if_alone():

@@ -15,6 +15,7 @@ from .._engine._losses import loss_function, losses_and_grads
 from .._misc import ravel, tree_dtype, unravel_like
 from .._types import Params
 from ..control import LinearGaussian
+from ..control._positive_definite import cholesky
 from ..objectives import AbstractObjectiveFamily
 from ..weightings import AbstractWeighting
 
@@ -159,7 +160,7 @@ class Paths(eqx.Module):
 def sample(problem: Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> Paths:
     """Trajectories of the controllers, `num_samples` of each objective."""
     settings = problem.settings
-    factors = jnp.linalg.cholesky(controllers.covariances)
+    factors = cholesky(controllers.covariances)
 
     def one_sample(key):
         def step(points, t):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from .._types import Scalar
 from ._linear_gaussian import LinearDynamics, LinearGaussian, Marginals, divergence, propagate
 from ._lqr import QuadraticCost, lqr
+from ._positive_definite import cholesky, solve
 
 # The multiplier is searched between these, in the logarithm; halvings enough for a factor of 1.001.
 _LEAST, _MOST = 1e-6, 1e8
@@ -82,10 +83,8 @@ def minus_log_density(
 ) -> tuple[Float[Array, "both both"], Float[Array, " both"]]:
     """−log N(u; Kx + k, C) of one step as a quadratic function of (x, u), without its constant."""
     gain, offset, covariance = controller.gains, controller.offsets, controller.covariances
-    factor = jnp.linalg.cholesky(covariance), True
     # r = u − Kx − k = M z − k.
     residual = jnp.concatenate([-gain, jnp.eye(len(offset), dtype=offset.dtype)], axis=1)
-    return (
-        residual.T @ jax.scipy.linalg.cho_solve(factor, residual),
-        -residual.T @ jax.scipy.linalg.cho_solve(factor, offset),
-    )
+    solved = solve(cholesky(covariance), jnp.concatenate([residual, -offset[:, None]], axis=1))
+    along = residual.T @ solved
+    return along[:, :-1], along[:, -1]

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .._types import Scalar
+from ._positive_definite import cholesky, solve
 
 
 class LinearGaussian(eqx.Module):
@@ -101,17 +102,13 @@ def divergence(new: LinearGaussian, old: LinearGaussian, marginals: Marginals) -
     def one(new, old, mean, covariance):
         gain, offset = new.gains - old.gains, new.offsets - old.offsets
         apart = gain @ mean + offset
-        factor = jnp.linalg.cholesky(old.covariances)
-
-        def solve(x):
-            return jax.scipy.linalg.cho_solve((factor, True), x)
-
-        traces = jnp.trace(solve(new.covariances + gain @ covariance @ gain.T)) + apart @ solve(apart)
-        logs = _log_det(old.covariances) - _log_det(new.covariances)
-        return (traces - apart.shape[0] + logs) / 2
+        factor = cholesky(old.covariances)
+        spread = new.covariances + gain @ covariance @ gain.T + apart[:, None] * apart[None]
+        logs = _log_det(factor) - _log_det(cholesky(new.covariances))
+        return (jnp.trace(solve(factor, spread)) - apart.shape[0] + logs) / 2
 
     return jnp.sum(jax.vmap(one)(new, old, marginals.means[:-1], marginals.covariances[:-1]))
 
 
-def _log_det(covariance):
-    return 2 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(covariance))))
+def _log_det(factor):
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import gallery, hub, numpy_runtime
 from ._errors import ArgumentError
+from .numpy_runtime._arrays import wide
 
 # Not an import: type checkers run where it is not installed.
 try:
@@ -38,7 +39,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     are the parameters of all groups together; those without a gradient have zeros. `state_dict` holds
     everything that it carries from step to step. Norms and the LSTMs are computed in float64 (float32 on
     Apple's GPUs), all that there is for every entry in the dtype of the parameter, or float32 if that is
-    narrower. Nothing is fetched from a GPU.
+    narrower. A step fetches nothing from a GPU.
 
     **Arguments:**
 
@@ -50,8 +51,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         default as many as it was trained for.
 
     **Raises:** `ArgumentError` for an unknown name, parameters on several devices or of other dtypes, a
-    number of steps below 1, or names that are missing; `ValueError` for files that are damaged, or hold an
-    optimizer that is not known without JAX; `RuntimeError` in `step` for sparse gradients.
+    number of steps below 1, names that are missing, or an optimizer that searches by values alone;
+    `ValueError` for files that are damaged, or hold an optimizer that is not known without JAX;
+    `RuntimeError` in `step` for sparse gradients.
     """
 
     def __init__(self, params: Iterable[Any], optimizer: Any, *, num_steps: int | None = None):
@@ -72,11 +74,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 argument="params",
                 given=odd,
             )
-        self._rule = _on_device(_loaded(optimizer), numpy_runtime._wide(first), first.device)
+        rule = _loaded(optimizer)
+        if isinstance(rule, numpy_runtime.BlackBoxRNN):
+            raise ArgumentError(
+                "`LearnedOptimizer` steps along gradients, and this optimizer searches by values alone: use "
+                "the `ask` and `tell` of `l2o_eqx.numpy_runtime.load`.",
+                argument="optimizer",
+                given=optimizer,
+            )
+        self._rule = _on_device(rule, wide(first), first.device)
         if _is_by_name(self._rule) and any("param_names" not in g for g in self.param_groups):
             raise ArgumentError(
-                "This optimizer steps layer by layer: hand it `model.named_parameters()`, so that it knows "
-                "which parameters are of which layer.",
+                "This optimizer goes by the names of parameters, which tell their layers: hand it "
+                "`model.named_parameters()`.",
                 argument="params",
             )
         with torch.no_grad():
@@ -104,6 +114,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for name, update in updates.items():
             tensors[name].add_(update)
         return loss
+
+    @torch.no_grad()
+    def move_to_start(self) -> None:
+        """Sets the parameters to where the optimizer has learned to begin, that of MAML for example.
+
+        **Raises:** `RuntimeError` for an optimizer without a learned start, or one of other names and shapes.
+        """
+        start = getattr(self._rule, "start", None)
+        if start is None:
+            raise RuntimeError("this optimizer has no learned start")
+        tensors = self._tensors()
+        shapes = [{name: tuple(x.shape) for name, x in side.items()} for side in (start, tensors)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"the learned start has {shapes[0]}, and the parameters are {shapes[1]}")
+        for name, param in tensors.items():
+            param.copy_(start[name])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Takes a group, from the constructor alone: the state is made there, of all groups together.
@@ -150,6 +176,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 
 def _is_by_name(rule: Any) -> bool:
+    if isinstance(rule, numpy_runtime.LearnedStart):
+        return True
+    if isinstance(rule, numpy_runtime.GradientDescent):
+        return rule.moving == "moves_head" or rule.rates in ("leaf", "entry")
     by_label = getattr(rule, "label", "") in ("by_layer", "by_leaf")
     inner = getattr(rule, "optimizers", {}).values()
     return by_label or getattr(rule, "per", "") == "layer" or any(map(_is_by_name, inner))

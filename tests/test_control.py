@@ -85,11 +85,11 @@ def test_the_linear_algebra_is_that_of_lapack(size):
     rng = np.random.default_rng(size)
     factors = np.tril(rng.normal(size=(2, 3, size, size))) + 3 * np.eye(size)
     matrices, right = factors @ np.swapaxes(factors, -1, -2), rng.normal(size=(2, 3, size, 4))
-    factors = cholesky(jnp.asarray(matrices))
-    np.testing.assert_allclose(factors, np.linalg.cholesky(matrices), atol=1e-12)
-    found = solve(factors, jnp.asarray(right))
-    np.testing.assert_allclose(found, np.linalg.solve(matrices, right), atol=1e-12)
-    assert np.any(np.isnan(cholesky(-jnp.asarray(matrices))))
+    matrices, right = jnp.asarray(matrices), jnp.asarray(right)
+    np.testing.assert_allclose(cholesky(matrices), np.linalg.cholesky(matrices), atol=1e-12)
+    np.testing.assert_allclose(solve(matrices, right), np.linalg.solve(matrices, right), atol=1e-12)
+    indefinite = matrices - 2 * jnp.trace(matrices[0, 0]) * jnp.eye(size)[None, None]
+    assert np.all(np.isnan(solve(indefinite, right))) and np.any(np.isnan(cholesky(indefinite)))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

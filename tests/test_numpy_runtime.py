@@ -1,10 +1,11 @@
 """Without JAX: the updates are those of the library, along recorded gradients."""
 
 import functools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,22 @@ from helpers import as_if_trained, draw_grads, to_float64, updates_of
 
 import l2o_eqx as l2o
 from l2o_eqx import numpy_runtime, preprocessors
+from l2o_eqx.numpy_runtime import _threefry
 from l2o_eqx.optimizers import (
     AdamMLP,
+    BlackBoxRNN,
     CoordinatewiseLSTM,
     Equation,
+    GradientDescent,
+    HierarchicalRNN,
     LearnedMomentum,
+    LearnedStart,
     PerLayer,
     SubspaceRNN,
     by_leaf,
     by_rank,
     by_shape,
+    moves_head,
 )
 from l2o_eqx.optimizers._equation import TERMS
 
@@ -60,6 +67,15 @@ OPTIMIZERS = {
         {"a.b": AdamMLP((4,), key=jr.key(0)), "a.w": Equation(), "c.w": _lstm(preprocessors.Identity())},
         by_leaf,
     ),
+    "zoo": lambda: l2o.pretrained("zoo"),
+    "attention": lambda: as_if_trained(HierarchicalRNN(3, 4, 5, attention=True, key=jr.key(0)), jr.key(1)),
+    "start": lambda: LearnedStart(GradientDescent(PARAMS, 0.1), PARAMS),
+    "head": lambda: GradientDescent(PARAMS, 0.1, rates="fixed", moving=moves_head),
+    "rates": lambda: as_if_trained(
+        LearnedStart(GradientDescent(PARAMS, 0.1, rates="leaf", num_rates=3, moving=moves_head), PARAMS),
+        jr.key(1),
+    ),
+    "entries": lambda: as_if_trained(GradientDescent(PARAMS, 0.1, rates="entry"), jr.key(1)),
     "per_shape": lambda: PerLayer.make(
         lambda key: Equation(("fan*muon(m0.5)",), (-0.1,)), PARAMS, label=by_shape, key=jr.key(0)
     ),
@@ -84,18 +100,21 @@ def flat(tree):
 
 
 @functools.cache
-def updates_of_jax(name):
+def updates_of_jax(name, x64=True):
     """By array, one row a step; in float64, because in float32 JAX's own rounding is 1e-6."""
-    optimizer, grads = OPTIMIZERS[name](), recorded()
+    given = OPTIMIZERS[name](), recorded(), PARAMS
+    if not x64:
+        return flat(updates_of(*given))
     with jax.enable_x64(True):
-        return flat(updates_of(*map(to_float64, (optimizer, grads, PARAMS))))
+        return flat(updates_of(*map(to_float64, given)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_100_steps_are_those_of_jax(name, tmp_path):
     l2o.save(tmp_path / "file", OPTIMIZERS[name]())
     runtime: Any = numpy_runtime.load(tmp_path / "file")
-    rows, params, expected = flat(recorded()), flat(PARAMS), updates_of_jax(name)
+    rows, expected = flat(recorded()), updates_of_jax(name)
+    params = {key: np.float64(x) for key, x in flat(PARAMS).items()}
     state = runtime.init(params)
     for step in range(STEPS):
         updates, state = runtime.update({key: x[step] for key, x in rows.items()}, state, params)
@@ -104,10 +123,78 @@ def test_100_steps_are_those_of_jax(name, tmp_path):
             np.testing.assert_allclose(update, expected[key][step], rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_search_by_values_is_that_of_jax(workers, tmp_path):
+    """Along 30 evaluations, some of which fail; of whole numbers and logarithms, too."""
+    if workers == 1:
+        rnn = l2o.pretrained("black-box")
+    else:
+        rnn = as_if_trained(BlackBoxRNN(2, 8, workers=workers, num_steps=25, key=jr.key(0)), jr.key(1))
+    l2o.save(tmp_path / "file", rnn)
+    ours: Any = numpy_runtime.load(tmp_path / "file")
+    space = {
+        "width": {"low": 2, "high": 300, "log": True, "integer": True},
+        "rate": {"low": -1.0, "high": 3.0},
+    }
+    state, rng = ours.init(space), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        rnn: Any = to_float64(rnn)
+        theirs = rnn.init(l2o.Space({name: l2o.Box(**box) for name, box in space.items()}))
+        waiting: list[Any] = []
+        for step in range(30):
+            while len(waiting) < workers:
+                point, theirs = rnn.ask(theirs)
+                asked, state = ours.ask(state)
+                assert asked["width"] == point["width"] and type(asked["width"]) is int
+                np.testing.assert_allclose(asked["rate"], point["rate"], rtol=1e-6)
+                waiting.append(point)
+            with pytest.raises(ValueError, match="free"):
+                ours.ask(state)
+            point = waiting.pop(rng.integers(workers))
+            value = None if step % 7 == 3 else (point["rate"] - 1) ** 2 + abs(point["width"] - 40) / 50
+            theirs, state = rnn.tell(theirs, point, value), ours.tell(state, point, value)
+            np.testing.assert_array_equal(state["busy"], theirs.busy)
+            np.testing.assert_allclose(state["queries"], theirs.queries, rtol=1e-6, atol=1e-9)
+    assert state["best"] == theirs.best and state["told"] == 30
+    for given in ({"rate": 5.0, "width": 2}, {"rate": 0.0}):
+        with pytest.raises(ValueError, match="`tell`"):
+            ours.tell(state, given, 1.0)
+    for box in (
+        {"low": 1},
+        {"low": 2, "high": 1},
+        {"low": 0, "high": 1, "log": True},
+        {"low": 0.5, "high": 2, "integer": True},
+    ):
+        with pytest.raises(ValueError, match="'x'"):
+            ours.init({"x": box, "y": {"low": 0, "high": 1}})
+
+
+def test_where_a_learned_start_is():
+    sinusoid: Any = numpy_runtime.load(l2o.gallery.file_of("sinusoid"))
+    start = cast(Any, l2o.pretrained("sinusoid")).start
+    assert sinusoid.start.keys() == {f"layers.{i}.{part}" for i in range(3) for part in ("weight", "bias")}
+    np.testing.assert_array_equal(sinusoid.start["layers.1.weight"], start.layers[1].weight)
+    with pytest.raises(ValueError, match="learning rates of the shapes"):
+        numpy_runtime.GradientDescent({"a": np.ones(2)}, 0.1, "entry", None, "moves_all").init(
+            {"a": np.ones(3)}
+        )
+
+
+def test_the_random_numbers_are_those_of_jax():
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype is np.float64):
+            for seed in (0, 1, 2**31 + 5):
+                key = jr.fold_in(jr.key(seed), 3_000_000_000)
+                ours = _threefry.fold_in(np.asarray(jr.key_data(jr.key(seed))), 3_000_000_000)
+                for k, own in zip(jr.split(key, 3), _threefry.split(ours, 3), strict=True):
+                    expected = jr.uniform(k, (4, 5), dtype, -7.0, -2.0)
+                    found = _threefry.uniform(own, (4, 5), np.dtype(dtype), -7.0, -2.0)
+                    np.testing.assert_allclose(found, expected, rtol=float(4 * np.finfo(dtype).eps))
+
+
 def test_it_needs_neither_jax_nor_the_package(tmp_path):
     """Copied alone, it minimizes."""
-    copy = tmp_path / "runtime.py"
-    copy.write_text(Path(numpy_runtime.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copytree(Path(numpy_runtime.__file__).parent, tmp_path / "runtime")
     code = (
         "import sys, numpy as np, runtime\n"
         f"optimizer = runtime.load({str(l2o.gallery.file_of('quadratic'))!r})\n"
@@ -127,10 +214,11 @@ def test_it_needs_neither_jax_nor_the_package(tmp_path):
 def test_what_it_does_not_know(tmp_path):
     path = tmp_path / "file"
     for optimizer, message in [
-        (SubspaceRNN(key=jr.key(0)), "holds SubspaceRNN; without JAX there are LearnedMomentum"),
+        (SubspaceRNN(key=jr.key(0)), "holds SubspaceRNN; without JAX there are AdamMLP"),
         (_lstm(preprocessors.AdamLike()), "the preprocessor AdamLike"),
         (_lstm(None, output=l2o.outputs.MomentumOutput()), "with an `output`"),
         ({"a": 3}, "holds no class"),
+        (HierarchicalRNN(key=jr.key(0, impl="rbg")), "random numbers of rbg"),
     ]:
         l2o.save(path, optimizer)
         with pytest.raises(ValueError, match=message):

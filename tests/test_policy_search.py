@@ -152,7 +152,8 @@ def test_a_step_calls_lapack_once_at_a_time():
     drawn = Drawn.of(Bowls(), jr.split(jr.key(2), 3), runs)
     meta_state = adam.init(eqx.filter(policy(), eqx.is_inexact_array))
     start = init_search(drawn, settings, runs)
-    lowered: Any = search_step.lower(policy(), meta_state, start, drawn, jr.key(0), settings, adam, runs)
+    step: Any = search_step
+    lowered = step.lower(policy(), meta_state, start, drawn, jr.key(0), settings, adam, runs)
     calls = re.findall(r"@lapack_\w+", lowered.as_text())
     # The absolute values of the Hessians, one step after the other.
     assert calls == ["@lapack_ssyevd_ffi"]

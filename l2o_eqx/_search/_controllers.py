@@ -15,7 +15,7 @@ from ..control import (
     optimize_trajectory,
     propagate,
 )
-from ..control._positive_definite import cholesky, solve
+from ..control._positive_definite import solve
 from ._problem import Paths, Problem, SearchSettings, SearchState
 
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.
@@ -108,7 +108,7 @@ def linearized(
         size = len(spread)
         ridge = _RIDGE * jnp.trace(spread) / size + _TINY
         spread = spread + ridge * jnp.eye(size, dtype=spread.dtype)
-        gain = solve(cholesky(spread), centered.T @ moved).T
+        gain = solve(spread, centered.T @ moved).T
         rest = moved - centered @ gain.T
         offset = jnp.mean(answers, axis=0) - gain @ jnp.mean(points, axis=0)
         return gain, offset, covariance + rest.T @ rest / len(rest)
@@ -163,7 +163,7 @@ def shared_covariance(controllers: LinearGaussian, sound: Bool[Array, " objectiv
 def inverse(matrices):
     # Of positive definite ones.
     eye = jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
-    return solve(cholesky(matrices), eye)
+    return solve(matrices, eye)
 
 
 def disagreement(problem: Problem, controllers: LinearGaussian, gaps: Array):

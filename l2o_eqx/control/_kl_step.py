@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._types import Scalar
 from ._linear_gaussian import LinearDynamics, LinearGaussian, Marginals, divergence, propagate
 from ._lqr import QuadraticCost, lqr
-from ._positive_definite import cholesky, solve
+from ._positive_definite import solve
 
 # The multiplier is searched between these, in the logarithm; halvings enough for a factor of 1.001.
 _LEAST, _MOST = 1e-6, 1e8
@@ -85,6 +85,6 @@ def minus_log_density(
     gain, offset, covariance = controller.gains, controller.offsets, controller.covariances
     # r = u − Kx − k = M z − k.
     residual = jnp.concatenate([-gain, jnp.eye(len(offset), dtype=offset.dtype)], axis=1)
-    solved = solve(cholesky(covariance), jnp.concatenate([residual, -offset[:, None]], axis=1))
+    solved = solve(covariance, jnp.concatenate([residual, -offset[:, None]], axis=1))
     along = residual.T @ solved
     return along[:, :-1], along[:, -1]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from .._types import Scalar
 from ._linear_gaussian import LinearDynamics, LinearGaussian, Marginals
-from ._positive_definite import cholesky, solve
+from ._positive_definite import solve
 
 
 class QuadraticCost(eqx.Module):
@@ -58,7 +58,7 @@ def lqr(dynamics: LinearDynamics, cost: QuadraticCost) -> LinearGaussian:
         q_uu = _symmetric(q_hessian[num_states:, num_states:])
         q_ux, q_u = q_xu.T, q_slope[num_states:]
         eye = jnp.eye(len(q_uu), dtype=q_uu.dtype)
-        solved = solve(cholesky(q_uu), jnp.concatenate([-q_ux, -q_u[:, None], eye], axis=1))
+        solved = solve(q_uu, jnp.concatenate([-q_ux, -q_u[:, None], eye], axis=1))
         gain, offset, covariance = jnp.split(solved, [num_states, num_states + 1], axis=1)
         offset = offset[:, 0]
         before = _symmetric(q_xx + q_xu @ gain), q_slope[:num_states] + q_xu @ offset

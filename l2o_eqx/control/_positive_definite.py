@@ -4,6 +4,7 @@ LAPACK's would do. But two batches that do not depend on each other are computed
 thread of XLA's pool that waits for the pool's other threads: with two of them jaxlib 0.10.2 waits for ever.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -23,47 +24,39 @@ def cholesky(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]
 
 
 def solve(
-    factors: Float[Array, "*batch n n"], right: Float[Array, "*batch n columns"]
+    matrices: Float[Array, "*batch n n"], right: Float[Array, "*batch n columns"]
 ) -> Float[Array, "*batch n columns"]:
-    """A⁻¹·B.
+    """A⁻¹·B, by elimination without pivoting (Gauss-Jordan), which positive definite matrices do not need.
 
     **Arguments:**
 
-    - `factors`: `cholesky` of A.
+    - `matrices`: A; where one is not positive definite, the result is NaN.
     - `right`: B.
     """
-    return jnp.vectorize(_solve, signature="(n,n),(n,m)->(n,m)")(factors, right)
+    return jnp.vectorize(_solve, signature="(n,n),(n,m)->(n,m)")(matrices, right)
 
 
 def _cholesky(matrix):
-    size = len(matrix)
-    rows = jnp.arange(size)
+    rows = jnp.arange(len(matrix))
 
     def column(j, carry):
         rest, factor = carry
         own = jnp.where(rows >= j, rest[:, j], 0) * lax.rsqrt(rest[j, j])
         return rest - own[:, None] * own[None], factor.at[:, j].set(own)
 
-    start = (matrix, jnp.zeros_like(matrix))
-    return lax.fori_loop(0, size, column, start, unroll=size <= _UNROLLED)[1]
+    return _for_each_row(column, (matrix, jnp.zeros_like(matrix)))[1]
 
 
-def _solve(factor, right):
-    size = len(factor)
+def _solve(matrix, right):
+    def eliminate(j, both):
+        pivot = both[j, j]
+        row = both[j] / jnp.where(pivot > 0, pivot, jnp.nan)
+        others = both[:, j].at[j].set(0)
+        return (both - others[:, None] * row[None]).at[j].set(row)
 
-    def substitute(factor, j, carry):
-        # x_j, which comes off all other rows.
-        rest, found = carry
-        own = rest[j] / factor[j, j]
-        return rest - factor[:, j][:, None] * own[None], found.at[j].set(own)
+    return _for_each_row(eliminate, jnp.concatenate([matrix, right], axis=1))[:, len(matrix) :]
 
-    def down(j, carry):
-        return substitute(factor, j, carry)
 
-    def up(i, carry):
-        return substitute(factor.T, size - 1 - i, carry)
-
-    for step in (down, up):
-        start = (right, jnp.zeros_like(right))
-        right = lax.fori_loop(0, size, step, start, unroll=size <= _UNROLLED)[1]
-    return right
+def _for_each_row(step, start):
+    size = len(jax.tree.leaves(start)[0])
+    return lax.fori_loop(0, size, step, start, unroll=size <= _UNROLLED)

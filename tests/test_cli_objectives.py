@@ -56,6 +56,10 @@ def test_a_picture_has_both_paths(trained):
     output = l2o_cli("objectives", "log", *options).output
     assert "The picture is in a.png" in output
     assert matplotlib.image.imread("a.png").shape[0] > 400
+    drawn = Path("a.png").read_bytes()
+    error = l2o_cli("objectives", "booth", "--out", "a.png", code=2)
+    assert "a.png exists and is not overwritten" in str(error.exception or "") + error.output
+    assert Path("a.png").read_bytes() == drawn
 
 
 MISTAKES = {

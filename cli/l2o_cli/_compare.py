@@ -11,10 +11,9 @@ import l2o_eqx as l2o
 from l2o_eqx.hub import is_on_hub
 
 from ._errors import UsageError, suggestion
-from ._evaluate import SECOND_NAMES, check_fits, files_of, load_optimizers, settings_for
+from ._evaluate import SECOND_NAMES, check_fits, compared, files_of, load_optimizers, settings_for
 from ._folder import check_free, make_folder
-from ._interrupt import interrupted, run_interruptibly
-from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
+from ._options import AsJson, Assignments, Cache, Classes, Cores, Quiet, folder_option, with_settings
 from ._resolve import read_assignments
 from ._start import start
 
@@ -37,10 +36,7 @@ def compare(
         ),
     ],
     assignments: Assignments = None,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option("--classes", help="Module whose classes the files may have.", metavar="MODULE"),
-    ] = None,
+    modules: Classes = None,
     out: Annotated[
         Path | None,
         folder_option("Folder to make for curves and numbers; nothing is written if not given."),
@@ -60,10 +56,8 @@ def compare(
     layers = [*read_assignments(assignments or []), settings]
     check_free(out)
     start(cores=cores, cache=cache)
-    import jax.random as jr
-
     from ._build import build
-    from ._comparison import facts_of, numbers_of, run_comparisons, show_comparisons, title_of
+    from ._comparison import facts_of, numbers_of, show_comparisons, title_of
     from ._comparison import write_comparisons as write
     from ._output import Output
 
@@ -77,14 +71,7 @@ def compare(
     facts = {**facts_of(parts, parts.config.seed), "sources": list(names)}
     del facts["optimizer"]
     title = title_of(facts)
-    key = jr.split(jr.key(parts.config.seed), 3)[2]
-    try:
-        comparisons = run_interruptibly(
-            lambda: run_comparisons(optimizers, parts, output, restarts=None, key=key, with_baselines=False)
-        )
-    except KeyboardInterrupt:
-        output.say("Interrupted; nothing was written.")
-        interrupted()
+    comparisons = compared(optimizers, parts, output)
     if out:
         make_folder(out, out.parent, "")
         write(out, comparisons, output, title=title, facts=facts, by=first)

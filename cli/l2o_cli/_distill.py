@@ -8,10 +8,18 @@ import typer
 import l2o_eqx as l2o
 
 from ._errors import UsageError
-from ._evaluate import SECOND_NAMES, check_fits, check_one_family, file_of, load_optimizers, settings_for
+from ._evaluate import (
+    SECOND_NAMES,
+    check_fits,
+    check_one_family,
+    compared,
+    file_of,
+    load_optimizers,
+    settings_for,
+)
 from ._folder import check_free, make_folder
 from ._interrupt import interrupted, run_interruptibly
-from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
+from ._options import AsJson, Assignments, Cache, Classes, Cores, Quiet, Source, folder_option, with_settings
 from ._resolve import plain, read_assignments
 from ._start import start
 
@@ -29,12 +37,7 @@ FILE, FACTS = "equation.safetensors", "distillation.json"
     show_defaults=False,
 )
 def distill(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Run folder, file of a trained optimizer, or name in the gallery.", metavar="RUN_OR_FILE"
-        ),
-    ],
+    source: Source,
     assignments: Assignments = None,
     terms: Annotated[int, typer.Option(help="Most terms that the equation may have.", min=1, max=10)] = 4,
     min_gain: Annotated[
@@ -50,10 +53,7 @@ def distill(
         Path | None,
         folder_option("Folder to make, with the equation as an optimizer; none if not given."),
     ] = None,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option("--classes", help="Module whose classes the file may have.", metavar="MODULE"),
-    ] = None,
+    modules: Classes = None,
     cores: Cores = None,
     cache: Cache = True,
     quiet: Quiet = False,
@@ -74,7 +74,7 @@ def distill(
     from l2o_eqx.files import dumps, write_text
 
     from ._build import build
-    from ._comparison import facts_of, numbers_of, run_comparisons, show_comparisons, title_of
+    from ._comparison import facts_of, numbers_of, show_comparisons, title_of
     from ._comparison import write_comparisons as write
     from ._output import Output
 
@@ -90,7 +90,7 @@ def distill(
     if name == EQUATION:
         name = f"{EQUATION} before"
 
-    def work() -> tuple[l2o.Distillation, Any]:
+    def fit() -> l2o.Distillation:
         with output.progress("fitting", 1, "") as update:
             found = l2o.distill(
                 optimizer,
@@ -102,18 +102,16 @@ def distill(
                 key=jr.fold_in(key, 1),
             )
             update(1, "done")
-        both = {name: optimizer, EQUATION: found.optimizer}
-        # The draws are those of `l2o evaluate`.
-        draws = jr.split(key, 3)[2]
-        return found, run_comparisons(both, parts, output, restarts=None, key=draws, with_baselines=False)
+        return found
 
     try:
-        found, comparisons = run_interruptibly(work)
+        found = run_interruptibly(fit)
     except l2o.ArgumentError as error:
         raise UsageError(f"RUN_OR_FILE: {error}") from None
     except KeyboardInterrupt:
         output.say("Interrupted; nothing was written.")
         interrupted()
+    comparisons = compared({name: optimizer, EQUATION: found.optimizer}, parts, output)
     facts = {**facts_of(parts, config.seed), "source": str(source), "optimizer": type(optimizer).__name__}
     groups = {name: _facts(one) for name, one in found.groups.items()}
     title = title_of(facts)

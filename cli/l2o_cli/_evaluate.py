@@ -13,7 +13,7 @@ from ._errors import Failure, UsageError, describe
 from ._folder import RECORD, check_free, make_folder, read_record
 from ._interrupt import interrupted, run_interruptibly
 from ._kinds import classes_in, classes_of, import_reference
-from ._options import AsJson, Assignments, Cache, Cores, Quiet, folder_option, with_settings
+from ._options import AsJson, Assignments, Cache, Classes, Cores, Quiet, Source, folder_option, with_settings
 from ._resolve import Layer, Table, merge, read_assignments, resolve, with_names_of_today
 from ._start import start
 
@@ -33,12 +33,7 @@ SECOND_NAMES = {"evaluation.num_steps": "--steps", "evaluation.num_objectives": 
     show_defaults=False,
 )
 def evaluate(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Run folder, file of a trained optimizer, or name in the gallery.", metavar="RUN_OR_FILE"
-        ),
-    ],
+    source: Source,
     assignments: Assignments = None,
     baselines: Annotated[
         bool,
@@ -51,14 +46,7 @@ def evaluate(
             help="Also how far it generalizes: longer, other sizes and kinds, scales; takes minutes.",
         ),
     ] = False,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--classes",
-            help="Module whose classes the file may have; those of a run are known.",
-            metavar="MODULE",
-        ),
-    ] = None,
+    modules: Classes = None,
     out: Annotated[
         Path | None,
         folder_option("Folder to make; RUN/evaluations/<time>-<objective> if not given; a file: none."),
@@ -132,7 +120,7 @@ def run(
     title = title_of(facts)
     output.say(_intention(source, facts))
 
-    comparisons = _compare({LEARNED: optimizer}, parts, output, restarts, with_baselines)
+    comparisons = compared({LEARNED: optimizer}, parts, output, restarts, with_baselines=with_baselines)
     folder = None
     # First, because it may be that nothing can be written.
     show_comparisons(comparisons, output, title)
@@ -159,18 +147,26 @@ def run(
         interrupted()
 
 
-def _compare(
+def compared(
     optimizers: dict[str, Any],
     parts: "Parts",
     output: "Output",
-    restarts: int | None,
-    with_baselines: bool,
+    restarts: int | None = None,
+    *,
+    with_baselines: bool = False,
 ) -> "Comparisons":
+    """Comparisons on the draws that those at the end of a training with this seed have.
+
+    **Arguments:**
+
+    - `optimizers`, `parts`, `output`, `restarts`, `with_baselines`: of `run_comparisons`.
+
+    **Raises:** `typer.Exit(130)` after Ctrl-C, which it tells.
+    """
     import jax.random as jr
 
     from ._comparison import run_comparisons
 
-    # The key is that of the training's own comparison.
     key = jr.split(jr.key(parts.config.seed), 3)[2]
     try:
         return run_interruptibly(

@@ -51,7 +51,7 @@ def file_name(name: str) -> str:
 
 
 def check_free(out: Path | None, option: str = "--out") -> None:
-    """Refuses a folder that exists, or cannot be made, before any work is done for it.
+    """Refuses a folder or file that exists, or cannot be made, before any work is done for it.
 
     **Raises:** `UsageError`.
     """
@@ -67,10 +67,10 @@ def check_free(out: Path | None, option: str = "--out") -> None:
 
 
 def exists(out: Path | None, option: str = "--out") -> UsageError:
-    """What to say about a folder that is there already."""
+    """What to say about a folder or file that is there already."""
     is_run = out is not None and (out / RECORD).is_file()
     otherwise = f", or go on with it: `l2o resume {out}`" if is_run else ""
-    return UsageError(f"option {option!r}: {out} exists and is not overwritten; name a new folder{otherwise}")
+    return UsageError(f"option {option!r}: {out} exists and is not overwritten; name a new one{otherwise}")
 
 
 def read_record(folder: Path, label: str = "RUN") -> dict[str, Any]:

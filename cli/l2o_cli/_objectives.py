@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ._errors import UsageError, suggestion
+from ._folder import check_free
 from ._kinds import entry_points, is_plain_kind, kinds, own_kinds, signature
 from ._options import OUTPUT, Assignments, Quiet, with_settings
 from ._resolve import Layer, merge, nested, read_assignments, resolve
@@ -29,7 +30,7 @@ def objectives(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to draw a family of two coordinates in: png, svg or pdf.",
+            help="File to make with a picture of a family of two coordinates: png, svg or pdf.",
             metavar="FILE",
             rich_help_panel=OUTPUT,
         ),
@@ -121,6 +122,7 @@ def _draw(name: str, layers: list[Layer], out: Path, optimizer: Path | None, ste
 
     if out.suffix not in _FORMATS or not out.parent.is_dir():
         raise UsageError(f"option '--out': {out} must end in {', '.join(_FORMATS)}, in a folder that exists")
+    check_free(out)
     asked: Layer = {}
     for layer in layers:
         asked = merge(asked, layer)

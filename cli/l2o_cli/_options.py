@@ -59,6 +59,20 @@ def folder_option(help: str) -> Any:
     return typer.Option(help=help, metavar="FOLDER", rich_help_panel=OUTPUT)
 
 
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="Run folder, file of a trained optimizer, or name in the gallery.", metavar="RUN_OR_FILE"
+    ),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--classes",
+        help="Module whose classes a file may have; those of a run are known.",
+        metavar="MODULE",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=OUTPUT)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)

@@ -40,27 +40,30 @@ _BOOTSTRAPS = 10_000
 
 def ours(rnn: BlackBoxRNN) -> MakeSearch:
     """Our own search as the peers are written."""
-
-    def make(dim: int, budget: int, seed: int) -> Generator[np.ndarray, float, None]:
-        del seed
-        state = rnn.init(Space(Box(-1.0, 1.0, shape=(dim,))), budget)
-        while True:
-            point, state = rnn.ask(state)
-            state = rnn.tell(state, point, (yield point))
-
-    return make
+    return _asked(rnn, rnn.workers, lambda dim: Space(Box(-1.0, 1.0, shape=(dim,))), np.asarray)
 
 
 def ours_in_numpy(file: Path) -> MakeSearch:
     """The same, without JAX."""
     rnn: Any = numpy_runtime.load(file)
+    return _asked(
+        rnn,
+        len(rnn.starts),
+        lambda dim: {f"{i:02}": {"low": -1.0, "high": 1.0} for i in range(dim)},
+        lambda point: np.array([*point.values()]),
+    )
 
+
+def _asked(rnn: Any, workers: int, space: Any, array: Callable[[Any], np.ndarray]) -> MakeSearch:
+    # With several workers, the next one to finish is drawn.
     def make(dim: int, budget: int, seed: int) -> Generator[np.ndarray, float, None]:
-        del seed
-        state = rnn.init({f"{i:02}": {"low": -1.0, "high": 1.0} for i in range(dim)}, budget)
+        state, waiting, rng = rnn.init(space(dim), budget), [], np.random.default_rng(seed)
         while True:
-            point, state = rnn.ask(state)
-            state = rnn.tell(state, point, (yield np.array([*point.values()])))
+            while len(waiting) < workers:
+                point, state = rnn.ask(state)
+                waiting.append(point)
+            point = waiting.pop(rng.integers(len(waiting)))
+            state = rnn.tell(state, point, (yield array(point)))
 
     return make
 

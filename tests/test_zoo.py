@@ -112,6 +112,18 @@ def test_draws_in_a_batch_differ(name):
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_batches_of_draws_are_not_for_lapack(name):
+    """Two of its batches in one program can wait for each other in XLA's threads, for ever."""
+    family = ZOO[name]()
+
+    def drawn(key):
+        objective = family.sample(key)
+        return jax.value_and_grad(objective.loss)(objective.init(key), 0, key)
+
+    assert "lapack" not in jax.jit(jax.vmap(drawn)).lower(jr.split(KEY, 3)).as_text()
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_single_precision_stays(name):
     family = ZOO[name]()
 
@@ -206,6 +218,12 @@ def test_spectra_are_what_is_said():
     logs = np.log(spectra[:, :-1])
     assert logs.min() >= -np.log(100) - 1e-3
     np.testing.assert_allclose(logs.mean(), -np.log(100) / 2, rtol=0.05)
+    # The eigenvectors are those of a QR decomposition, by another way.
+    key = jr.split(KEY)[1]
+    rotation, upper = np.linalg.qr(jr.normal(jr.split(key, 3)[0], (6, 6)))
+    rows = zoo.SpectralQuadratic(6).sample(key).matrix
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows.T, rotation * np.sign(np.diag(upper))[None], atol=1e-5)
     centered = zoo.Bowl(50.0).sample(KEY)
     assert centered.matrix.shape == (2, 2) and np.all(np.asarray(centered.target) == 0)
 

@@ -177,8 +177,8 @@ class _Numbers:
         return np.clip(values, self.low, self.high)
 
     def encode(self, values):
-        scaled = values.copy()
-        np.log(values, out=scaled, where=self.log)
+        scaled = np.clip(values, self.low, self.high)
+        np.log(scaled, out=scaled, where=self.log)
         unit = 2 * (scaled - self.scaled_low) / (self.scaled_high - self.scaled_low) - 1
         return np.clip(unit, -1, 1)
 

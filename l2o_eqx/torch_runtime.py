@@ -75,14 +75,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 given=odd,
             )
         rule = _loaded(optimizer)
-        if isinstance(rule, numpy_runtime.BlackBoxRNN):
+        if _searches_by_values(rule):
             raise ArgumentError(
                 "`LearnedOptimizer` steps along gradients, and this optimizer searches by values alone: use "
                 "the `ask` and `tell` of `l2o_eqx.numpy_runtime.load`.",
                 argument="optimizer",
                 given=optimizer,
             )
-        self._rule = _on_device(rule, wide(first), first.device)
+        self._rule, self._num_steps = _on_device(rule, wide(first), first.device), num_steps
         if _is_by_name(self._rule) and any("param_names" not in g for g in self.param_groups):
             raise ArgumentError(
                 "This optimizer goes by the names of parameters, which tell their layers: hand it "
@@ -117,7 +117,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def move_to_start(self) -> None:
-        """Sets the parameters to where the optimizer has learned to begin, that of MAML for example.
+        """Sets the parameters to where the optimizer has learned to begin, as MAML has, and begins anew.
 
         **Raises:** `RuntimeError` for an optimizer without a learned start, or one of other names and shapes.
         """
@@ -130,6 +130,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(f"the learned start has {shapes[0]}, and the parameters are {shapes[1]}")
         for name, param in tensors.items():
             param.copy_(start[name])
+        # Of some optimizers the state depends on where they begin.
+        self.state[_KEY] = self._rule.init(tensors, self._num_steps)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Takes a group, from the constructor alone: the state is made there, of all groups together.
@@ -156,7 +158,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.state[_KEY] = _mapped(lambda x: x.to(device), torch.Tensor, self.state[_KEY])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_rule": self._rule}
+        return {**super().__getstate__(), "_rule": self._rule, "_num_steps": self._num_steps}
 
     def _tensors(self) -> dict[str, Tensor]:
         # By name, of all groups; by number where there are none.
@@ -175,14 +177,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return named
 
 
+def _searches_by_values(rule: Any) -> bool:
+    return isinstance(rule, numpy_runtime.BlackBoxRNN) or any(map(_searches_by_values, _inner_of(rule)))
+
+
+def _inner_of(rule: Any) -> list[Any]:
+    inner = [rule.inner] if isinstance(rule, numpy_runtime.LearnedStart) else []
+    return [*inner, *getattr(rule, "optimizers", {}).values()]
+
+
 def _is_by_name(rule: Any) -> bool:
     if isinstance(rule, numpy_runtime.LearnedStart):
         return True
     if isinstance(rule, numpy_runtime.GradientDescent):
         return rule.moving == "moves_head" or rule.rates in ("leaf", "entry")
     by_label = getattr(rule, "label", "") in ("by_layer", "by_leaf")
-    inner = getattr(rule, "optimizers", {}).values()
-    return by_label or getattr(rule, "per", "") == "layer" or any(map(_is_by_name, inner))
+    return by_label or getattr(rule, "per", "") == "layer" or any(map(_is_by_name, _inner_of(rule)))
 
 
 def _loaded(optimizer: Any) -> Any:

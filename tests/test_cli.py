@@ -290,6 +290,7 @@ VALUES |= {
     "objective.outer_loss": ("expected_improvement", "expected_improvement"),
     "objective.horizon": ("7", 7),
     "optimizer.workers": ("7", 7),
+    "optimizer.into_box": ("tanh", "tanh"),
     "weighting.mean_weight": ("0.5", 0.5),
     "evaluation.best_so_far": ("", True),
     "objective.num_ways": ("3", 3),

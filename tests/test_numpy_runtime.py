@@ -180,6 +180,32 @@ def test_where_a_learned_start_is():
         )
 
 
+def test_gradient_descent_rounds_once_and_leaves_alone_what_stands_still():
+    rates = {"a": np.asarray(1e-8), "b": np.asarray(1.0)}
+    rule = numpy_runtime.GradientDescent(rates, 0.1, "leaf", None, "moves_all")
+    params = {"a": np.ones(2, np.float16), "b": np.ones(2, np.float16)}
+    grads = {"a": np.full(2, 6e4, np.float16), "b": np.ones(2, np.float16)}
+    updates, _ = rule.update(grads, rule.init(params))
+    np.testing.assert_allclose(updates["a"], -6e-4, rtol=1e-3)
+    head = numpy_runtime.GradientDescent(None, 0.1, "fixed", None, "moves_head")
+    params = {"0.w": np.ones(2), "1.w": np.ones(2)}
+    updates, _ = head.update({"0.w": np.full(2, np.inf), "1.w": np.ones(2)}, head.init(params))
+    assert np.all(updates["0.w"] == 0) and np.all(updates["1.w"] == -0.1)
+
+
+def test_values_whose_difference_is_no_number_are_failures():
+    rnn: Any = numpy_runtime.load(l2o.gallery.file_of("black-box"))
+    state = rnn.init(
+        {"x": {"low": 1e-10, "high": 1.0, "log": True}, "y": {"low": 0, "high": 9, "integer": True}}
+    )
+    for value in (-1.5e308, 1.5e308, -1.4e308):
+        point, state = rnn.ask(state)
+        state = rnn.tell(state, point, value)
+    assert np.all(np.isfinite(state["queries"])) and state["best"][1] == -1.5e308
+    # Within the slack of an end.
+    assert np.isfinite(rnn.tell(state, {"x": 0.0, "y": 9}, 1.0)["queries"]).all()
+
+
 def test_the_random_numbers_are_those_of_jax():
     for dtype in (np.float32, np.float64):
         with jax.enable_x64(dtype is np.float64):
@@ -238,6 +264,9 @@ def test_groups_that_have_no_optimizer(tmp_path):
     optimizer: Any = numpy_runtime.load(tmp_path / "file")
     with pytest.raises(ValueError, match="no optimizer for rank3; the groups are rank1, rank2"):
         optimizer.init({"a": np.ones((2, 2)), "b": np.ones((2, 2, 2))})
+    l2o.save(tmp_path / "file", PerLayer({"class": Equation(), "y": Equation()}, by_leaf))
+    known: Any = numpy_runtime.load(tmp_path / "file")
+    assert known.optimizers.keys() == {"class", "y"}
     l2o.save(tmp_path / "file", PerLayer({"x": Equation(("theta",), (-0.1,))}, by_leaf))
     optimizer = numpy_runtime.load(tmp_path / "file")
     params = {"x": np.full(2, 2.0)}

@@ -94,6 +94,19 @@ def test_a_learned_start_is_gone_to():
         runtime.LearnedOptimizer(parameters(torch.float32).items(), "black-box")
 
 
+def test_from_a_learned_start_all_is_as_if_it_began_there(tmp_path):
+    start = {"a": {"b": 3 * PARAMS["a"]["b"], "w": PARAMS["a"]["w"]}, "c": PARAMS["c"]}
+    inner = l2o.optimizers.HierarchicalRNN(3, 4, 5, key=jr.key(3))
+    l2o.save(tmp_path / "file", l2o.optimizers.LearnedStart(inner, start))
+    found = []
+    for scale in (1.0, 0.0):
+        params = {name: torch.nn.Parameter(scale * p) for name, p in parameters(torch.float64).items()}
+        optimizer = runtime.LearnedOptimizer(params.items(), tmp_path / "file")
+        optimizer.move_to_start()
+        found.append(steps_of(optimizer, params, flat(recorded()), [0]))
+    np.testing.assert_equal(found[1], found[0])
+
+
 def test_two_parameters_of_one_name():
     model = torch.nn.Linear(2, 2)
     groups = [

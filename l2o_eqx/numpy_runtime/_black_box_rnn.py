@@ -10,7 +10,9 @@ from ._lstm import run_cells, zero_states
 
 # As in l2o_eqx.optimizers.BlackBoxRNN.
 _FINE, _INSIDE = 1e-3, 0.99
-_BOX = {"low", "high", "log", "integer"}
+_SQUASHES = {"sine": (np.sin, np.arcsin), "tanh": (np.tanh, np.arctanh)}
+# As in l2o_eqx.Box.
+_BOX, _LARGEST = {"low", "high", "log", "integer"}, 1e300
 Point = dict[str, int | float]
 
 
@@ -29,6 +31,7 @@ class BlackBoxRNN:
     offset: np.ndarray
     starts: np.ndarray
     num_steps: int
+    into_box: str = "tanh"
 
     def init(self, space: Mapping[str, Mapping[str, Any]], num_steps: int | None = None) -> State:
         """The state before the first of `num_steps` evaluations, by default as many as it was trained for.
@@ -36,7 +39,8 @@ class BlackBoxRNN:
         **Arguments:**
 
         - `space`: by name, a table with `low` and `high`, and, where they are true, `log` for a logarithmic
-            scale and `integer` for whole numbers; what a file for `l2o minimize --space` has.
+            scale and `integer` for whole numbers; what a file for `l2o minimize --space` has, without tables
+            in tables.
         - `num_steps`: how many evaluations there are going to be.
 
         **Raises:** `ValueError` for another number of names than it was trained for, or ends that make no
@@ -54,7 +58,7 @@ class BlackBoxRNN:
             "told": 0,
             "best": None,
             "origin": None,
-            "queries": np.tanh(self.starts),
+            "queries": _SQUASHES[self.into_box][0](self.starts),
             "busy": np.zeros(workers, bool),
             "lstm": zero_states(self.cells, self.starts, 1),
             # The lowest and the highest value so far, and where the lowest was, in the box.
@@ -96,25 +100,29 @@ class BlackBoxRNN:
         **Raises:** `ValueError` for a point that is not in the space, or a worker that there is not.
         """
         ranges, workers = state["space"], len(state["busy"])
-        if point.keys() != ranges.keys():
-            raise ValueError(f"`tell`: a point has {[*ranges]}. Got {[*point]}")
+        if not isinstance(point, Mapping) or point.keys() != ranges.keys():
+            raise ValueError(f"`tell`: a point is a dict with {[*ranges]}. Got {point!r:.100}")
         unit = np.array([own.encode(name, float(point[name])) for name, own in ranges.items()])
         worker = _nearest(state, unit) if worker is None else worker
         if not 0 <= worker < workers:
             raise ValueError(f"`tell`: there are {workers} workers, from 0 on. Got worker={worker}")
-        number = math.nan if value is None else float(value)
-        got = math.isfinite(number)
-        origin = number if got and state["origin"] is None else state["origin"]
-        features, seen = _look(state["seen"], unit, number - origin if got else None)
+        number, origin = math.nan if value is None else float(value), state["origin"]
+        # The first value is taken off all others, of which the difference must be finite, too.
+        relative = number - (0.0 if origin is None else origin)
+        got = math.isfinite(relative)
+        if got and origin is None:
+            origin, relative = number, 0.0
+        features, seen = _look(state["seen"], unit, relative if got else None)
         told = state["told"] + 1
         left = 1 - 2 * min(told / state["horizon"], 1)
         flags = np.arange(workers) == worker if workers > 1 else []
         inputs = np.concatenate([unit, seen[2] if seen else 0 * unit, features, [left], flags])
         hidden, lstm = run_cells(self.cells, inputs[:, None], state["lstm"])
         answers = self.readout @ hidden[:, 0] + self.offset
-        best = np.arctanh(_INSIDE * seen[2]) if seen else 0.0
+        squash, inverse = _SQUASHES[self.into_box]
+        best = inverse(_INSIDE * seen[2]) if seen else 0.0
         queries, busy = state["queries"].copy(), state["busy"].copy()
-        queries[worker], busy[worker] = np.tanh(answers[:-1] + sigmoid(answers[-1]) * best), False
+        queries[worker], busy[worker] = squash(answers[:-1] + sigmoid(answers[-1]) * best), False
         if got and (state["best"] is None or number < state["best"][1]):
             state = {**state, "best": (dict(point), number)}
         following = {"lstm": lstm, "queries": queries, "busy": busy, "seen": seen}
@@ -153,12 +161,14 @@ class _Range:
 
     @classmethod
     def of(cls, name: str, given: Mapping[str, Any]) -> "_Range":
-        if not {"low", "high"} <= given.keys() <= _BOX:
-            raise ValueError(f"{name!r} needs low and high, and may have log and integer. Got {[*given]}")
+        if not isinstance(given, Mapping) or not {"low", "high"} <= given.keys() <= _BOX:
+            raise ValueError(f"{name!r} needs low and high, and may have log and integer. Got {given!r:.100}")
         own = cls(given["low"], given["high"], given.get("log", False), given.get("integer", False))
         ends = own.low, own.high
-        if not (all(map(math.isfinite, ends)) and own.low < own.high and (own.low > 0 or not own.log)):
-            raise ValueError(f"{name!r}: low must be below high, and above 0 with log. Got {dict(given)}")
+        inside = all(abs(end) <= _LARGEST for end in ends)
+        if not (inside and own.low < own.high and (own.low > 0 or not own.log)):
+            limits = f"low must be below high, above 0 with log, and both at most {_LARGEST}"
+            raise ValueError(f"{name!r}: {limits}. Got {dict(given)}")
         if own.integer and not all(float(end).is_integer() for end in ends):
             raise ValueError(f"{name!r}: with integer, both ends must be whole. Got {dict(given)}")
         return own
@@ -180,6 +190,7 @@ class _Range:
         slack = 1e-9 * max(abs(self.low), abs(self.high))
         if not self.low - slack <= x <= self.high + slack:
             raise ValueError(f"`tell`: {name!r} is from {self.low} to {self.high}. Got {x}")
+        x = min(max(x, self.low), self.high)
         low, high = self._scaled()
         unit = 2 * ((math.log(x) if self.log else x) - low) / (high - low) - 1
         return min(max(unit, -1.0), 1.0)

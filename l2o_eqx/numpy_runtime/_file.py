@@ -35,8 +35,6 @@ Optimizer = (
 )
 # Of arrays, and of keys.
 _KINDS = {"jax", "numpy", "scalar", "threefry2x32"}
-# Wrappers and layers of others.
-_INNER = {"LearnedStart": "inner", "PerLayer": "optimizers"}
 
 
 def load(path: str | os.PathLike[str]) -> Optimizer:
@@ -67,10 +65,10 @@ def _rule(found: Any) -> Any:
     features = found.get("preprocessor", {"class": "Identity"})["class"]
     if features not in FEATURES:
         raise ValueError(f"a {name} with the preprocessor {features} is not known without JAX")
-    if name in _INNER:
-        inner = found[_INNER[name]]
-        one = "class" in inner
-        found[_INNER[name]] = _rule(inner) if one else {label: _rule(x) for label, x in inner.items()}
+    if name == "LearnedStart":
+        found["inner"] = _rule(found["inner"])
+    if name == "PerLayer":
+        found["optimizers"] = {label: _rule(one) for label, one in found["optimizers"].items()}
     try:
         return known[name](**found)
     except TypeError as e:

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ._arrays import Array, Arrays, State, cast, in_order, shapes_of
+from ._arrays import Array, Arrays, State, cast, in_order, shapes_of, zeros
 from ._groups import LABELS
 
 
@@ -63,11 +63,12 @@ class GradientDescent:
     ) -> tuple[dict[str, Array], State]:
         """One step: what to add to the params, in the dtype of the gradients, and the next state."""
         grads = in_order(grads, state)
-        moving = self._moving(grads)
-        updates = {
-            name: cast(-self._rate(name, state["step"], x) * x, x.dtype) if name in moving else 0 * x
-            for name, x in grads.items()
-        }
+        moving, updates = self._moving(grads), {}
+        for name, x in grads.items():
+            step = zeros(x)
+            if name in moving:
+                step = -self._rate(name, state["step"], step) * cast(x, step.dtype)
+            updates[name] = cast(step, x.dtype)
         return updates, {**state, "step": state["step"] + 1}
 
     def _moving(self, params: Arrays) -> list[str]:

@@ -1,5 +1,5 @@
 import math
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import equinox as eqx
 import jax
@@ -20,8 +20,11 @@ from ._search import Search, ask, begin, tell
 _NUM_VALUE_FEATURES = 4
 # Of the range: gains that the logarithm tells apart.
 _FINE = 1e-3
-# The best point is kept so far inside of the box, where artanh is finite.
+# The best point is kept so far inside of the box, where the inverse has a derivative.
 _INSIDE = 0.99
+# And inverse.
+_SQUASHES = {"sine": (jnp.sin, jnp.arcsin), "tanh": (jnp.tanh, jnp.arctanh)}
+IntoBox = Literal["sine", "tanh"]
 
 
 class ValuesSeen(eqx.Module):
@@ -61,9 +64,10 @@ class BlackBoxRNN(AbstractOptimizer):
         sign(g)·ln(1 + 1000·|g|)/ln 1001; all 0 for the first value;
     - how much of the horizon is left, from 1 down to −1;
 
-    and answers o and a gate c: x_{t+1} = tanh(o + σ(c)·artanh(0.99·x*)), so that searching near the best
-    point is easy to learn. All that it sees is the same if f is multiplied by a positive number or shifted.
-    To derivatives the range is no constant. The first query is learned.
+    and answers o and a gate c: x_{t+1} = sin(o + σ(c)·arcsin(0.99·x*)), so that searching near the best
+    point is easy to learn. (With a tanh, many a network in training comes to ask for one corner alone, where
+    it has no derivative, and stays there.) All that it sees is the same if f is multiplied by a positive
+    number or shifted. To derivatives the range is no constant. The first query is learned.
 
     **Parallel.** With `workers` q > 1 each step is one evaluation that has finished, of one of q that are
     under way; the network then also sees q flags, 1 for the worker whose evaluation it is and 0 for those
@@ -84,10 +88,11 @@ class BlackBoxRNN(AbstractOptimizer):
     - `hidden_size`: units of the LSTM.
     - `workers`: q, how many evaluations run in parallel.
     - `num_steps`: the horizon where `init` is not told.
+    - `into_box`: what makes queries of answers, `"sine"` or `"tanh"`.
     - `key`: draws the initial weights.
 
-    **Raises:** `ValueError` for sizes below 1, params of other than `dim` coordinates, or an `update` without
-    params or value.
+    **Raises:** `ValueError` for sizes below 1, another `into_box`, params of other than `dim` coordinates, or
+    an `update` without params or value.
 
     Reference: Chen et al. 2017, "Learning to learn without gradient descent by gradient descent"
     (arXiv:1611.03824). There the LSTM sees x_t and y_t as they are, and answers x_{t+1}; what it is told of
@@ -99,6 +104,8 @@ class BlackBoxRNN(AbstractOptimizer):
     offset: Float[Array, " answers"]
     starts: Float[Array, "workers dim"]
     num_steps: int = eqx.field(static=True)
+    # In files that are older than it, all were.
+    into_box: IntoBox = eqx.field(static=True, default="tanh")
 
     def __init__(
         self,
@@ -107,9 +114,17 @@ class BlackBoxRNN(AbstractOptimizer):
         *,
         workers: int = 1,
         num_steps: int = 30,
+        into_box: IntoBox = "sine",
         key: PRNGKeyArray,
     ):
         check_sizes("BlackBoxRNN", dim=dim, hidden_size=hidden_size, workers=workers, num_steps=num_steps)
+        if into_box not in _SQUASHES:
+            raise ArgumentError(
+                f"`BlackBoxRNN(into_box={into_box!r})` must be one of {', '.join(map(repr, _SQUASHES))}.",
+                argument="into_box",
+                given=into_box,
+                possible=tuple(_SQUASHES),
+            )
         ckey, rkey, skey = jr.split(key, 3)
         flags = workers if workers > 1 else 0
         self.cells = make_cells(2 * dim + _NUM_VALUE_FEATURES + flags, (hidden_size,), key=ckey)
@@ -118,6 +133,7 @@ class BlackBoxRNN(AbstractOptimizer):
         # The middle of the box for a single one, places of their own for several.
         self.starts = (0.5 if workers > 1 else 0.0) * jr.normal(skey, (workers, dim))
         self.num_steps = num_steps
+        self.into_box = into_box
 
     @classmethod
     def make(
@@ -127,6 +143,7 @@ class BlackBoxRNN(AbstractOptimizer):
         *,
         workers: int = 1,
         num_steps: int = 30,
+        into_box: IntoBox = "sine",
         key: PRNGKeyArray,
     ) -> "BlackBoxRNN":
         """One for params like these.
@@ -134,10 +151,11 @@ class BlackBoxRNN(AbstractOptimizer):
         **Arguments:**
 
         - `params`: of the objectives, or their shapes.
-        - `hidden_size`, `workers`, `num_steps`, `key`: as above.
+        - `hidden_size`, `workers`, `num_steps`, `into_box`, `key`: as above.
         """
         dim = sum(leaf.size for leaf in jax.tree.leaves(params))
-        return cls(dim, hidden_size, workers=workers, num_steps=num_steps, key=key)
+        settings: dict[str, Any] = {"workers": workers, "num_steps": num_steps, "into_box": into_box}
+        return cls(dim, hidden_size, **settings, key=key)
 
     @property
     def dim(self) -> int:
@@ -157,7 +175,7 @@ class BlackBoxRNN(AbstractOptimizer):
 
     def initial_params(self, params: Params) -> Params:
         self._check(params)
-        starts = jnp.tanh(self.starts)
+        starts = self._inside(self.starts)
         return unravel_like(starts[_nearest(starts, ravel_wide(params))], params)
 
     def init(self, params: Params | Space, num_steps: StepNumber | None = None) -> State:
@@ -177,7 +195,7 @@ class BlackBoxRNN(AbstractOptimizer):
         return BlackBoxState(
             lstm=jax.tree.map(lambda x: x.astype(dtype), zero_states(self.cells, 1)),
             queries=jnp.zeros(self.starts.shape, dtype),
-            worker=_nearest(jnp.tanh(self.starts), ravel_wide(params)),
+            worker=_nearest(self._inside(self.starts), ravel_wide(params)),
             seen=ValuesSeen(zero, zero, jnp.zeros(self.dim, dtype), none),
             step=none,
             horizon=jnp.asarray(self.num_steps if num_steps is None else num_steps, dtype),
@@ -247,7 +265,7 @@ class BlackBoxRNN(AbstractOptimizer):
     def queries(self, state: BlackBoxState) -> Float[Array, "workers dim"]:
         """What every worker is to evaluate, in the box [−1, 1]."""
         # Learned points are taken here and not in `init`: `update` is what is trained.
-        starts = jnp.tanh(self.starts).astype(state.queries.dtype)
+        starts = self._inside(self.starts).astype(state.queries.dtype)
         return jnp.where(state.step > 0, state.queries, starts)
 
     def told(
@@ -265,8 +283,8 @@ class BlackBoxRNN(AbstractOptimizer):
         inputs = jnp.concatenate([x.astype(point.dtype) for x in inputs])
         hidden, lstm = run_cells(self.cells, inputs[:, None], state.lstm)
         answers = self.readout @ hidden[:, 0] + self.offset
-        best = jnp.arctanh(_INSIDE * seen.best)
-        answer = jnp.tanh(answers[:-1] + jax.nn.sigmoid(answers[-1]) * best)
+        best = _SQUASHES[self.into_box][1](_INSIDE * seen.best)
+        answer = self._inside(answers[:-1] + jax.nn.sigmoid(answers[-1]) * best)
         return BlackBoxState(
             lstm=lstm,
             queries=self.queries(state).at[worker].set(answer.astype(point.dtype)),
@@ -275,6 +293,9 @@ class BlackBoxRNN(AbstractOptimizer):
             step=state.step + 1,
             horizon=state.horizon,
         )
+
+    def _inside(self, x):
+        return _SQUASHES[self.into_box][0](x)
 
     def _check(self, params):
         found = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2o_eqx._linear_algebra import cholesky, orthonormal, solve
 from l2o_eqx.control import (
     LinearDynamics,
     LinearGaussian,
@@ -15,7 +16,6 @@ from l2o_eqx.control import (
     optimize_trajectory,
     propagate,
 )
-from l2o_eqx.control._positive_definite import cholesky, solve
 
 STEPS, STATES, ACTIONS = 6, 3, 2
 
@@ -88,6 +88,9 @@ def test_the_linear_algebra_is_that_of_lapack(size):
     matrices, right = jnp.asarray(matrices), jnp.asarray(right)
     np.testing.assert_allclose(cholesky(matrices), np.linalg.cholesky(matrices), atol=1e-12)
     np.testing.assert_allclose(solve(matrices, right), np.linalg.solve(matrices, right), atol=1e-12)
+    tall = jnp.asarray(rng.normal(size=(size + 2, size)))
+    rotation, upper = np.linalg.qr(tall)
+    np.testing.assert_allclose(orthonormal(tall), rotation * np.sign(np.diag(upper))[None], atol=1e-10)
     indefinite = matrices - 2 * jnp.trace(matrices[0, 0]) * jnp.eye(size)[None, None]
     assert np.all(np.isnan(solve(indefinite, right))) and np.any(np.isnan(cholesky(indefinite)))
 

@@ -6,6 +6,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._linear_algebra import solve
 from ..control import (
     LinearDynamics,
     LinearGaussian,
@@ -15,7 +16,6 @@ from ..control import (
     optimize_trajectory,
     propagate,
 )
-from ..control._positive_definite import solve
 from ._problem import Paths, Problem, SearchSettings, SearchState
 
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._devices import Restarts
 from .._draws import Draws, draw
 from .._engine._losses import loss_function, losses_and_grads
+from .._linear_algebra import cholesky
 from .._misc import ravel, tree_dtype, unravel_like
 from .._types import Params
 from ..control import LinearGaussian
-from ..control._positive_definite import cholesky
 from ..objectives import AbstractObjectiveFamily
 from ..weightings import AbstractWeighting
 

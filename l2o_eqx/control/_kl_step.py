@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._linear_algebra import solve
 from .._types import Scalar
 from ._linear_gaussian import LinearDynamics, LinearGaussian, Marginals, divergence, propagate
 from ._lqr import QuadraticCost, lqr
-from ._positive_definite import solve
 
 # The multiplier is searched between these, in the logarithm; halvings enough for a factor of 1.001.
 _LEAST, _MOST = 1e-6, 1e8

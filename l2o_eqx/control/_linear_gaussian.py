@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._linear_algebra import cholesky, solve
 from .._types import Scalar
-from ._positive_definite import cholesky, solve
 
 
 class LinearGaussian(eqx.Module):

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._linear_algebra import solve
 from .._types import Scalar
 from ._linear_gaussian import LinearDynamics, LinearGaussian, Marginals
-from ._positive_definite import solve
 
 
 class QuadraticCost(eqx.Module):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._errors import check
+from .._linear_algebra import orthonormal
 from ._base import AbstractObjectiveFamily
 from ._quadratic import QuadraticObjective
 from ._resized import resized
@@ -45,7 +45,7 @@ class SpectralQuadratic(AbstractObjectiveFamily):
     def sample(self, key: PRNGKeyArray) -> QuadraticObjective:
         qkey, lkey, tkey = jr.split(key, 3)
         # The Q of a QR decomposition with a positive diagonal of R is uniform over all rotations.
-        rotation = _orthonormal(jr.normal(qkey, (self.dim, self.dim)))
+        rotation = orthonormal(jr.normal(qkey, (self.dim, self.dim)))
         logs = jr.uniform(lkey, (self.dim,), minval=-math.log(self.condition), maxval=0.0)
         eigenvalues = jnp.exp(logs.at[0].set(0.0))
         matrix = jnp.sqrt(eigenvalues / 2)[:, None] * rotation.T
@@ -57,15 +57,3 @@ class SpectralQuadratic(AbstractObjectiveFamily):
             f"dimension × {name}": SpectralQuadratic(dim, self.condition, self.centered)
             for name, (dim,) in resized((self.dim,)).items()
         }
-
-
-def _orthonormal(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    # Gram-Schmidt, twice for what rounding leaves. Not LAPACK's QR: two batches of these in one program, such
-    # as those of a `Sum`, can wait for each other for ever (see `control._positive_definite`).
-    def column(j, found):
-        own = matrix[:, j]
-        for _ in range(2):
-            own = own - found @ (own @ found)
-        return found.at[:, j].set(own / jnp.linalg.norm(own))
-
-    return lax.fori_loop(0, len(matrix), column, jnp.zeros_like(matrix))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._linear_algebra import orthonormal
+
 # Rows of fewer coordinates are laid end to end for element-wise operations, which XLA vectorizes along the
 # last axis only. Wide ones stay as they are: along with products they are faster in two dimensions.
 _NARROW = 128
@@ -45,7 +47,7 @@ def _initial_weights(key, num_inputs, hidden_sizes):
     for size in hidden_sizes:
         key, ikey, hkey = jr.split(key, 3)
         weight_ih = jax.nn.initializers.glorot_uniform()(ikey, (num_inputs, 4 * size)).T
-        weight_hh = jax.nn.initializers.orthogonal()(hkey, (size, 4 * size)).T
+        weight_hh = orthonormal(jr.normal(hkey, (4 * size, size)))
         # Gate order i, f, g, o.
         bias = jnp.zeros(4 * size).at[size : 2 * size].set(1.0)
         weights.append((weight_ih, weight_hh, bias))

@@ -1,4 +1,4 @@
-"""Linear algebra of small positive definite matrices, in operations of XLA's own.
+"""Linear algebra of small matrices, in operations of XLA's own.
 
 LAPACK's would do. But two batches that do not depend on each other are computed at once, and each holds a
 thread of XLA's pool that waits for the pool's other threads: with two of them jaxlib 0.10.2 waits for ever.
@@ -18,7 +18,7 @@ def cholesky(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]
 
     **Arguments:**
 
-    - `matrices`: A; where one is not positive definite, there are NaNs in L.
+    - `matrices`: A, symmetric; where one is not positive definite, there are NaNs in L.
     """
     return jnp.vectorize(_cholesky, signature="(n,n)->(n,n)")(matrices)
 
@@ -30,10 +30,30 @@ def solve(
 
     **Arguments:**
 
-    - `matrices`: A; where one is not positive definite, the result is NaN.
+    - `matrices`: A, symmetric; where one is not positive definite, the result is NaN.
     - `right`: B.
     """
     return jnp.vectorize(_solve, signature="(n,n),(n,m)->(n,m)")(matrices, right)
+
+
+def orthonormal(matrix: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """The Q of a QR decomposition whose R has a positive diagonal, by Gram-Schmidt.
+
+    Of a matrix of independent normal numbers it is uniform over all of its shape.
+
+    **Arguments:**
+
+    - `matrix`: of full rank, with at least as many rows as columns.
+    """
+
+    def column(j, found):
+        own = matrix[:, j]
+        # Once more for what rounding leaves.
+        for _ in range(2):
+            own = own - found @ (own @ found)
+        return found.at[:, j].set(own / jnp.linalg.norm(own))
+
+    return lax.fori_loop(0, matrix.shape[1], column, jnp.zeros_like(matrix))
 
 
 def _cholesky(matrix):

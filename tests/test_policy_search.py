@@ -155,7 +155,7 @@ def test_a_step_calls_lapack_once_at_a_time():
     step: Any = search_step
     lowered = step.lower(policy(), meta_state, start, drawn, jr.key(0), settings, adam, runs)
     # Compiled, because equal calls are one function before.
-    calls = re.findall(r'custom_call_target="(lapack_\w+)"', lowered.compile().as_text())
+    calls = re.findall(r'custom_call_target="(lapack_\w+)"', lowered.compile().compiled.as_text())
     # The absolute values of the Hessians, one step after the other.
     assert calls == ["lapack_ssyevd_ffi"]
 

@@ -90,7 +90,7 @@ def distill(
     if name == EQUATION:
         name = f"{EQUATION} before"
 
-    def fit() -> l2o.Distillation:
+    def work() -> l2o.Distillation:
         with output.progress("fitting", 1, "") as update:
             found = l2o.distill(
                 optimizer,
@@ -105,7 +105,7 @@ def distill(
         return found
 
     try:
-        found = run_interruptibly(fit)
+        found = run_interruptibly(work)
     except l2o.ArgumentError as error:
         raise UsageError(f"RUN_OR_FILE: {error}") from None
     except KeyboardInterrupt:

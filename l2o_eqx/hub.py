@@ -18,11 +18,12 @@ def is_on_hub(path: StrPath) -> bool:
 
 
 def local_path(path: StrPath) -> StrPath:
-    """A file of the hub, downloaded once into the hub's own cache; any other path as it is.
+    """A file of the hub, downloaded once into the hub's own cache; the optimizer in a folder; or the path.
 
     **Arguments:**
 
-    - `path`: `hf://owner/name`, with `@revision` and `/file` if it is not the newest `optimizer.safetensors`.
+    - `path`: `hf://owner/name`, with `@revision` and `/file` if it is not the newest `optimizer.safetensors`;
+        or a folder of `l2o export` or a run, of which that file is meant; or any other path.
 
     **Returns:** the path on the disk.
 
@@ -30,7 +31,8 @@ def local_path(path: StrPath) -> StrPath:
     repository, revision or file; other `OSError`s if it is out of reach; `ValueError` for another form.
     """
     if not is_on_hub(path):
-        return path
+        inside = os.path.join(path, OPTIMIZER)
+        return inside if os.path.isfile(inside) else path
     found = _PATTERN.fullmatch(str(path))
     if found is None:
         raise ValueError(

@@ -807,6 +807,20 @@ def test_the_second_interrupt_does_not_wait(tmp_path):
     assert json.loads((tmp_path / "out/run.json").read_text())["result"] == "stopped"
 
 
+def test_two_interrupts_at_once_leave_files_that_agree(tmp_path):
+    process = start("train", *TINY, "--super-epochs", 1_000_000, "--out", "out")
+    _wait_for(tmp_path / "out" / "metrics.jsonl", process, num_lines=50)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == ""
+    done = len((tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert f"Stopped after {done} of 1000000 super epochs" in stdout
+    assert json.loads((tmp_path / "out/run.json").read_text())["super_epochs_done"] == done
+    assert l2o.load_metadata("out")["super_epochs_done"] == done
+    assert (tmp_path / f"out/checkpoints/checkpoint-{done:09}.safetensors").is_file()
+
+
 def _wait_for(path, process, num_lines=1):
     while not (path.exists() and path.read_bytes().count(b"\n") >= num_lines):
         assert process.poll() is None, process.communicate()

@@ -50,8 +50,8 @@ def compare(
 ) -> None:
     """Compare optimizers with one another: trained ones, and any of optax's, tuned.
 
-    The objective is that of the first trained optimizer if not given. The first name is the one that others
-    are beaten by.
+    The objective is that of the first trained optimizer if not given. Each other row says on which share of
+    the objectives the first name ends lower.
     """
     layers = [*read_assignments(assignments or []), settings]
     check_free(out)

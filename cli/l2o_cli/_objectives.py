@@ -65,6 +65,8 @@ def objectives(
         raise UsageError(f"NAME: got {name!r}; {suggestion(name, kinds('objectives'))}")
     if not out and (optimizer or settings or assignments):
         raise UsageError("option '--out': must be given for settings, and for the path of an --optimizer")
+    if out:
+        _check_picture(out)
     _say(quiet, _described(name))
     if out:
         layers = [*read_assignments(assignments or []), settings, nested(("objective", "kind"), name)]
@@ -108,6 +110,12 @@ def _described(name: str) -> Iterator[str]:
     yield inspect.getdoc(load("objectives", name)) or ""
 
 
+def _check_picture(out: Path) -> None:
+    if out.suffix not in _FORMATS or not out.parent.is_dir():
+        raise UsageError(f"option '--out': {out} must end in {', '.join(_FORMATS)}, in a folder that exists")
+    check_free(out)
+
+
 def _draw(name: str, layers: list[Layer], out: Path, optimizer: Path | None, steps: int) -> None:
     start()
     import jax
@@ -120,9 +128,6 @@ def _draw(name: str, layers: list[Layer], out: Path, optimizer: Path | None, ste
     from ._build import build
     from ._evaluate import check_fits, files_of, load_optimizers
 
-    if out.suffix not in _FORMATS or not out.parent.is_dir():
-        raise UsageError(f"option '--out': {out} must end in {', '.join(_FORMATS)}, in a folder that exists")
-    check_free(out)
     asked: Layer = {}
     for layer in layers:
         asked = merge(asked, layer)

@@ -95,5 +95,8 @@ def _where(folder: Path) -> str:
 
     from ._checkpoints import TRAINING
 
-    found = newest_checkpoint(folder / TRAINING)
-    return "from the beginning: there is no checkpoint" if found is None else f"from {found.name}"
+    found, files = newest_checkpoint(folder / TRAINING), sorted((folder / TRAINING).glob("*.safetensors"))
+    if found is None:
+        return "whose checkpoints are damaged" if files else "from the beginning: there is no checkpoint"
+    later = [file.name for file in files if file.name > found.name]
+    return f"from {found.name}" + (f", because {', '.join(later)} is damaged" if later else "")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,9 @@ from ._options import AsJson, Assignments, Cache, Config, Cores, Quiet, folder_o
 from ._resolve import Table, read_assignments, read_toml, refuse_ignored, resolve, to_toml
 from ._start import start
 from ._tables import SEARCH
+
+# For the callbacks of one super epoch.
+_PATIENCE_SECONDS = 5.0
 
 if TYPE_CHECKING:
     from ._build import Parts
@@ -85,6 +89,8 @@ class _Training:
     failed_so_far: "list[l2o.FailedObjective]" = dataclasses.field(default_factory=list)
     without_gradient: tuple[str, ...] = ()
     wants_to_stop: bool = False
+    # Held while callbacks show a super epoch; whoever takes it for good keeps all as it is then.
+    showing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     # The same, as all processes have agreed on it.
     stopped: bool = False
     # What is kept and compared, and why if it is not the last one.
@@ -145,6 +151,8 @@ def work(run: "Run") -> None:
             run_interruptibly(lambda: _meta_train(training), on_first=lambda: _ask(training))
             result = "stopped" if training.stopped else "completed"
         except KeyboardInterrupt:
+            # What is left behind in compiled code must not go on writing, or what is said is no longer true.
+            training.showing.acquire(timeout=_PATIENCE_SECONDS)
             result = "stopped"
         say = output.say
         run_interruptibly(lambda: _save(training), on_first=lambda: say("Saving the optimizer."))
@@ -263,7 +271,17 @@ def _meta_train(training: _Training) -> None:
         warnings.simplefilter("ignore", l2o.SkippedUpdatesWarning)
         warnings.simplefilter("ignore", l2o.NanWarning)
 
+        def begin(progress: "l2o.Progress") -> None:
+            del progress
+            training.showing.acquire()
+
         def show(progress: "l2o.Progress") -> "l2o.StopTraining | None":
+            try:
+                return show_it(progress)
+            finally:
+                training.showing.release()
+
+        def show_it(progress: "l2o.Progress") -> "l2o.StopTraining | None":
             training.latest = progress
             training.failed_so_far += progress.failed
             metrics = median_over_restarts(progress.metrics)
@@ -284,6 +302,7 @@ def _meta_train(training: _Training) -> None:
             restarts=training.run.restarts,
             key=training.run.key,
             callbacks=[
+                begin,
                 # Before the checkpoint, which must not be later than the last line.
                 MetricsWriter(folder / FILE),
                 Events(folder / "tensorboard", output),

@@ -14,6 +14,7 @@ from l2o_eqx.files import replacing
 from ._build import Parts, build
 from ._errors import UsageError
 from ._evaluate import check_fits, check_one_family, files_of, load_optimizers, settings_for
+from ._folder import check_free
 from ._mixture import name_of
 from ._output import Output
 from ._resolve import Layer, plain
@@ -68,6 +69,11 @@ def draw_updates(
     folder = folder or (source if source.is_dir() else Path())
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"option '--out': {folder} is no folder")
+    if not source.is_dir():
+        # A run's own pictures are drawn again; elsewhere they may be anything.
+        for name in ("updates", "answers"):
+            check_free(folder / f"{name}.{file_format}")
+            check_free(folder / f"{name}.json")
     kind = type(optimizer).__name__
     several = f", restart 0 of {len(files)}" if len(files) > 1 else ""
     title = f"{source} ({kind}{several}) on {name_of(parts.config.objective)}"

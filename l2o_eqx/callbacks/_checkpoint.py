@@ -186,14 +186,13 @@ def _first_whole(files: Sequence[Path], classes: Sequence[type]) -> tuple[dict[s
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The file that `Checkpoint` wrote last, whether it can be read or not; `None` if there is none.
+    """The file that `load_checkpoint` takes, the last one that is not damaged; `None` if there is none.
 
     **Arguments:**
 
     - `folder`: of checkpoints.
     """
-    found = _found(Path(folder))
-    return found[-1][1] if found else None
+    return next((path for _, path in reversed(_found(Path(folder))) if _is_whole(path)), None)
 
 
 def _compare(path: Path, kept: Any, given: Any) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._learned_start import GradientDescent, LearnedStart
 from ._per_layer import PerLayer
 
 _FORMAT = 1
+_GALLERY = Path(__file__).parents[1] / "gallery"
 
 
 Optimizer = (
@@ -42,10 +44,15 @@ def load(path: str | os.PathLike[str]) -> Optimizer:
 
     All have `init` and `update`, except for a `BlackBoxRNN`, which has `init`, `ask` and `tell`.
 
+    **Arguments:**
+
+    - `path`: the file; a folder with an `optimizer.safetensors`, such as that of a run or of `l2o export`;
+        or, where this folder is in its package, a name of the gallery.
+
     **Raises:** `FileNotFoundError`; `ValueError` for files that are damaged or from elsewhere, and for
     optimizers that this module does not know.
     """
-    header, arrays = _read(path)
+    header, arrays = _read(_file_of(path))
     if others := {*header["kinds"].values()} - _KINDS:
         raise ValueError(f"{path}: random numbers of {', '.join(sorted(others))} are not known without JAX")
     try:
@@ -73,6 +80,14 @@ def _rule(found: Any) -> Any:
         return known[name](**found)
     except TypeError as e:
         raise ValueError(f"its {name} has other settings than this module knows: {e}") from e
+
+
+def _file_of(path: Any) -> Path:
+    path = Path(path)
+    inside, named = path / "optimizer.safetensors", _GALLERY / f"{path}.safetensors"
+    if inside.is_file():
+        return inside
+    return named if not path.exists() and path.name == str(path) and named.is_file() else path
 
 
 def _read(path: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -807,6 +807,27 @@ def test_the_second_interrupt_does_not_wait(tmp_path):
     assert json.loads((tmp_path / "out/run.json").read_text())["result"] == "stopped"
 
 
+def test_an_interrupt_before_anything_has_begun_is_neither_swallowed_nor_a_traceback():
+    code = (
+        "import os, signal, l2o_cli, l2o_cli._app as cli\n"
+        "def app():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('swallowed')\n"
+        "cli.app = app\n"
+        "l2o_cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_record_of_a_later_format_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "later")
+    record = json.loads((run / "run.json").read_text())
+    (tmp_path / "later" / "run.json").write_text(json.dumps({**record, "format": 2}))
+    error = l2o_cli("resume", tmp_path / "later", code=2)
+    assert "needs a newer l2o_eqx" in str(error.exception or "") + error.output
+
+
 def test_two_interrupts_at_once_leave_files_that_agree(tmp_path):
     process = start("train", *TINY, "--super-epochs", 1_000_000, "--out", "out")
     _wait_for(tmp_path / "out" / "metrics.jsonl", process, num_lines=50)

@@ -4,8 +4,14 @@
 def main() -> None:
     """The console script `l2o`."""
     import io
+    import signal
     import sys
 
+    # Imports of JAX and NumPy do not survive a KeyboardInterrupt, and may swallow it.
+    from ._interrupt import end_at_once
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)
     from ._app import app
     from ._interrupt import leave
 

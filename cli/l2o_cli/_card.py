@@ -50,6 +50,7 @@ def run_card(
                 optimizer,
                 parts.family,
                 **parts.comparing,
+                baselines=_baselines(parts),
                 restarts=restarts,
                 key=key,
                 callbacks=[show],
@@ -61,6 +62,13 @@ def run_card(
             # The thread may still be at work; it has nothing more to say.
             given_up = True
             return latest
+
+
+def _baselines(parts: Parts) -> dict[str, Any] | None:
+    # Those that the settings name; else, for every variation, those that fit it.
+    against = parts.config.evaluation.against
+    known = {name.lower(): (name, one) for name, one in l2o.BASELINES.items()}
+    return None if against is None else dict(known[n.lower()] for n in against if n.lower() in known) or None
 
 
 def write_card(folder: Path, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:

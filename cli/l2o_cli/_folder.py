@@ -14,6 +14,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from ._errors import Failure, UsageError
+from ._interrupt import begin_in_good_order
 
 CONFIG, RECORD = "config.toml", "run.json"
 
@@ -35,6 +36,7 @@ def make_folder(out: Path | None, parent: Path, name: str) -> Path:
     candidates = [out] if out else (parent / f"{now}-{name}{number}" for number in numbered)
     for folder in candidates:
         try:
+            begin_in_good_order()
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
@@ -83,6 +85,8 @@ def read_record(folder: Path, label: str = "RUN") -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
             raise ValueError("it is no table")
+        if facts.get("format", 1) != 1:
+            raise ValueError(f"its format, {facts['format']!r:.20}, needs a newer l2o_eqx")
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{label}: {folder} is no run folder, {path} cannot be read: {reason}") from None

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-import typer
-
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
@@ -38,6 +36,7 @@ def run_interruptibly(work: Callable[[], T], *, on_first: Callable[[], None] | N
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
+    begin_in_good_order()
     signals: list[int] = []
     outcome: dict[str, Any] = {}
 
@@ -82,8 +81,22 @@ def _wait(thread: threading.Thread, signals: list[int], on_first: Callable[[], N
                 raise
 
 
+def end_at_once(number: int, frame: object) -> NoReturn:
+    """The handler of Ctrl-C until a command has begun: there is nothing to clean up."""
+    os._exit(130)
+
+
+def begin_in_good_order() -> None:
+    """Makes Ctrl-C an exception again, once there is something to clean up."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupted() -> NoReturn:
     """Ends the command as shells expect after Ctrl-C."""
+    import typer
+
     raise typer.Exit(130)
 
 

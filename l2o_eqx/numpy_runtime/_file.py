@@ -35,6 +35,13 @@ Optimizer = (
     | LearnedStart
     | PerLayer
 )
+
+
+class _NewerError(ValueError):
+    # Of a file that is neither damaged nor from elsewhere.
+    pass
+
+
 # Of arrays, and of keys.
 _KINDS = {"jax", "numpy", "scalar", "threefry2x32"}
 
@@ -96,10 +103,10 @@ def _read(path: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             header = json.loads((file.metadata() or {})["l2o_eqx"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         if header["format"] > _FORMAT:
-            raise ValueError(f"format {header['format']} is newer than this module")
+            raise _NewerError(f"{path}: format {header['format']} is newer than this package")
         if header.pop("sha256") != _digest(header, arrays):
             raise ValueError("the content does not match its sha256")
-    except FileNotFoundError:
+    except (FileNotFoundError, _NewerError):
         raise
     except (SafetensorError, LookupError, OSError, TypeError, ValueError, AttributeError) as e:
         raise ValueError(f"{path} is damaged or not from `l2o_eqx.save`: {e}") from e

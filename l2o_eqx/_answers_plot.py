@@ -75,8 +75,8 @@ def plot_answers(
 ) -> "Figure":
     """Draws the loss of runs, what networks answered and what they saw, over the steps.
 
-    Lines are medians over objectives, one for each group, bands their quartiles. What never changes is told
-    below the panels.
+    Lines are medians over objectives, one for each group, bands their quartiles. What never changes, and what
+    depends on the step alone, is told below the panels.
 
     **Arguments:**
 
@@ -90,9 +90,12 @@ def plot_answers(
     """
     if not np.size(record.losses):
         raise ArgumentError("`plot_answers(record)` has no step to draw.", argument="record")
+    every = [*_panels(record)]
+    of_time = [name for name, values, color in every if color == _SEEN and _is_of_time(values)]
     found = [
         (name, (_loss_quartiles if color == _LOSS else _quartiles)(values), color)
-        for name, values, color in _panels(record)
+        for name, values, color in every
+        if name not in of_time
     ]
     panels = [(name, values, color) for name, values, color in found if color == _LOSS or _moves(values)]
     still = [name for name, values, color in found if color != _LOSS and not _moves(values)]
@@ -107,7 +110,7 @@ def plot_answers(
     for place in places[max(0, len(panels) - _COLUMNS) : len(panels)]:
         place.tick_params(labelbottom=True)
         place.set_xlabel("inner step", fontsize=8)
-    _explain(figure, places[0], record, still)
+    _explain(figure, places[0], record, still, of_time)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return write_figure(figure, path)
@@ -137,6 +140,14 @@ def _quartiles(values: np.ndarray) -> np.ndarray:
     some = ~np.isnan(values).all(axis=0)
     found = np.nanquantile(np.where(some, values, 0.0), (0.25, 0.5, 0.75), axis=0)
     return np.where(some, found, np.nan)
+
+
+def _is_of_time(values: np.ndarray) -> bool:
+    # The same in all runs and groups, of which there are several, at every step.
+    runs = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+    return (
+        runs.shape[1] > 1 and len(values) > 1 and bool(np.allclose(runs, runs[:, :1], rtol=1e-5, atol=1e-6))
+    )
 
 
 def _moves(quartiles: np.ndarray) -> bool:
@@ -174,16 +185,22 @@ def _set_limits(axes: "Axes", known: np.ndarray, *, is_loss: bool, many: bool) -
         axes.set_ylim(low - margin, high + margin)
 
 
-def _explain(figure: "Figure", axes: "Axes", record: "AnswerRecord", still: list[str]) -> None:
+def _explain(
+    figure: "Figure", axes: "Axes", record: "AnswerRecord", still: list[str], of_time: list[str]
+) -> None:
     groups = record.answers.groups
     shown = groups[: len(_COLORS)]
     handles = [axes.plot([], [], color=color)[0] for color, _ in zip(_COLORS, shown, strict=False)]
     more = f" {len(groups) - len(shown)} more are not shown." if len(groups) > len(shown) else ""
+    each = "one for each tensor or group of tensors that the network answers for, in the colors below"
+    if len(groups) == 1:
+        each = f"of all {groups[0]} together" if groups[0] == "params" else f"of {groups[0]}"
+        handles, shown = [], ()
     sentences = [
-        f"Lines: medians over {len(record.losses)} objectives, one for each tensor or group of tensors that "
-        f"the network answers for, in the colors below; bands: quartiles.{more}",
+        f"Lines: medians over {len(record.losses)} objectives, {each}; bands: quartiles.{more}",
         f"Titles in orange: what it answers; in blue: what it sees. {record.answers.symbols}",
         f"The same at all steps, and not drawn: {', '.join(still)}." if still else "",
+        f"Told by the step alone, and not drawn: {', '.join(of_time)}." if of_time else "",
     ]
     text = "\n".join(line for one in sentences for line in textwrap.wrap(one, 150))
     figure.legend(
@@ -192,7 +209,7 @@ def _explain(figure: "Figure", axes: "Axes", record: "AnswerRecord", still: list
         title=text,
         title_fontsize=8,
         loc="outside lower center",
-        ncols=min(len(shown), _COLUMNS),
+        ncols=max(1, min(len(shown), _COLUMNS)),
         frameon=False,
         fontsize=9,
     )

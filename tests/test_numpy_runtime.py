@@ -169,6 +169,12 @@ def test_a_search_by_values_is_that_of_jax(workers, tmp_path):
             ours.init({"x": box, "y": {"low": 0, "high": 1}})
 
 
+def test_folders_and_names_are_files(tmp_path):
+    shutil.copy(l2o.gallery.file_of("mnist"), tmp_path / "optimizer.safetensors")
+    for found in (numpy_runtime.load(tmp_path), numpy_runtime.load("mnist"), l2o.load(tmp_path)):
+        assert type(found).__name__ == "AdamMLP"
+
+
 def test_where_a_learned_start_is():
     sinusoid: Any = numpy_runtime.load(l2o.gallery.file_of("sinusoid"))
     start = cast(Any, l2o.pretrained("sinusoid")).start

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from l2o_cli._app import app
@@ -103,7 +104,8 @@ def test_two_processes_do_not_work_in_one_folder(stopped):
     assert "`l2o resume" in l2o_cli("evaluate", stopped, code=2).stderr
     assert json.loads((stopped / "run.json").read_text())["result"] == "killed"
     (stopped / NEWEST).write_bytes((stopped / BEFORE).read_bytes()[:-5])
-    assert "from checkpoint" in l2o_cli("resume", stopped).output
+    taken, damaged = Path(BEFORE).name, Path(NEWEST).name
+    assert f"from {taken}, because {damaged} is damaged" in l2o_cli("resume", stopped).output
     assert "is complete" in l2o_cli("resume", stopped, code=2).stderr
 
 

@@ -356,6 +356,8 @@ def test_an_optimizer_without_answers_says_so(tmp_path, monkeypatch):
     result = l2o_cli("plot", "one.safetensors", "--updates", "--cores", "1")
     assert "has no answers to tell" in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.safetensors", "updates.json", "updates.png"]
+    stderr = l2o_cli("plot", "one.safetensors", "--updates", code=2).stderr
+    assert "updates.png exists and is not overwritten" in stderr
 
 
 @pytest.mark.parametrize(

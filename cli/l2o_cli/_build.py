@@ -403,10 +403,14 @@ def _check_names(names: tuple[str, ...] | None) -> None:
 
 def baselines_of(family: Any, parts: Parts, optimizer: Any) -> dict[str, Any]:
     """What to compare an optimizer with on a family: all that fit, or those that the settings name."""
+    return asked_for(parts, l2o.baselines_for(family, optimizer))
+
+
+def asked_for(parts: Parts, baselines: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the baselines that the settings name; all if they name none."""
     names = parts.config.evaluation.against
     wanted = None if names is None else {name.lower() for name in names}
-    found = l2o.baselines_for(family, optimizer)
-    return {name: one for name, one in found.items() if wanted is None or name.lower() in wanted}
+    return {name: one for name, one in baselines.items() if wanted is None or name.lower() in wanted}
 
 
 def _validated_on(config: Table, family: Any, digits: data.Digits | None) -> Any:

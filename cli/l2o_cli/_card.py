@@ -13,7 +13,7 @@ import l2o_eqx as l2o
 from l2o_eqx import plots
 from l2o_eqx.files import dumps, write_text
 
-from ._build import Parts
+from ._build import Parts, asked_for
 from ._interrupt import run_interruptibly
 from ._output import Output, show_number
 from ._pictures import draw
@@ -50,7 +50,10 @@ def run_card(
                 optimizer,
                 parts.family,
                 **parts.comparing,
-                baselines=_baselines(parts),
+                # If none is named, for every variation those that fit it.
+                baselines=asked_for(parts, l2o.BASELINES) or None
+                if parts.config.evaluation.against
+                else None,
                 restarts=restarts,
                 key=key,
                 callbacks=[show],
@@ -62,13 +65,6 @@ def run_card(
             # The thread may still be at work; it has nothing more to say.
             given_up = True
             return latest
-
-
-def _baselines(parts: Parts) -> dict[str, Any] | None:
-    # Those that the settings name; else, for every variation, those that fit it.
-    against = parts.config.evaluation.against
-    known = {name.lower(): (name, one) for name, one in l2o.BASELINES.items()}
-    return None if against is None else dict(known[n.lower()] for n in against if n.lower() in known) or None
 
 
 def write_card(folder: Path, card: l2o.Card, output: Output, facts: Mapping[str, Any]) -> None:

@@ -20,10 +20,12 @@ Point = dict[str, int | float]
 class BlackBoxRNN:
     """`l2o_eqx.optimizers.BlackBoxRNN`, which searches by values alone; the fields are those of the file.
 
-    state = optimizer.init({"rate": {"low": 1e-4, "high": 1.0, "log": True}, "width": {...}})
-    point, state = optimizer.ask(state)                    # {"rate": 0.01, "width": 121}
-    state = optimizer.tell(state, point, function(**point))   # or None: it failed
-    state["best"]                                          # the point and the value
+        state = optimizer.init({"rate": {"low": 1e-4, "high": 1.0, "log": True}, "width": {...}})
+        point, state = optimizer.ask(state)                    # {"rate": 0.01, "width": 121}
+        state = optimizer.tell(state, point, function(**point))   # or None: it failed
+        state["best"]                                          # the point and the value
+
+    States are explicit, as there.
     """
 
     cells: list[dict[str, Any]]

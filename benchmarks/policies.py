@@ -61,17 +61,20 @@ def validation_of(family: Any, every: int) -> l2o.Validation:
     return l2o.Validation(family, HORIZON + 1, 64, every, key=jr.key(_VALIDATION))
 
 
-def by_search(policy: Any, family: Any, count: int, key: Any, **settings: Any) -> l2o.MetaSolution:
+def by_search(
+    method: Any, policy: Any, family: Any, count: int, key: Any, *, drawn_anew: bool = False, **settings: Any
+) -> l2o.MetaSolution:
     """Guided policy search with the defaults of the library, but for a rate that falls to zero."""
     updates = 15 * 4 * 100
-    fit = optax.adam(optax.cosine_decay_schedule(3e-3, updates))
+    # BADMM draws its objectives once, anyway.
+    trained_on = family if drawn_anew or method == "badmm" else Fixed(family, jr.split(key, count))
     given = {
         "num_objectives": count,
         "validation": validation_of(family, 1),
-        "meta_optimizer": fit,
+        "meta_optimizer": optax.adam(optax.cosine_decay_schedule(3e-3, updates)),
         **settings,
     }
-    return l2o.policy_search(policy, family, num_steps=HORIZON, key=key, **given)
+    return l2o.policy_search(policy, trained_on, method=method, num_steps=HORIZON, key=key, **given)
 
 
 def by_meta_training(
@@ -106,7 +109,9 @@ def by_evolution(*args: Any) -> l2o.MetaSolution:
 
 
 TRAININGS: dict[str, Callable[..., l2o.MetaSolution]] = {
-    "policy search": by_search,
+    "mirror descent": functools.partial(by_search, "mirror-descent"),
+    "mirror descent, drawn anew": functools.partial(by_search, "mirror-descent", drawn_anew=True),
+    "BADMM": functools.partial(by_search, "badmm"),
     "backpropagation": by_backpropagation,
     "evolution strategies": by_evolution,
 }
@@ -234,7 +239,7 @@ def peers_of(family: Any, count: int) -> dict[str, dict[str, list[float]]]:
 @app.command()
 def train(
     family: str,
-    trainings: Annotated[str, typer.Option(help="Which, separated by commas; all by default.")] = "",
+    trainings: Annotated[str, typer.Option(help="Which, separated by semicolons; all by default.")] = "",
     learner: Annotated[str, typer.Option(help=f"One of {', '.join(LEARNERS)}.")] = "policy",
     seed: int = 0,
     out: results.Folder = OUT,
@@ -246,7 +251,7 @@ def train(
     if "peers" not in known:
         known["peers"] = peers_of(made, count)
         results.keep(path, known, indent=None)
-    for name in trainings.split(",") if trainings else TRAININGS:
+    for name in trainings.split("; ") if trainings else TRAININGS:
         title = name if learner == "policy" else f"{name}, {learner}"
         runs = known.setdefault("policies", {}).setdefault(title, [])
         if any(run["seed"] == seed for run in runs):

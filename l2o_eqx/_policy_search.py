@@ -16,8 +16,9 @@ from ._errors import ArgumentError, check
 from ._meta_step import MetaState, init_meta_state
 from ._meta_train import Course, FailedObjective, MetaSolution, fitting
 from ._past import Past
-from ._search._problem import Drawn, SearchSettings, Structure
-from ._search._step import init_search, search_step
+from ._search._badmm import badmm_step, init_badmm
+from ._search._mirror import init_mirror, mirror_step
+from ._search._problem import Drawn, Method, SearchSettings, Structure
 from ._snapshots import Keeper, Validation, validation_of
 from ._turns import Turn
 from .callbacks._base import Callback
@@ -35,6 +36,7 @@ def policy_search(
     family: AbstractObjectiveFamily,
     *,
     num_steps: int = 40,
+    method: Method = "mirror-descent",
     super_epochs: int = 15,
     num_objectives: int = 90,
     num_samples: int = 25,
@@ -135,9 +137,15 @@ def policy_search(
     runs = Restarts.of("policy_search", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     each = jr.fold_in(key, _OBJECTIVES)
-    objective_keys = _split(runs.keys(each), num_objectives, runs)
-    drawn = Drawn.of(family, objective_keys, runs)
-    search = init_search(drawn, settings, runs)
+    init, search_step = (init_mirror, mirror_step) if method == "mirror-descent" else (init_badmm, badmm_step)
+
+    def keys_of(super_epoch):
+        # BADMM's controllers belong to objectives that stay.
+        own = jr.fold_in(each, super_epoch) if method == "mirror-descent" else each
+        return _split(runs.keys(own), num_objectives, runs)
+
+    first = Drawn.of(family, keys_of(0), runs)
+    search = init(first, settings, runs)
     start = dataclasses.replace(start, strategy_state=search)
     state = start if state is None else fitting("policy_search", start, state, super_epochs, key)
     valid = validation_of(validation, num_steps, super_epochs, key)
@@ -147,6 +155,8 @@ def policy_search(
     def steps(state, count):
         del count
         keys = runs.keys(jr.fold_in(key, state.super_epoch))
+        begun = int(state.super_epoch)
+        drawn = Drawn.of(family, keys_of(begun), runs) if method == "mirror-descent" and begun else first
         trained, meta_state, search, metrics, failed = search_step(
             state.optimizer,
             state.meta_optimizer_state,
@@ -162,7 +172,7 @@ def policy_search(
         return state, metrics, failed, failed
 
     def name_failed(rows):
-        return tuple(_failed(row, objective_keys) for row in rows.tolist())
+        return tuple(_failed(row, keys_of(row[0] - 1)) for row in rows.tolist())
 
     updates = inner_iterations * fit_updates
     turns = [Turn("", OncePerSuperEpoch(), num_steps, updates)] * super_epochs

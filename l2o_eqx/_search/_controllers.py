@@ -6,7 +6,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .._linear_algebra import solve
+from .._linear_algebra import cholesky, solve
 from ..control import (
     LinearDynamics,
     LinearGaussian,
@@ -16,11 +16,14 @@ from ..control import (
     optimize_trajectory,
     propagate,
 )
-from ._problem import Paths, Problem, SearchSettings, SearchState
+from .._types import Scalar
+from ._problem import BadmmState, Paths, Problem, SearchSettings, sample
 
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.
 _RIDGE = 1e-2
 _TINY = 1e-8
+# Of the multiplier of a step, at once.
+_CHANGE = (0.1, 5.0)
 
 
 def cost_weights(paths: Paths, settings: SearchSettings) -> Float[Array, "objectives steps"]:
@@ -96,10 +99,31 @@ def expected(problem: Problem, cost: QuadraticCost, controllers: LinearGaussian)
     return jnp.sum(each, axis=1)
 
 
+def sample_controllers(problem: Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> Paths:
+    """Trajectories of the controllers."""
+    by_step = [jnp.moveaxis(x, 2, 0) for x in (controllers.gains, controllers.offsets)]
+
+    def act(along, number, points, losses, grads):
+        gains, offsets = (x[number] for x in by_step)
+        actions = jnp.einsum("nbij,nbj->nbi", gains, problem.blocks(points)) + offsets
+        return along, actions.reshape(points.shape)
+
+    factors = jnp.moveaxis(cholesky(controllers.covariances), 2, 0)
+    return sample(problem, None, act, factors, key)[0]
+
+
 def linearized(
-    problem: Problem, answers: Array, paths: Paths, covariance: Float[Array, "blocks size size"]
+    problem: Problem,
+    answers: Array,
+    paths: Paths,
+    covariance: Float[Array, "blocks size size"],
+    *,
+    with_rest: bool,
 ) -> LinearGaussian:
-    """The policy as a controller: its answers along the samples, regressed on where they were given."""
+    """The policy as a controller: its answers along the samples, regressed on where they were given.
+
+    What is left over counts as noise, if `with_rest`.
+    """
 
     def one(points, answers, covariance):
         centered = points - jnp.mean(points, axis=0, keepdims=True)
@@ -111,7 +135,7 @@ def linearized(
         gain = solve(spread, centered.T @ moved).T
         rest = moved - centered @ gain.T
         offset = jnp.mean(answers, axis=0) - gain @ jnp.mean(points, axis=0)
-        return gain, offset, covariance + rest.T @ rest / len(rest)
+        return gain, offset, covariance + with_rest * (rest.T @ rest) / len(rest)
 
     # (objectives, samples, steps, blocks, size), mapped over all but samples and size.
     args = problem.blocks(paths.points[:, :, :-1]), problem.blocks(answers)
@@ -120,8 +144,22 @@ def linearized(
     return LinearGaussian(*jax.vmap(over_blocks, in_axes=(0, 0, None))(*args, covariance))
 
 
-def improved(
-    problem: Problem, cost: QuadraticCost, old: LinearGaussian, policy: LinearGaussian, search: SearchState
+def near_policy(
+    problem: Problem, cost: QuadraticCost, policy: LinearGaussian, multiplier: Scalar
+) -> LinearGaussian:
+    """The controllers' step of mirror descent: min E[c] at a bounded divergence from the policy."""
+    settings = problem.settings
+    bound = settings.kl_step * settings.num_steps * multiplier
+    dynamics = _dynamics(problem)
+
+    def one(cost, policy, mean, covariance):
+        return optimize_trajectory(dynamics, cost, policy, mean=mean, covariance=covariance, step=bound)[0]
+
+    return jax.vmap(one)(cost, policy, *_start_of(problem))
+
+
+def between(
+    problem: Problem, cost: QuadraticCost, old: LinearGaussian, policy: LinearGaussian, search: BadmmState
 ) -> LinearGaussian:
     """The controllers' step of BADMM: min E[c − λᵀu] + ν·KL(ψ ‖ π), not far from the samples."""
     settings = problem.settings
@@ -172,3 +210,13 @@ def disagreement(problem: Problem, controllers: LinearGaussian, gaps: Array):
     precisions = inverse(controllers.covariances)
     squares = jnp.einsum("nmtbi,nbtij,nmtbj->nmt", gaps, precisions, gaps)
     return jnp.mean(squares, axis=(1, 2)) / 2
+
+
+def adapted(multiplier: Array, predicted: Array, actual: Array, bounds: tuple[float, float]) -> Array:
+    """Of a step, by how well its gain was predicted: the best one, were the error of the model quadratic in it.
+
+    Levine & Abbeel 2014, sec. 4.3.
+    """
+    change = predicted / (2 * jnp.maximum(predicted - actual, 1e-4))
+    new = jnp.clip(multiplier * jnp.clip(change, *_CHANGE), *bounds)
+    return jnp.where(jnp.isfinite(change), new, multiplier)

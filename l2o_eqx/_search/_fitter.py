@@ -1,5 +1,6 @@
 """The policy of a policy search: its answers along samples, and how it is fitted to controllers."""
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,12 +11,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._engine._losses import select
+from .._draws import losses_of
+from .._linear_algebra import cholesky
 from .._misc import add_updates, cast_like, ravel
 from .._types import Scalar
 from ..optimizers import AbstractOptimizer, Seen, take_step
-from ._controllers import inverse
-from ._problem import Paths, Problem, SearchState
+from ._problem import Paths, Problem, sample
 
 
 class Fitter(NamedTuple):
@@ -38,40 +39,51 @@ class Fitter(NamedTuple):
         problem = self.problem
         optimizer: AbstractOptimizer = eqx.combine(arrays, self.static)
         num_steps = problem.settings.num_steps
-        params, slopes = (problem.tree(x[:-1]) for x in (points, grads))
-        first = optimizer.init_for(jax.tree.map(lambda x: x[0], params), num_steps)
+        first = self._first(optimizer, points[0])
 
         def step(state, t):
-            number, params, value, slope = t
-            seen = Seen(slope, value, jr.fold_in(key, number))
-            updates, new = take_step(optimizer, seen, state, params)
-            return cast_like(new, state), ravel(updates, problem.starts.dtype)
+            return self._answer(optimizer, state, *t, key)
 
-        return lax.scan(step, first, (jnp.arange(num_steps), params, losses[:-1], slopes))[1]
+        return lax.scan(step, first, (jnp.arange(num_steps), points[:-1], losses[:-1], grads[:-1]))[1]
+
+    def _first(self, optimizer, point):
+        return optimizer.init_for(self.problem.tree(point), self.problem.settings.num_steps)
+
+    def _answer(self, optimizer, state, number, point, loss, grad, key):
+        params, slope = (self.problem.tree(x) for x in (point, grad))
+        seen = Seen(slope, loss, jr.fold_in(key, number))
+        updates, new = take_step(optimizer, seen, state, params)
+        return cast_like(new, state), ravel(updates, self.problem.starts.dtype)
+
+    def sample(self, arrays: PyTree, covariance: Array, key: PRNGKeyArray) -> tuple[Paths, Array]:
+        """Trajectories of the policy with noise, and its answers along them."""
+        problem = self.problem
+        optimizer: AbstractOptimizer = eqx.combine(arrays, self.static)
+        num_steps, keys = problem.settings.num_steps, problem.draws.keys
+
+        def act(states, number, points, losses, grads):
+            each = jax.vmap(functools.partial(self._answer, optimizer), in_axes=(0, None, 0, 0, 0, 0))
+            return each(states, number, points, losses, grads, keys)
+
+        first = jax.vmap(functools.partial(self._first, optimizer))(problem.starts)
+        factor = cholesky(covariance)
+        factors = jnp.broadcast_to(factor, (num_steps, 1, *factor.shape))
+        return sample(problem, first, act, factors, key)
 
     def fit(
         self,
         arrays: PyTree,
         meta_state: PyTree,
         paths: Paths,
-        intended: Float[Array, "objectives samples steps dim"],
-        search: SearchState,
-        sound: Bool[Array, " objectives"],
+        targets: Float[Array, "objectives samples steps dim"],
+        precisions: Float[Array, "objectives steps blocks size size"],
         key: PRNGKeyArray,
     ) -> tuple[PyTree, PyTree, Scalar]:
-        """The policy's step of BADMM: min λᵀμ + (ν/2)(μ − û)ᵀC⁻¹(μ − û) over the samples, û being `intended`.
-
-        The square is completed: answers are regressed on û − Cλ/ν.
-        """
+        """Regression: min Σ (μ − targets)ᵀ precisions (μ − targets) over the samples."""
         problem, settings = self.problem, self.problem.settings
-        # λ and C in the order (objectives, steps, blocks, …).
-        covariances = jnp.moveaxis(search.controllers.covariances, 1, 2)
-        shift = jnp.einsum("ntbij,ntbj->ntbi", covariances, search.duals)
-        shift = (shift / search.penalty[:, None, None, None]).reshape(*shift.shape[:2], -1)
-        targets = intended - shift[:, None]
-        weights = inverse(covariances) * search.penalty[:, None, None, None, None]
-        weights = select(sound, weights, 0.0)
-        weights = weights / jnp.mean(jnp.trace(weights, axis1=-2, axis2=-1))
+        # Where all objectives failed there is nothing to learn.
+        tiny = jnp.finfo(precisions.dtype).tiny
+        weights = precisions / jnp.maximum(jnp.mean(jnp.trace(precisions, axis1=-2, axis2=-1)), tiny)
         num_objectives, num_samples = paths.losses.shape[:2]
         count = num_objectives * num_samples
         batch = min(settings.fit_batch, count)
@@ -95,3 +107,17 @@ class Fitter(NamedTuple):
         keys = jr.split(key, settings.fit_updates)
         (arrays, meta_state), losses = lax.scan(update, (arrays, meta_state), keys)
         return arrays, meta_state, jnp.mean(losses[-max(1, settings.fit_updates // 4) :])
+
+    def metrics(
+        self, arrays: PyTree, meta_state: PyTree, sound: Bool[Array, " objectives"]
+    ) -> dict[str, Array]:
+        """Of the policy alone, without noise, and of the objectives that did not fail."""
+        problem = self.problem
+        reached = losses_of(eqx.combine(arrays, self.static), problem.draws, problem.settings.num_steps)
+        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
+        return {
+            "mean_loss": jnp.mean(reached, where=sound[:, None]),
+            "final_loss": jnp.mean(reached[:, -1], where=sound),
+            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
+            "failed_objectives": jnp.sum(~sound),
+        }

@@ -1,5 +1,6 @@
 """The objectives of a policy search, flat and in blocks, and samples of what happens on them."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -12,13 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._devices import Restarts
 from .._draws import Draws, draw
 from .._engine._losses import loss_function, losses_and_grads
-from .._linear_algebra import cholesky
 from .._misc import ravel, tree_dtype, unravel_like
 from .._types import Params
 from ..control import LinearGaussian
 from ..objectives import AbstractObjectiveFamily
 from ..weightings import AbstractWeighting
 
+Method = Literal["mirror-descent", "badmm"]
 Structure = Literal["full", "diagonal"]
 
 # Where only the diagonal of a Hessian is wanted, it is estimated with so many random signs.
@@ -43,8 +44,21 @@ class SearchSettings(NamedTuple):
     fit_batch: int
 
 
-class SearchState(eqx.Module):
-    """What a policy search remembers of every objective, beside the policy.
+class MirrorState(eqx.Module):
+    """What a search by mirror descent remembers, beside the policy.
+
+    **Fields:**
+
+    - `covariance`: of the policy's noise, the same everywhere.
+    - `multiplier`: of the bound on a controller's step.
+    """
+
+    covariance: Float[Array, "*restarts blocks size size"]
+    multiplier: Float[Array, "*restarts"]
+
+
+class BadmmState(eqx.Module):
+    """What a search by BADMM remembers of every objective, beside the policy.
 
     A trajectory of `dim` coordinates is cut into `blocks` of `size` each: one of all, or all of one.
 
@@ -157,26 +171,36 @@ class Paths(eqx.Module):
     grads: Float[Array, "objectives samples points dim"]
 
 
-def sample(problem: Problem, controllers: LinearGaussian, key: PRNGKeyArray) -> Paths:
-    """Trajectories of the controllers, `num_samples` of each objective."""
-    settings = problem.settings
-    factors = cholesky(controllers.covariances)
+def sample(problem: Problem, first: PyTree, act: Callable[..., Any], factors: Any, key: PRNGKeyArray) -> Any:
+    """Trajectories, `num_samples` of each objective, with what was meant to be done along them.
+
+    **Arguments:**
+
+    - `first`: what goes along with the points of all objectives, from step to step.
+    - `act`: takes it with the step's number, points, losses and gradients, and answers with what goes on and
+        the mean actions, all `(objectives, dim)`.
+    - `factors`: Cholesky's, of the noise of every step; `(steps, objectives or 1, blocks, size, size)`.
+
+    **Returns:** the paths, and the mean actions, `(objectives, samples, steps, dim)`.
+    """
+    num_steps = problem.settings.num_steps
 
     def one_sample(key):
-        def step(points, t):
-            number, gains, offsets, factor = t
+        def step(carry, t):
+            number, factor = t
+            points, along = carry
             losses, grads = problem.evaluate(points, number)
+            along, actions = act(along, number, points, losses, grads)
             own = problem.blocks(points)
             noise = jr.normal(jr.fold_in(key, number), own.shape, own.dtype)
-            actions = jnp.einsum("nbij,nbj->nbi", gains, own) + offsets
-            actions = actions + jnp.einsum("nbij,nbj->nbi", factor, noise)
-            return points + actions.reshape(points.shape), (points, losses, grads)
+            noise = (factor @ noise[..., None]).reshape(points.shape)
+            return (points + actions + noise, along), (points, losses, grads, actions)
 
-        numbers = jnp.arange(settings.num_steps)
-        by_step = [jnp.moveaxis(x, 2, 0) for x in (controllers.gains, controllers.offsets, factors)]
-        last, found = lax.scan(step, problem.starts, (numbers, *by_step))
-        end = (last, *problem.evaluate(last, jnp.asarray(settings.num_steps)))
-        return [jnp.moveaxis(jnp.concatenate([x, y[None]]), 0, 1) for x, y in zip(found, end, strict=True)]
+        (last, _), found = lax.scan(step, (problem.starts, first), (jnp.arange(num_steps), factors))
+        *before, actions = found
+        end = (last, *problem.evaluate(last, jnp.asarray(num_steps)))
+        paths = [jnp.concatenate([x, y[None]]) for x, y in zip(before, end, strict=True)]
+        return [jnp.moveaxis(x, 0, 1) for x in (*paths, actions)]
 
-    points, losses, grads = jax.vmap(one_sample, out_axes=1)(jr.split(key, settings.num_samples))
-    return Paths(points, losses, grads)
+    *paths, actions = jax.vmap(one_sample, out_axes=1)(jr.split(key, problem.settings.num_samples))
+    return Paths(*paths), actions

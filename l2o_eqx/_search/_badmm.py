@@ -1,4 +1,4 @@
-"""A policy search's state, and one iteration of it as one compiled program."""
+"""A policy search by BADMM: its state, and one iteration of it as one compiled program."""
 
 from typing import Any
 
@@ -10,20 +10,19 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._devices import Restarts
-from .._draws import losses_of
 from .._engine._losses import is_sound, select
 from ..control import LinearGaussian
 from ..optimizers import AbstractOptimizer
 from . import _controllers as control
 from ._fitter import Fitter
-from ._problem import Drawn, SearchSettings, SearchState, sample
+from ._problem import BadmmState, Drawn, SearchSettings
 
-# Of the multiplier of the step, in all and at once; of the penalty, in all.
-_MULTIPLIER, _CHANGE, _PENALTY = (0.01, 10.0), (0.1, 5.0), (0.01, 100.0)
+# Of the multiplier of the step, and of the penalty, in all.
+_MULTIPLIER, _PENALTY = (0.01, 10.0), (0.01, 100.0)
 
 
 @eqx.filter_jit
-def init_search(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> SearchState:
+def init_badmm(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> BadmmState:
     """Controllers that do what gradient descent does, to first order along its way, with noise."""
 
     def one(arrays):
@@ -45,7 +44,7 @@ def init_search(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> Searc
         covariances = jnp.broadcast_to(eye, (num_objectives, blocks, settings.num_steps, size, size))
         controllers = LinearGaussian(jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2), covariances)
         each = jnp.ones(num_objectives, dtype)
-        return SearchState(
+        return BadmmState(
             controllers,
             jnp.zeros((num_objectives, settings.num_steps, blocks, size), dtype),
             settings.penalty * each,
@@ -58,16 +57,16 @@ def init_search(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> Searc
 
 
 @eqx.filter_jit
-def search_step(
+def badmm_step(
     optimizer: AbstractOptimizer,
     meta_state: PyTree,
-    search: SearchState,
+    search: BadmmState,
     drawn: Drawn,
     keys: Any,
     settings: SearchSettings,
     meta_optimizer: optax.GradientTransformation,
     runs: Restarts,
-) -> tuple[AbstractOptimizer, PyTree, SearchState, dict[str, Array], Array]:
+) -> tuple[AbstractOptimizer, PyTree, BadmmState, dict[str, Array], Array]:
     """Samples, improves the controllers, fits the policy to them.
 
     **Returns:** what of it goes on, the metrics, and which objectives failed.
@@ -78,10 +77,12 @@ def search_step(
         problem = drawn.problem(own, settings)
         fitter = Fitter(static, meta_optimizer, problem)
         skey, hkey, fkey = jr.split(key, 3)
-        paths = sample(problem, search.controllers, skey)
+        paths = control.sample_controllers(problem, search.controllers, skey)
         weights = control.cost_weights(paths, settings)
         sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
-        search = eqx.tree_at(lambda s: s.multiplier, search, _adapted(search, sampled))
+        gained = search.costs[:, 0] - sampled
+        multiplier = control.adapted(search.multiplier, search.costs[:, 1], gained, _MULTIPLIER)
+        search = eqx.tree_at(lambda s: s.multiplier, search, multiplier)
         old = search.controllers
         cost = control.expand(problem, old, weights, hkey)
         # An objective that is not finite is left out: it teaches nothing, and its controller stays.
@@ -92,12 +93,13 @@ def search_step(
 
         def inner(carry, key):
             arrays, meta_state, search, answers = carry
-            linear = control.linearized(problem, answers, paths, search.covariance)
-            controllers = control.improved(problem, cost, old, linear, search)
+            linear = control.linearized(problem, answers, paths, search.covariance, with_rest=True)
+            controllers = control.between(problem, cost, old, linear, search)
             controllers = select(sound, controllers, old)
             intended = control.actions_of(problem, controllers, paths)
             search = eqx.tree_at(lambda s: s.controllers, search, controllers)
-            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, intended, search, sound, key)
+            targets, precisions = _regression(intended, search, sound)
+            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, targets, precisions, key)
             answers = fitter.means(arrays, paths)
             gaps = answers - intended
             gap = problem.blocks(jnp.mean(gaps, axis=1))
@@ -115,18 +117,13 @@ def search_step(
             search,
             (jnp.stack([sampled, gain], axis=1), _penalties(search.penalty, apart, settings)),
         )
-        reached = losses_of(eqx.combine(arrays, static), problem.draws, settings.num_steps)
-        skipped = optax.tree.get_all_with_path(meta_state, "total_notfinite")
         metrics = {
+            **fitter.metrics(arrays, meta_state, sound),
             "meta_loss": losses[-1],
-            "mean_loss": jnp.mean(reached, where=sound[:, None]),
-            "final_loss": jnp.mean(reached[:, -1], where=sound),
             "teacher_loss": jnp.mean(paths.losses[..., 1:], where=sound[:, None, None]),
             "disagreement": jnp.mean(apart, where=sound),
             "penalty": jnp.mean(search.penalty),
             "step_multiplier": jnp.mean(search.multiplier),
-            "skipped_updates": sum((n for _, n in skipped), jnp.asarray(0)),
-            "failed_objectives": jnp.sum(~sound),
         }
         return arrays, meta_state, search, metrics, ~sound
 
@@ -134,13 +131,14 @@ def search_step(
     return eqx.combine(arrays, static), *found
 
 
-def _adapted(search, sampled):
-    # Levine & Abbeel 2014, sec. 4.3: the best step, were the error of the model quadratic in it.
-    predicted = search.costs[:, 1]
-    actual = search.costs[:, 0] - sampled
-    change = predicted / (2 * jnp.maximum(predicted - actual, 1e-4))
-    new = jnp.clip(search.multiplier * jnp.clip(change, *_CHANGE), *_MULTIPLIER)
-    return jnp.where(jnp.isfinite(change), new, search.multiplier)
+def _regression(intended, search, sound):
+    # The policy's step, min λᵀμ + (ν/2)(μ − û)ᵀC⁻¹(μ − û), û being intended, with the square completed:
+    # answers are regressed on û − Cλ/ν. λ and C are in the order (objectives, steps, blocks, …).
+    covariances = jnp.moveaxis(search.controllers.covariances, 1, 2)
+    shift = jnp.einsum("ntbij,ntbj->ntbi", covariances, search.duals)
+    shift = (shift / search.penalty[:, None, None, None]).reshape(*shift.shape[:2], -1)
+    precisions = control.inverse(covariances) * search.penalty[:, None, None, None, None]
+    return intended - shift[:, None], select(sound, precisions, 0.0)
 
 
 def _penalties(penalty, apart, settings: SearchSettings):

@@ -1,0 +1,109 @@
+"""A policy search by mirror descent: its state, and one super epoch of it as one compiled program."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from .._devices import Restarts
+from .._engine._losses import is_sound, select
+from ..optimizers import AbstractOptimizer
+from . import _controllers as control
+from ._fitter import Fitter
+from ._problem import Drawn, MirrorState, SearchSettings
+
+# Of the multiplier of the step, in all.
+_MULTIPLIER = (0.1, 10.0)
+
+
+def init_mirror(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> MirrorState:
+    """The noise that a policy is sampled with at first."""
+
+    def one(arrays):
+        problem = drawn.problem(arrays, settings)
+        _, blocks, size = problem.blocks(problem.starts).shape
+        dtype = problem.starts.dtype
+        eye = settings.initial_std**2 * jnp.eye(size, dtype=dtype)
+        return MirrorState(jnp.broadcast_to(eye, (blocks, size, size)), jnp.ones((), dtype))
+
+    return runs.over(one)(drawn.arrays)
+
+
+@eqx.filter_jit
+def mirror_step(
+    optimizer: AbstractOptimizer,
+    meta_state: PyTree,
+    search: MirrorState,
+    drawn: Drawn,
+    keys: Any,
+    settings: SearchSettings,
+    meta_optimizer: optax.GradientTransformation,
+    runs: Restarts,
+) -> tuple[AbstractOptimizer, PyTree, MirrorState, dict[str, Array], Array]:
+    """Again and again samples the policy, improves it locally, and fits it to that.
+
+    **Returns:** what of it goes on, the metrics, and which objectives failed.
+    """
+    arrays, static = eqx.partition(optimizer, eqx.is_array)
+
+    def one(arrays, meta_state, search, own, key):
+        problem = drawn.problem(own, settings)
+        fitter = Fitter(static, meta_optimizer, problem)
+        # The same noise in every iteration, so that their costs differ by what was learned.
+        skey, key = jr.split(key)
+
+        def iteration(carry, key):
+            arrays, meta_state, search, costs, expected_gain, sound = carry
+            hkey, fkey = jr.split(key)
+            paths, answers = fitter.sample(arrays, search.covariance, skey)
+            weights = control.cost_weights(paths, settings)
+            sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
+            # An objective that is not finite is left out: it teaches nothing.
+            here = is_sound(sampled, (paths.grads, answers))
+            paths, answers = select(here, (paths, answers), 0.0)
+            policy = control.linearized(problem, answers, paths, search.covariance, with_rest=False)
+            cost = control.expand(problem, policy, weights, hkey)
+            here = here & is_sound(sampled, cost)
+            cost = select(here, cost, 0.0)
+            sound = sound & here
+            gained = jnp.mean(costs - sampled, where=sound)
+            multiplier = control.adapted(search.multiplier, expected_gain, gained, _MULTIPLIER)
+            controllers = control.near_policy(problem, cost, policy, multiplier)
+            controllers = select(here, controllers, policy)
+            # What the controllers would change, added to what the policy answers: a step of length zero
+            # changes nothing, however little of the answers is linear.
+            change = control.actions_of(problem, controllers, paths) - control.actions_of(
+                problem, policy, paths
+            )
+            precisions = select(here, control.inverse(jnp.moveaxis(controllers.covariances, 1, 2)), 0.0)
+            arrays, meta_state, loss = fitter.fit(
+                arrays, meta_state, paths, answers + change, precisions, fkey
+            )
+            gaps = fitter.means(arrays, paths) - answers - change
+            gain = control.expected(problem, cost, policy) - control.expected(problem, cost, controllers)
+            search = MirrorState(control.shared_covariance(controllers, here), multiplier)
+            found = {
+                "meta_loss": loss,
+                "teacher_loss": jnp.mean(sampled - gain, where=here) / settings.num_steps,
+                "disagreement": jnp.mean(control.disagreement(problem, controllers, gaps), where=here),
+                "step_multiplier": multiplier,
+            }
+            return (arrays, meta_state, search, sampled, jnp.mean(gain, where=here), sound), found
+
+        unknown = jnp.full(problem.starts.shape[0], jnp.nan, problem.starts.dtype)
+        carry = (arrays, meta_state, search, unknown, unknown[0], jnp.ones(unknown.shape, bool))
+        carry, found = lax.scan(iteration, carry, jr.split(key, settings.inner_iterations))
+        arrays, meta_state, search, *_, sound = carry
+        metrics = {
+            **fitter.metrics(arrays, meta_state, sound),
+            **jax.tree.map(lambda x: x[-1], found),
+        }
+        return arrays, meta_state, search, metrics, ~sound
+
+    arrays, *found = runs.over(one)(arrays, meta_state, search, drawn.arrays, keys)
+    return eqx.combine(arrays, static), *found

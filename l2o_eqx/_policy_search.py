@@ -60,25 +60,35 @@ def policy_search(
     """Trains an optimizer as a policy, by guided policy search: nothing is differentiated through a run.
 
     An optimizer's step u_t = π(what it has seen) is a mean action, f(θ_{t+1}) what it costs, and
-    θ_{t+1} = θ_t + u_t the dynamics, which are linear. `num_objectives` are drawn once, and every one has a
-    controller of its own, which knows where it is: ψ_t(u|θ) = N(K_t θ + k_t, C_t), at first gradient descent.
-    A super epoch
+    θ_{t+1} = θ_t + u_t the dynamics, which are linear. Controllers ψ_t(u|θ) = N(K_t θ + k_t, C_t), one for
+    every objective, know where they are; they are improved by the linear-quadratic regulator, and the policy
+    is fitted to them by supervised learning.
 
-    1. samples trajectories of the controllers, and records what an optimizer would see along them;
-    2. expands the costs to second order around the mean trajectories (exact gradients and Hessians), and the
-        policy, whose answers along the samples are regressed on θ; then, `inner_iterations` times,
-    3. improves each controller by the linear-quadratic regulator:
-        min E_ψ[c − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step from the one sampled;
-    4. fits the policy to the controllers, by supervised learning: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where
-        û is what a controller means to do and μ what the policy does;
-    5. moves the duals by what is still between them: λ += α·ν·E[μ − û].
+    By **mirror descent**, a super epoch draws new objectives, and `inner_iterations` times
 
-    Steps 3 to 5 are BADMM. The penalty ν of an objective doubles where the two are more than `kl_step`
-    nats apart, and halves below a tenth of that; bounds on the step grow or shrink, between 0.01 and 10
-    times, with how well its gain was predicted. Objectives that are not finite are left out and reported.
+    1. samples trajectories of the policy with noise, and regresses its answers on θ: that is π̄_t(u|θ);
+    2. expands the costs to second order around the mean trajectories (exact gradients and Hessians);
+    3. finds the controllers that are better, min E_ψ[c], at a divergence KL(ψ ‖ π̄) of at most `kl_step` per
+        step, times a bound that grows or shrinks, between 0.1 and 10 times, with how well the gain of
+        the last step was predicted;
+    4. fits the policy: min Σ (μ − û)ᵀ C⁻¹ (μ − û), where û is what it answered and, added to that, the
+        difference between ψ and π̄.
 
-    Any optimizer can be trained so, one with a learned start excepted; `optimizers.PolicyOptimizer` is the
-    one of the paper.
+    By **BADMM**, objectives are drawn once, and every one has a controller that stays, at first gradient
+    descent. A super epoch samples the controllers, records what an optimizer would see along them,
+    expands costs and policy there, and then, `inner_iterations` times,
+
+    1. improves each controller: min E_ψ[c − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step
+        from the one sampled, times a bound as above, between 0.01 and 10;
+    2. fits the policy: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where û is what a controller means to do and μ
+        what the policy does;
+    3. moves the duals by what is still between them: λ += α·ν·E[μ − û].
+
+    The penalty ν of an objective doubles where the two are more than `kl_step` nats apart, and halves below
+    a tenth of that. The policy is fitted where controllers lead, and may be elsewhere when it is on its own.
+
+    Objectives that are not finite are left out and reported. Any optimizer can be trained so, one with a
+    learned start excepted; `optimizers.PolicyOptimizer` is the one of the paper.
 
     **Arguments:**
 
@@ -86,17 +96,18 @@ def policy_search(
         structure matters.
     - `family`: what the objectives are drawn from, whose starting points are drawn with them.
     - `num_steps`: length of a trajectory.
+    - `method`: `"mirror-descent"`, or `"badmm"`, that of the papers.
     - `super_epochs`: how many; with `state`, how many in all.
-    - `num_objectives`: how many objectives there are in all.
-    - `num_samples`: trajectories of each objective in a super epoch.
+    - `num_objectives`: objectives of a super epoch; with BADMM, of the whole search.
+    - `num_samples`: trajectories of each objective at a time.
     - `inner_iterations`: how often controllers and policy take turns in a super epoch.
     - `structure`: `"full"`, or `"diagonal"`: controllers of one coordinate each, with the diagonal of the
         Hessian, estimated by 8 products; for many coordinates.
-    - `initial_rate`: the learning rate of the first controllers.
-    - `initial_std`: the standard deviation of their noise.
-    - `kl_step`: nats per step that a controller may move in a super epoch.
-    - `penalty`: ν at first; it stays between a hundredth and a hundred times of that.
-    - `dual_rate`: α.
+    - `initial_rate`: the learning rate of the first controllers; of BADMM.
+    - `initial_std`: the standard deviation of the noise at first.
+    - `kl_step`: nats per step that a controller may move at once.
+    - `penalty`: ν at first; it stays between a hundredth and a hundred times of that. Of BADMM.
+    - `dual_rate`: α; of BADMM.
     - `weighting`: makes costs of losses, c = Σ w_t f(θ_{t+1}), with its gradient at the mean losses of an
         objective's samples, scaled to weights of mean one; by default `Constant()`.
     - `fit_updates`: updates of the policy in every inner iteration.
@@ -104,16 +115,18 @@ def policy_search(
     - `meta_optimizer`: of these updates, any optax transformation; by default `optax.adam(1e-3)`.
     - `restarts`, `validation`, `key`, `callbacks`, `state`: as in `meta_train`.
 
-    **Returns:** a `MetaSolution`. In its metrics, `mean_loss` and `final_loss` are of the optimizer alone,
-    on the training's objectives; `teacher_loss` is the mean cost of the controllers' samples, `meta_loss`
-    that of the fit, and `disagreement` how far controllers and policy are apart, in nats per step.
+    **Returns:** a `MetaSolution`. In its metrics, `mean_loss` and `final_loss` are of the optimizer alone, on
+    the training's objectives; `teacher_loss` is the mean cost of the controllers, sampled with BADMM,
+    expected by their regulators with mirror descent; `meta_loss` is that of the fit, and `disagreement`
+    how far controllers and policy are apart, in nats per step.
 
-    **Raises:** `ValueError` for sizes below 1, rates that are not positive, an unknown structure, a
+    **Raises:** `ValueError` for sizes below 1, rates that are not positive, an unknown method or structure, a
     `Mixture`, an optimizer with a learned start or without meta-parameters, or a `state` that does not fit.
 
     Reference: Li & Malik 2016, "Learning to optimize" (arXiv:1606.01885); 2017, "Learning to optimize neural
     nets" (arXiv:1703.00441), for the diagonal; Levine et al. 2016 (arXiv:1504.00702), appendix A; Wang &
-    Banerjee 2014, "Bregman alternating direction method of multipliers". There controllers see all that
+    Banerjee 2014, "Bregman alternating direction method of multipliers"; Montgomery & Levine 2016, "Guided
+    policy search as approximate mirror descent" (arXiv:1607.04614). There controllers see all that
     the policy sees, and dynamics are fitted to samples; here they see θ, which is a state, and the dynamics
     are known.
     """
@@ -121,6 +134,7 @@ def policy_search(
     settings = SearchSettings(
         num_steps,
         num_objectives,
+        method,
         structure,
         num_samples,
         inner_iterations,
@@ -137,11 +151,12 @@ def policy_search(
     runs = Restarts.of("policy_search", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     each = jr.fold_in(key, _OBJECTIVES)
-    init, search_step = (init_mirror, mirror_step) if method == "mirror-descent" else (init_badmm, badmm_step)
+    anew = method == "mirror-descent"
+    init, search_step = (init_mirror, mirror_step) if anew else (init_badmm, badmm_step)
 
     def keys_of(super_epoch):
         # BADMM's controllers belong to objectives that stay.
-        own = jr.fold_in(each, super_epoch) if method == "mirror-descent" else each
+        own = jr.fold_in(each, super_epoch) if anew else each
         return _split(runs.keys(own), num_objectives, runs)
 
     first = Drawn.of(family, keys_of(0), runs)
@@ -155,8 +170,8 @@ def policy_search(
     def steps(state, count):
         del count
         keys = runs.keys(jr.fold_in(key, state.super_epoch))
-        begun = int(state.super_epoch)
-        drawn = Drawn.of(family, keys_of(begun), runs) if method == "mirror-descent" and begun else first
+        done = int(state.super_epoch)
+        drawn = Drawn.of(family, keys_of(done), runs) if anew and done else first
         trained, meta_state, search, metrics, failed = search_step(
             state.optimizer,
             state.meta_optimizer_state,
@@ -211,14 +226,15 @@ def _check(
         f"`policy_search(dual_rate=...)` cannot be negative. Got dual_rate={rate}.",
         dual_rate=(rate, rate >= 0),
     )
-    if settings.structure not in get_args(Structure):
-        raise ArgumentError(
-            f"`policy_search(structure=...)` must be one of {get_args(Structure)}. "
-            f"Got structure={settings.structure!r}.",
-            argument="structure",
-            given=settings.structure,
-            possible=get_args(Structure),
-        )
+    for name, choice in (("method", Method), ("structure", Structure)):
+        given = getattr(settings, name)
+        if given not in get_args(choice):
+            raise ArgumentError(
+                f"`policy_search({name}=...)` must be one of {get_args(choice)}. Got {name}={given!r}.",
+                argument=name,
+                given=given,
+                possible=get_args(choice),
+            )
     if isinstance(family, Mixture):
         raise ArgumentError(
             "`policy_search(family=...)` searches on one family at a time. Got a `Mixture`; families of the "

@@ -351,6 +351,7 @@ VALUES |= {
     "strategy.estimator.num_tangents": ("7", 7),
     "strategy.estimator.max_numbers": ("7", 7),
     "trainer.kind": ("guided-policy-search", "guided-policy-search"),
+    "trainer.method": ("badmm", "badmm"),
     "trainer.num_samples": ("7", 7),
     "trainer.inner_iterations": ("7", 7),
     "trainer.structure": ("diagonal", "diagonal"),
@@ -376,6 +377,7 @@ OLD = {
 
 # What else must be given for some options to mean something.
 ALONG = {
+    **{f"trainer.{name}": ["--method", "badmm"] for name in ("initial_rate", "penalty", "dual_rate")},
     "meta.clip_norm": ["--normalization", "clip"],
     "meta.final_share": ["--meta-decay", "cosine"],
     "optimizer.inner.weight_decay": ["--inner", "celo2"],

@@ -39,7 +39,8 @@ def resolved(*assignments):
 
 def test_settings_are_those_of_the_trainer():
     parts = build(resolved("trainer.kind=guided-policy-search", "trainer.kl_step=0.5"))
-    assert parts.searching["kl_step"] == 0.5 and parts.searching["num_objectives"] == 90
+    assert parts.searching["kl_step"] == 0.5 and parts.searching["method"] == "mirror-descent"
+    assert parts.searching["num_objectives"] == 90
     assert parts.searching["num_steps"] == 40 and parts.searching["super_epochs"] == 15
     assert parts.validation is not None and parts.validation.every == 1
     assert resolved().meta.super_epochs == 100
@@ -52,6 +53,7 @@ def test_settings_are_those_of_the_trainer():
         (["trainer.kind=guided-policy-search", "strategy.window=5"], "with 'meta-gradient' only"),
         (["trainer.kind=guided-policy-search", "meta.average=0.5"], "with 'meta-gradient' only"),
         (["trainer.kind=guided-policy-search", "trainer.kl_step=0"], "must be greater than 0"),
+        (["trainer.kind=guided-policy-search", "trainer.penalty=0.1"], "with 'badmm' only"),
         (["trainer.kind=reinforce"], "possible: meta-gradient, guided-policy-search"),
     ],
 )

@@ -14,11 +14,15 @@ import pytest
 import l2o_eqx
 from l2o_eqx import policy_search
 from l2o_eqx._devices import Restarts
+from l2o_eqx._draws import losses_of
+from l2o_eqx._search._badmm import badmm_step, init_badmm
+from l2o_eqx._search._controllers import linearized
+from l2o_eqx._search._fitter import Fitter
+from l2o_eqx._search._mirror import init_mirror, mirror_step
 from l2o_eqx._search._problem import Drawn, SearchSettings
-from l2o_eqx._search._step import init_search, search_step
 from l2o_eqx.callbacks import Checkpoint, load_checkpoint
 from l2o_eqx.objectives import AbstractObjective, AbstractObjectiveFamily, Mixture, Quadratic
-from l2o_eqx.optimizers import Clipped, LearnedStart, PolicyOptimizer
+from l2o_eqx.optimizers import Clipped, FromOptax, LearnedStart, PolicyOptimizer
 from l2o_eqx.weightings import Constant
 
 NUM_STEPS, RATE = 5, 0.05
@@ -70,9 +74,13 @@ def search(optimizer=None, family=None, **settings):
     return policy_search(optimizer or policy(), family or Bowls(), **given)
 
 
-@pytest.fixture(scope="module")
-def found():
-    return search()
+METHODS = ("mirror-descent", "badmm")
+SETTINGS = SearchSettings(NUM_STEPS, 3, "badmm", "full", 2, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def found(request):
+    return request.param, search(method=request.param)
 
 
 def test_features_are_relative_changes_and_gradients():
@@ -99,11 +107,11 @@ def test_features_are_relative_changes_and_gradients():
 
 
 def test_controllers_begin_as_gradient_descent():
-    settings = SearchSettings(NUM_STEPS, 3, "full", 1, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
+    settings = SETTINGS
     keys = jr.split(jr.key(2), 3)
     drawn = Drawn.of(Bowls(), keys, Restarts(None))
-    full = init_search(drawn, settings, Restarts(None)).controllers
-    diagonal = init_search(drawn, settings._replace(structure="diagonal"), Restarts(None)).controllers
+    full = init_badmm(drawn, settings, Restarts(None)).controllers
+    diagonal = init_badmm(drawn, settings._replace(structure="diagonal"), Restarts(None)).controllers
     for i, key in enumerate(keys):
         bowl = Bowls().sample(jr.split(key, 3)[0])
         # u = −α·c·(θ − m), at every step and everywhere.
@@ -117,7 +125,42 @@ def test_controllers_begin_as_gradient_descent():
             np.testing.assert_allclose(diagonal.gains[i, :, t, 0, 0], np.diagonal(gain), rtol=1e-5)
 
 
-def test_a_policy_learns_more_than_the_descent_it_began_with(found):
+def test_a_policy_on_its_own_goes_where_an_optimizer_goes():
+    settings = SETTINGS._replace(method="mirror-descent", num_samples=30)
+    drawn = Drawn.of(Bowls(), jr.split(jr.key(2), 3), Restarts(None))
+    problem = drawn.problem(drawn.arrays, settings)
+    arrays, static = eqx.partition(policy(), eqx.is_array)
+    fitter = Fitter(static, optax.adam(1e-3), problem)
+    quiet, answers = fitter.sample(arrays, 1e-14 * jnp.eye(2)[None], jr.key(0))
+    reached = losses_of(policy(), problem.draws, NUM_STEPS)
+    np.testing.assert_allclose(quiet.losses[:, 0, :-1], reached, rtol=1e-5)
+    np.testing.assert_allclose(fitter.means(arrays, quiet), answers, rtol=1e-5, atol=1e-8)
+    noisy, answers = fitter.sample(arrays, 1e-2 * jnp.eye(2)[None], jr.key(0))
+    np.testing.assert_allclose(fitter.means(arrays, noisy), answers, rtol=1e-5, atol=1e-8)
+    noise = noisy.points[:, :, 1:] - noisy.points[:, :, :-1] - answers
+    np.testing.assert_allclose(np.std(noise), 0.1, rtol=0.1)
+
+
+def test_the_regression_of_gradient_descent_is_its_controller():
+    """On a bowl gradient descent is linear in θ: u = −α·c·(θ − m)."""
+    settings = SETTINGS._replace(method="mirror-descent", num_samples=100)
+    keys = jr.split(jr.key(2), 3)
+    drawn = Drawn.of(Bowls(), keys, Restarts(None))
+    problem = drawn.problem(drawn.arrays, settings)
+    arrays, static = eqx.partition(FromOptax(optax.sgd(RATE)), eqx.is_array)
+    noise = 0.01 * jnp.eye(2)[None]
+    paths, answers = Fitter(static, optax.adam(1e-3), problem).sample(arrays, noise, jr.key(0))
+    regressed = linearized(problem, answers, paths, noise, with_rest=True)
+    exact = init_badmm(drawn, settings, Restarts(None)).controllers
+    # All begin at one point, where nothing can be told apart.
+    for name in ("gains", "offsets"):
+        got, expected = (getattr(x, name)[:, :, 1:] for x in (regressed, exact))
+        np.testing.assert_allclose(got, expected, rtol=0.05, atol=1e-3)
+    np.testing.assert_allclose(regressed.covariances, jnp.broadcast_to(noise, (3, 1, 5, 2, 2)), atol=1e-4)
+
+
+def test_a_policy_learns_more_than_gradient_descent(found):
+    found = found[1]
     assert found.result == "completed" and not found.failed
     test: dict[str, Any] = dict(num_steps=NUM_STEPS + 1, num_objectives=32, key=jr.key(9))
     ours = np.mean(l2o_eqx.evaluate(found.optimizer, Bowls(), **test).losses[:, -1])
@@ -127,48 +170,62 @@ def test_a_policy_learns_more_than_the_descent_it_began_with(found):
 
 
 def test_a_search_goes_on_where_it_ended(found, tmp_path):
-    search(super_epochs=2, callbacks=[Checkpoint(tmp_path)])
-    rest = search(state=load_checkpoint(tmp_path))
+    method, found = found
+    search(method=method, super_epochs=2, callbacks=[Checkpoint(tmp_path)])
+    rest = search(method=method, state=load_checkpoint(tmp_path))
     for x, y in zip(jax.tree.leaves(rest.state.alone()), jax.tree.leaves(found.state.alone()), strict=True):
         np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(rest.metrics["meta_loss"][-1], found.metrics["meta_loss"][-1])
 
 
-def test_objectives_that_are_not_finite_are_left_out_and_named():
+@pytest.mark.parametrize("method", METHODS)
+def test_objectives_that_are_not_finite_are_left_out_and_named(method):
     family = Bowls(0.5)
-    result = search(family=family, super_epochs=1)
-    bad = [failed.key for failed in result.failed]
-    assert 0 < len(bad) < SMALL["num_objectives"]
-    assert all(bool(family.sample(key).broken) for key in bad)
-    assert result.metrics["failed_objectives"][0] == len(bad)
+    result = search(method=method, family=family, super_epochs=2)
+    assert all(bool(family.sample(failed.key).broken) for failed in result.failed)
+    bad = [{str(jr.key_data(f.key)) for f in result.failed if f.super_epoch == i} for i in (1, 2)]
+    for keys, count in zip(bad, result.metrics["failed_objectives"], strict=True):
+        assert 0 < len(keys) == count < SMALL["num_objectives"]
+    # New ones in every super epoch, or the same for ever.
+    assert (bad[0] == bad[1]) == (method == "badmm")
     for leaf in jax.tree.leaves(eqx.filter(result.optimizer, eqx.is_inexact_array)):
         assert np.all(np.isfinite(leaf))
 
 
-def test_a_step_calls_lapack_once_at_a_time():
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_learned_where_all_fail(method):
+    result = search(method=method, family=Bowls(1.0), super_epochs=2)
+    assert result.metrics["failed_objectives"].tolist() == [16, 16]
+    for x, y in zip(jax.tree.leaves(result.optimizer), jax.tree.leaves(policy()), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(("init", "step"), [(init_mirror, mirror_step), (init_badmm, badmm_step)])
+def test_a_step_calls_lapack_once_at_a_time(init: Any, step: Any):
     """Batches of matrices that do not depend on each other can wait for each other in XLA's threads."""
-    settings = SearchSettings(NUM_STEPS, 3, "full", 2, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
     runs, adam = Restarts(None), optax.adam(1e-3)
     drawn = Drawn.of(Bowls(), jr.split(jr.key(2), 3), runs)
     meta_state = adam.init(eqx.filter(policy(), eqx.is_inexact_array))
-    start = init_search(drawn, settings, runs)
-    step: Any = search_step
-    lowered = step.lower(policy(), meta_state, start, drawn, jr.key(0), settings, adam, runs)
+    start = init(drawn, SETTINGS, runs)
+    lowered = step.lower(policy(), meta_state, start, drawn, jr.key(0), SETTINGS, adam, runs)
     # Compiled, because equal calls are one function before.
     calls = re.findall(r'custom_call_target="(lapack_\w+)"', lowered.compile().compiled.as_text())
     # The absolute values of the Hessians, one step after the other.
     assert calls == ["lapack_ssyevd_ffi"]
 
 
-def test_restarts_are_searched_for_as_if_alone():
+@pytest.mark.parametrize("method", METHODS)
+def test_restarts_are_searched_for_as_if_alone(method):
     make = jax.vmap(lambda key: PolicyOptimizer(2, 2, 8, key=key))
-    settings = dict(super_epochs=1, inner_iterations=1, fit_updates=5)
+    settings = dict(method=method, super_epochs=1, inner_iterations=1, fit_updates=5)
     batch = make(jr.split(jr.key(3), 2))
     both = search(batch, restarts=2, **settings)
     # The other way round, each with the other's draws: nothing of one gets into the other.
     others = search(jax.tree.map(lambda x: x[::-1], batch), restarts=2, **settings)
     assert both.metrics["final_loss"].shape == (1, 2)
-    np.testing.assert_array_equal(both.metrics["teacher_loss"], others.metrics["teacher_loss"])
+    if method == "badmm":
+        # Its first controllers do not depend on the policy.
+        np.testing.assert_array_equal(both.metrics["teacher_loss"], others.metrics["teacher_loss"])
     twice = search(jax.tree.map(lambda x: x[jnp.array([0, 0])], batch), restarts=2, **settings)
     first = [l2o_eqx.select_restart(result.optimizer, 0) for result in (both, twice)]
     for x, y in zip(*map(jax.tree.leaves, first), strict=True):

@@ -109,6 +109,10 @@ NEEDS = [
     *(Need(("pretraining", n), ("pretraining", "enabled"), (True,)) for n in _ROWS["pretraining"]),
     *(Need(("validation", n), ("validation", "every"), _ANY) for n in _ROWS["validation"]),
     *(Need(("trainer", n), ("trainer", "kind"), (SEARCH,)) for n in _ROWS["trainer"]),
+    *(
+        Need(("trainer", n), ("trainer", "method"), ("badmm",))
+        for n in ("initial_rate", "penalty", "dual_rate")
+    ),
     *(Need((table, None), ("trainer", "kind"), (GRADIENT,)) for table in ("strategy",)),
     *(Need(("meta", n), ("trainer", "kind"), (GRADIENT,)) for n in ("average", "per_call", "debug_nans")),
     Need(("pretraining", "omega"), ("pretraining", "loss"), ("sign-weighted",)),

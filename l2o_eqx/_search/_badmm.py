@@ -104,7 +104,7 @@ def badmm_step(
             gaps = answers - intended
             gap = problem.blocks(jnp.mean(gaps, axis=1))
             duals = search.duals + settings.dual_rate * search.penalty[:, None, None, None] * gap
-            covariance = control.shared_covariance(controllers, sound)
+            covariance = control.shared_covariance(controllers, sound, search.covariance)
             search = eqx.tree_at(lambda s: (s.duals, s.covariance), search, (duals, covariance))
             return (arrays, meta_state, search, answers), (loss, gaps)
 

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._linear_algebra import cholesky, solve
+from .._types import Scalar
 from ..control import (
     LinearDynamics,
     LinearGaussian,
@@ -16,7 +17,6 @@ from ..control import (
     optimize_trajectory,
     propagate,
 )
-from .._types import Scalar
 from ._problem import BadmmState, Paths, Problem, SearchSettings, sample
 
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.
@@ -191,11 +191,13 @@ def actions_of(problem: Problem, controllers: LinearGaussian, paths: Paths):
     )
 
 
-def shared_covariance(controllers: LinearGaussian, sound: Bool[Array, " objectives"]):
+def shared_covariance(controllers: LinearGaussian, sound: Bool[Array, " objectives"], otherwise: Array):
     # The noise for which the sum of all KL(π ‖ ψ) is least: Levine et al. 2016 (arXiv:1504.00702), app. A.
+    # Where all objectives failed it stays as it was.
     precisions = inverse(controllers.covariances)
     among = sound.reshape(-1, *(1,) * (precisions.ndim - 1))
-    return inverse(jnp.mean(precisions, axis=(0, 2), where=among))
+    shared = inverse(jnp.mean(precisions, axis=(0, 2), where=among))
+    return jnp.where(jnp.any(sound), shared, otherwise)
 
 
 def inverse(matrices):
@@ -213,9 +215,9 @@ def disagreement(problem: Problem, controllers: LinearGaussian, gaps: Array):
 
 
 def adapted(multiplier: Array, predicted: Array, actual: Array, bounds: tuple[float, float]) -> Array:
-    """Of a step, by how well its gain was predicted: the best one, were the error of the model quadratic in it.
+    """Of the bound on a step, by how well the gain of the last one was predicted.
 
-    Levine & Abbeel 2014, sec. 4.3.
+    The best one, were the error of the prediction quadratic in it: Levine & Abbeel 2014, sec. 4.3.
     """
     change = predicted / (2 * jnp.maximum(predicted - actual, 1e-4))
     new = jnp.clip(multiplier * jnp.clip(change, *_CHANGE), *bounds)

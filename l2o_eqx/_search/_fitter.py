@@ -42,7 +42,8 @@ class Fitter(NamedTuple):
         first = self._first(optimizer, points[0])
 
         def step(state, t):
-            return self._answer(optimizer, state, *t, key)
+            number, point, loss, grad = t
+            return self._answer(optimizer, state, number, point, loss, grad, key)
 
         return lax.scan(step, first, (jnp.arange(num_steps), points[:-1], losses[:-1], grads[:-1]))[1]
 

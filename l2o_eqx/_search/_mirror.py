@@ -21,6 +21,7 @@ from ._problem import Drawn, MirrorState, SearchSettings
 _MULTIPLIER = (0.1, 10.0)
 
 
+@eqx.filter_jit
 def init_mirror(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> MirrorState:
     """The noise that a policy is sampled with at first."""
 
@@ -76,17 +77,14 @@ def mirror_step(
             controllers = control.near_policy(problem, cost, policy, multiplier)
             controllers = select(here, controllers, policy)
             # What the controllers would change, added to what the policy answers: a step of length zero
-            # changes nothing, however little of the answers is linear.
-            change = control.actions_of(problem, controllers, paths) - control.actions_of(
-                problem, policy, paths
-            )
+            # changes nothing, however little of the answers is linear in where they are given.
+            before, after = (control.actions_of(problem, c, paths) for c in (policy, controllers))
+            targets = answers + after - before
             precisions = select(here, control.inverse(jnp.moveaxis(controllers.covariances, 1, 2)), 0.0)
-            arrays, meta_state, loss = fitter.fit(
-                arrays, meta_state, paths, answers + change, precisions, fkey
-            )
-            gaps = fitter.means(arrays, paths) - answers - change
+            arrays, meta_state, loss = fitter.fit(arrays, meta_state, paths, targets, precisions, fkey)
+            gaps = fitter.means(arrays, paths) - targets
             gain = control.expected(problem, cost, policy) - control.expected(problem, cost, controllers)
-            search = MirrorState(control.shared_covariance(controllers, here), multiplier)
+            search = MirrorState(control.shared_covariance(controllers, here, search.covariance), multiplier)
             found = {
                 "meta_loss": loss,
                 "teacher_loss": jnp.mean(sampled - gain, where=here) / settings.num_steps,

@@ -31,6 +31,7 @@ class SearchSettings(NamedTuple):
 
     num_steps: int
     num_objectives: int
+    method: Method
     structure: Structure
     num_samples: int
     inner_iterations: int

@@ -1,9 +1,11 @@
 """Policies found by guided policy search, by backpropagation and by evolution, beside tuned baselines.
 
     python benchmarks/policies.py train logistic
+    python benchmarks/policies.py train digits --learner lstms
     python benchmarks/policies.py table
 
-The families are the three of Li & Malik 2016. What is finished is kept in the folder of `--out`.
+The families are the three of Li & Malik 2016, and, for the diagonal version of 2017, networks of digits. What
+is finished is kept in the folder of `--out`.
 """
 
 import functools
@@ -28,7 +30,7 @@ from l2o_eqx import objectives
 from l2o_eqx._baselines import build
 from l2o_eqx._draws import draw, losses_of
 from l2o_eqx.estimators import ES, Auto
-from l2o_eqx.optimizers import AdamMLP, FromOptax, PolicyOptimizer
+from l2o_eqx.optimizers import AdamMLP, CoordinatewiseLSTM, FromOptax, PerLayer, PolicyOptimizer, by_leaf
 from l2o_eqx.strategies import OncePerSuperEpoch
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -41,7 +43,11 @@ FAMILIES: dict[str, tuple[Any, int]] = {
     "logistic": (objectives.LogisticRegression(), 90),
     "robust": (objectives.RobustRegression(), 120),
     "network": (objectives.SyntheticClassification((2,), 2, 100, activation="relu", num_clusters=4), 80),
+    # 64-8-10, minibatches of 64 of the 5,000 digits of the package: 610 coordinates.
+    "digits": (objectives.MNIST((8,), "relu", 64, image_size=8, data="embedded"), 8),
 }
+# One controller for each coordinate; what searches lines is not for minibatches.
+DIAGONAL = {"structure": "diagonal", "num_samples": 10, "fit_batch": 8}
 TUNED = ("SGD", "momentum", "Adam")
 SEARCHES = {"L-BFGS": optax.lbfgs()}
 
@@ -72,6 +78,7 @@ def by_search(
         "num_objectives": count,
         "validation": validation_of(family, 1),
         "meta_optimizer": optax.adam(optax.cosine_decay_schedule(3e-3, updates)),
+        **(DIAGONAL if family is FAMILIES["digits"][0] else {}),
         **settings,
     }
     return l2o.policy_search(policy, trained_on, method=method, num_steps=HORIZON, key=key, **given)
@@ -117,10 +124,17 @@ TRAININGS: dict[str, Callable[..., l2o.MetaSolution]] = {
 }
 
 
-# What is trained: the paper's policy, or a rule that begins as Adam and sees gradients by their size.
+# What is trained: the policies of the papers, that of 2017 for any number of coordinates; or a rule that
+# begins as Adam and sees gradients by their size.
 LEARNERS: dict[str, Callable[..., Any]] = {
     "policy": lambda family, key: PolicyOptimizer(l2o.count_coordinates(family), key=key),
     "adam-mlp": lambda family, key: AdamMLP(num_steps=HORIZON, key=key),
+    "lstms": lambda family, key: PerLayer.make(
+        lambda k: CoordinatewiseLSTM((20,), learning_rate=0.1, key=k),
+        objectives.params_shapes(family),
+        label=by_leaf,
+        key=key,
+    ),
 }
 
 
@@ -229,6 +243,8 @@ def peers_of(family: Any, count: int) -> dict[str, dict[str, list[float]]]:
             losses, chosen = tuned(name, family, at, count)
             print(f"{name} at {at}: {losses.mean():.4f} {chosen}", flush=True)
             found.setdefault(name, {})[str(at)] = losses.tolist()
+    if family is FAMILIES["digits"][0]:
+        return found
     trajectories = {name: test_losses(made, family) for name, made in SEARCHES.items()}
     curves = {name: np.asarray(one.losses, np.float64) for name, one in trajectories.items()}
     curves |= {f"{name}, by evaluations": per_evaluation(one) for name, one in trajectories.items()}

@@ -293,12 +293,44 @@ def train(
 
 @app.command()
 def table(out: results.Folder = OUT) -> None:
-    """The numbers of docs/policies.md."""
-    for family in FAMILIES:
-        path = out / f"policies-{family}.json"
-        if path.exists():
-            print(f"\n{family}")
-            _show(results.known(path, None))
+    """All that is finished, as the Markdown tables of docs/policies.md."""
+    paths = {family: out / f"policies-{family}.json" for family in FAMILIES}
+    found = {family: results.known(path, None) for family, path in paths.items() if path.exists()}
+    print(f"\n| | {' | '.join(f'{family} {at}' for family in found for at in AT)} | CPU-s |")
+    print(f"|{'---|' * (2 + len(found) * len(AT))}")
+    for name in _names(found, "policies") + _names(found, "peers"):
+        runs = {family: known["policies"].get(name, []) for family, known in found.items()}
+        cells = [_cell(known, name, runs[family], at) for family, known in found.items() for at in AT]
+        seconds = [f"{np.median([r['cpu_seconds'] for r in own]):.0f}" for own in runs.values() if own]
+        print(f"| {name} | {' | '.join(cells)} | {', '.join(seconds)} |")
+    print(f"\n| | {' | '.join(f'{peer} {at}' for peer in TUNED for at in AT)} |")
+    print(f"|{'---|' * (1 + len(TUNED) * len(AT))}")
+    for family, known in found.items():
+        for name, runs in known["policies"].items():
+            cells = [_ahead(known["peers"], runs, peer, at) for peer in TUNED for at in AT]
+            print(f"| {family}, {name} | {' | '.join(cells)} |")
+
+
+def _names(found: dict[str, Any], what: str) -> list[str]:
+    return list(dict.fromkeys(name for known in found.values() for name in known[what]))
+
+
+def _cell(known: dict[str, Any], name: str, runs: list[Any], at: int) -> str:
+    # The median over seeds of the means over objectives, and the least and the largest.
+    if name in known["peers"]:
+        return f"{np.mean(known['peers'][name][str(at)]):.4f}"
+    means = [float(np.mean(run["losses"][str(at)])) for run in runs]
+    if not means:
+        return ""
+    spread = f" [{min(means):.3f}, {max(means):.3f}]" if len(means) > 1 else ""
+    return f"{np.median(means):.4f}{spread}"
+
+
+def _ahead(peers: dict[str, Any], runs: list[Any], peer: str, at: int) -> str:
+    # The median margin, and in how many seeds all of its interval is above zero, or below.
+    margins = [margin(np.array(peers[peer][str(at)]), np.array(run["losses"][str(at)])) for run in runs]
+    above, below = sum(m["low"] > 0 for m in margins), sum(m["high"] < 0 for m in margins)
+    return f"{np.median([m['mean'] for m in margins]):+.3f} ({above} / {below} of {len(margins)})"
 
 
 def _show(known: dict[str, Any]) -> None:

@@ -159,6 +159,12 @@ MISTAKES = {
     ),
     "no-function": (("minimize", "program:number"), SPACE, "must be a function"),
     "ends": ((), "x = {low = 2, high = 1}\ny = {low = 0, high = 1}", "low must be below high"),
+    "ends of another dimension": ((), "x = {low = 2, high = 1}", "low must be below high"),
+    "names": (
+        (),
+        "rate = {low = 0, high = 1}\nwidth = {low = 0, high = 1}",
+        "'program:bowl' cannot be called with the names of the space: missing a required argument: 'net'",
+    ),
     "log": ((), "x = {low = 0, high = 1, log = true}\ny = {low = 0, high = 1}", "ends above 0"),
     "unknown": ((), "x = {low = 0, high = 1, hi = 2}", "x has no 'hi'; did you mean 'high'"),
     "missing": ((), "x = {low = 0}", "x.high must be given"),

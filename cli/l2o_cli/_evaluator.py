@@ -1,16 +1,18 @@
 """Somebody's function in a process of its own: what it prints, and how it ends, is its own affair.
 
-`python -m l2o_cli._evaluator MODULE:NAME` reads a point per line from standard input and answers a line each.
+`python -m l2o_cli._evaluator MODULE:NAME KEYWORD...` reads a point per line from standard input and answers a
+line each.
 """
 
 import contextlib
+import inspect
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ._errors import UsageError
@@ -30,19 +32,20 @@ class Evaluator:
     **Arguments:**
 
     - `function`: `module:name` of a function of keywords that returns a number.
+    - `keywords`: what it is going to be called with.
     - `environment`: of the process.
     """
 
-    def __init__(self, function: str, environment: Mapping[str, str]):
-        self.function, self.environment = function, environment
+    def __init__(self, function: str, keywords: Iterable[str], environment: Mapping[str, str]):
+        self.function, self.keywords, self.environment = function, tuple(keywords), environment
         self._process: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
         """Begins the process and imports the function in it.
 
-        **Raises:** `UsageError` if it cannot be imported.
+        **Raises:** `UsageError` if it cannot be imported, or called with these keywords.
         """
-        command = [sys.executable, "-m", __name__, self.function]
+        command = [sys.executable, "-m", __name__, self.function, *self.keywords]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -95,7 +98,18 @@ class Evaluator:
         return {"error": f"the process has ended {how}"}
 
 
-def _serve(reference: str) -> None:
+def _check_keywords(function: Any, reference: str, keywords: Iterable[str]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # Not every callable has one.
+    try:
+        signature.bind(**dict.fromkeys(keywords))
+    except TypeError as error:
+        raise UsageError(f"{reference!r} cannot be called with the names of the space: {error}") from None
+
+
+def _serve(reference: str, keywords: list[str]) -> None:
     # Answers go where nobody prints to by chance.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -110,6 +124,7 @@ def _serve(reference: str) -> None:
         function = import_reference(reference, reference)
         if not callable(function):
             raise UsageError(f"{reference!r} must be a function, module:name. Got {function!r:.60}")
+        _check_keywords(function, reference, keywords)
     except UsageError as error:
         answer(error=error.format_message())
         return
@@ -125,4 +140,4 @@ def _serve(reference: str) -> None:
 if __name__ == "__main__":
     # Ctrl-C is for the process that has begun this one.
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        _serve(sys.argv[1])
+        _serve(sys.argv[1], sys.argv[2:])

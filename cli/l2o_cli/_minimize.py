@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,9 +78,10 @@ def minimize(
     from ._output import Output
 
     output = Output(quiet, as_json)
+    searched = _space_of(ranges)
     rnn, path = _load(optimizer, len(_flat(ranges)))
-    with _evaluators(function, rnn.workers, environment) as evaluators:
-        run = _begin(out, function, ranges, budget, path, rnn)
+    with _evaluators(function, rnn.workers, ranges, environment) as evaluators:
+        run = _begin(out, function, ranges, searched, budget, path, rnn)
         done = len(run.rows)
         goes_on = f"going on after {done} of them; " if done else ""
         output.say(f"Minimizing {function} in {budget} evaluations; {goes_on}everything is in {out}.")
@@ -267,10 +268,12 @@ def _load(optimizer: Path | None, dim: int) -> tuple["BlackBoxRNN", Path]:
 
 
 @contextlib.contextmanager
-def _evaluators(function: str, count: int, environment: Mapping[str, str]) -> Iterator[list[Evaluator]]:
-    evaluators = [Evaluator(function, environment) for _ in range(count)]
+def _evaluators(
+    function: str, count: int, keywords: Iterable[str], environment: Mapping[str, str]
+) -> Iterator[list[Evaluator]]:
+    evaluators = [Evaluator(function, keywords, environment) for _ in range(count)]
     try:
-        # What cannot be imported is found out before anything is written.
+        # What cannot be imported or called is found out before anything is written.
         evaluators[0].begin()
         yield evaluators
     finally:
@@ -279,7 +282,13 @@ def _evaluators(function: str, count: int, environment: Mapping[str, str]) -> It
 
 
 def _begin(
-    out: Path, function: str, ranges: dict[str, Any], budget: int, path: Path, rnn: "BlackBoxRNN"
+    out: Path,
+    function: str,
+    ranges: dict[str, Any],
+    space: "l2o.Space",
+    budget: int,
+    path: Path,
+    rnn: "BlackBoxRNN",
 ) -> _Run:
     """A new search, or the one in the folder up to where it was."""
     from l2o_eqx.files import dumps, write_text
@@ -287,7 +296,6 @@ def _begin(
     names = [*_flat(ranges)]
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = {"function": function, "space": ranges, "optimizer": sha256}
-    space = _space_of(ranges)
     if os.path.lexists(out):
         horizon = _check_same(out, facts)
     else:

@@ -20,6 +20,8 @@ from ._search import Search, ask, begin, tell
 _NUM_VALUE_FEATURES = 4
 # Of the range: gains that the logarithm tells apart.
 _FINE = 1e-3
+# Of the first answers. Networks that hardly move at first come to ask for one point alone.
+_SPREAD = 2.0
 # The best point is kept so far inside of the box, where the inverse has a derivative.
 _INSIDE = 0.99
 # And inverse.
@@ -128,7 +130,7 @@ class BlackBoxRNN(AbstractOptimizer):
         ckey, rkey, skey = jr.split(key, 3)
         flags = workers if workers > 1 else 0
         self.cells = make_cells(2 * dim + _NUM_VALUE_FEATURES + flags, (hidden_size,), key=ckey)
-        self.readout = jr.normal(rkey, (dim + 1, hidden_size)) / math.sqrt(hidden_size)
+        self.readout = _SPREAD * jr.normal(rkey, (dim + 1, hidden_size)) / math.sqrt(hidden_size)
         self.offset = jnp.zeros(dim + 1)
         # The middle of the box for a single one, places of their own for several.
         self.starts = (0.5 if workers > 1 else 0.0) * jr.normal(skey, (workers, dim))

@@ -4,6 +4,7 @@
     python benchmarks/black_box.py functions gp2/optimizer.safetensors
     python benchmarks/black_box.py transfer gp2/optimizer.safetensors
     python benchmarks/black_box.py digits gp3/optimizer.safetensors
+    python benchmarks/black_box.py train 2 --restarts 3 --out trained
 
 All run on the same unseen functions in the same run. Times are CPU time of the process for one query, without
 the function itself; other work on the machine makes them longer, for all alike.
@@ -30,6 +31,7 @@ import l2o_eqx as l2o
 from l2o_eqx import Box, Space, numpy_runtime, objectives
 from l2o_eqx.objectives import GaussianProcess, InBox, Regret
 from l2o_eqx.optimizers import BlackBoxRNN
+from l2o_eqx.weightings import ObservedImprovement
 
 app = typer.Typer(add_completion=False, help=__doc__)
 File = Annotated[Path, typer.Argument(help="Trained BlackBoxRNN.")]
@@ -183,6 +185,51 @@ def tuned_cma(functions: list[Any], dim: int, budget: int) -> float:
 def finish(out: Path | None, **content: Any) -> None:
     """Keeps the numbers, and what they were measured with."""
     results.keep(out, {**content, **l2o.environment()})
+
+
+@app.command()
+def train(
+    dim: Annotated[int, typer.Argument(min=1, help="Of the functions.")],
+    restarts: Annotated[int, typer.Option(min=2, help="Independent trainings, at once.")] = 3,
+    super_epochs: Annotated[int, typer.Option(min=1, help="Of the preset, to begin with.")] = 500,
+    further: Annotated[int, typer.Option(min=0, help="Then by the observed improvement.")] = 700,
+    out: results.Folder = Path("trained"),
+) -> None:
+    """Several networks, by the preset's meta-loss first, and then by the best value alone."""
+    from l2o_cli._build import build as parts_of
+    from l2o_cli._resolve import read_assignments, resolve
+
+    given = ["objective.kind=gp", "optimizer.kind=black-box-rnn", f"objective.dim={dim}"]
+    parts = parts_of(resolve(read_assignments([*given, f"meta.super_epochs={super_epochs}"])))
+    networks: Any = jax.vmap(parts.make_optimizer)(jr.split(jr.key(100), restarts))
+    key, further_key = jr.key(5), jr.key(6)
+    common: dict[str, Any] = {"restarts": restarts}
+    networks = l2o.meta_train(
+        networks, parts.family, parts.strategy, **parts.training, **common, key=key
+    ).optimizer
+    _keep_all(networks, restarts, dim, out, "first")
+    if further:
+        given += ["objective.outer_loss=loss", f"meta.super_epochs={further}"]
+        parts = parts_of(resolve(read_assignments(given)))
+        settings = {**parts.training, "weighting": ObservedImprovement(0.0)}
+        networks = l2o.meta_train(
+            networks, parts.family, parts.strategy, **settings, **common, key=further_key
+        ).optimizer
+        _keep_all(networks, restarts, dim, out, "further")
+
+
+def _keep_all(networks: Any, restarts: int, dim: int, out: Path, name: str) -> None:
+    family = Regret(GaussianProcess(dim))
+    for i in range(restarts):
+        one = l2o.select_restart(networks, i)
+        l2o.save(out / f"{name}-{dim}-{i}.safetensors", one)
+        losses = l2o.evaluate(one, family, num_steps=30, num_objectives=512, key=jr.key(77)).losses
+        regret = np.minimum.accumulate(np.asarray(losses), axis=1)
+        seconds = time.process_time()
+        typer.echo(
+            f"{name} {dim}-{i}: {regret[:, -1].mean():.3f}, after 10 {regret[:, 9].mean():.3f}, "
+            f"median {np.median(regret[:, -1]):.3f}; {seconds:.0f} CPU-s in all"
+        )
 
 
 @app.command()

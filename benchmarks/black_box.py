@@ -4,7 +4,7 @@
     python benchmarks/black_box.py functions gp2/optimizer.safetensors
     python benchmarks/black_box.py transfer gp2/optimizer.safetensors
     python benchmarks/black_box.py digits gp3/optimizer.safetensors
-    python benchmarks/black_box.py train 2 --restarts 3 --out trained
+    python benchmarks/black_box.py train 2
 
 All run on the same unseen functions in the same run. Times are CPU time of the process for one query, without
 the function itself; other work on the machine makes them longer, for all alike.
@@ -190,9 +190,11 @@ def finish(out: Path | None, **content: Any) -> None:
 @app.command()
 def train(
     dim: Annotated[int, typer.Argument(min=1, help="Of the functions.")],
-    restarts: Annotated[int, typer.Option(min=2, help="Independent trainings, at once.")] = 3,
-    super_epochs: Annotated[int, typer.Option(min=1, help="Of the preset, to begin with.")] = 500,
-    further: Annotated[int, typer.Option(min=0, help="Then by the observed improvement.")] = 700,
+    restarts: Annotated[int, typer.Option(min=2, help="Independent trainings, at once.")] = 4,
+    super_epochs: Annotated[int, typer.Option(min=1, help="Of the preset, to begin with.")] = 250,
+    further: Annotated[int, typer.Option(min=0, help="Then by the observed improvement.")] = 250,
+    num_objectives: Annotated[int, typer.Option(min=1, help="Functions of a super epoch.")] = 64,
+    further_rate: Annotated[float, typer.Option(help="Learning rate then; the preset's is 2e-3.")] = 1e-3,
     out: results.Folder = Path("trained"),
 ) -> None:
     """Several networks, by the preset's meta-loss first, and then by the best value alone."""
@@ -200,6 +202,7 @@ def train(
     from l2o_cli._resolve import read_assignments, resolve
 
     given = ["objective.kind=gp", "optimizer.kind=black-box-rnn", f"objective.dim={dim}"]
+    given += [f"meta.num_objectives={num_objectives}"]
     parts = parts_of(resolve(read_assignments([*given, f"meta.super_epochs={super_epochs}"])))
     networks: Any = jax.vmap(parts.make_optimizer)(jr.split(jr.key(100), restarts))
     key, further_key = jr.key(5), jr.key(6)
@@ -210,6 +213,7 @@ def train(
     _keep_all(networks, restarts, dim, out, "first")
     if further:
         given += ["objective.outer_loss=loss", f"meta.super_epochs={further}"]
+        given += [f"meta.learning_rate={further_rate}"]
         parts = parts_of(resolve(read_assignments(given)))
         settings = {**parts.training, "weighting": ObservedImprovement(0.0)}
         networks = l2o.meta_train(

@@ -70,7 +70,10 @@ def validation_of(family: Any, every: int) -> l2o.Validation:
 def by_search(
     method: Any, policy: Any, family: Any, count: int, key: Any, *, drawn_anew: bool = False, **settings: Any
 ) -> l2o.MetaSolution:
-    """Guided policy search with the defaults of the library, but for a rate that falls to zero."""
+    """Guided policy search with the defaults of the library, but for a rate that falls to zero.
+
+    On networks of digits by controllers of one coordinate each, with fewer samples.
+    """
     updates = 15 * 4 * 100
     # BADMM draws its objectives once, anyway.
     trained_on = family if drawn_anew or method == "badmm" else Fixed(family, jr.split(key, count))
@@ -267,7 +270,7 @@ def train(
     if "peers" not in known:
         known["peers"] = peers_of(made, count)
         results.keep(path, known, indent=None)
-    for name in trainings.split("; ") if trainings else TRAININGS:
+    for name in [name.strip() for name in trainings.split(";")] if trainings else TRAININGS:
         title = name if learner == "policy" else f"{name}, {learner}"
         runs = known.setdefault("policies", {}).setdefault(title, [])
         if any(run["seed"] == seed for run in runs):

@@ -69,8 +69,8 @@ def policy_search(
     1. samples trajectories of the policy with noise, and regresses its answers on θ: that is π̄_t(u|θ);
     2. expands the costs to second order around the mean trajectories (exact gradients and Hessians);
     3. finds the controllers that are better, min E_ψ[c], at a divergence KL(ψ ‖ π̄) of at most `kl_step` per
-        step, times a bound that grows or shrinks, between 0.1 and 10 times, with how well the gain of
-        the last step was predicted;
+        step, times a factor between 0.1 and 10, which grows or shrinks with how well the gain of the last
+        iteration of the same super epoch was predicted;
     4. fits the policy: min Σ (μ − û)ᵀ C⁻¹ (μ − û), where û is what it answered and, added to that, the
         difference between ψ and π̄.
 
@@ -79,7 +79,7 @@ def policy_search(
     expands costs and policy there, and then, `inner_iterations` times,
 
     1. improves each controller: min E_ψ[c − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step
-        from the one sampled, times a bound as above, between 0.01 and 10;
+        from the one sampled, times a factor as above, between 0.01 and 10;
     2. fits the policy: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where û is what a controller means to do and μ
         what the policy does;
     3. moves the duals by what is still between them: λ += α·ν·E[μ − û].
@@ -87,8 +87,9 @@ def policy_search(
     The penalty ν of an objective doubles where the two are more than `kl_step` nats apart, and halves below
     a tenth of that. The policy is fitted where controllers lead, and may be elsewhere when it is on its own.
 
-    Objectives that are not finite are left out and reported. Any optimizer can be trained so, one with a
-    learned start excepted; `optimizers.PolicyOptimizer` is the one of the paper.
+    Objectives that are not finite, or so steep that no bound can be kept, are left out and reported. Any
+    optimizer can be trained so, one with a learned start excepted; `optimizers.PolicyOptimizer` is the one
+    of the paper.
 
     **Arguments:**
 
@@ -96,7 +97,7 @@ def policy_search(
         structure matters.
     - `family`: what the objectives are drawn from, whose starting points are drawn with them.
     - `num_steps`: length of a trajectory.
-    - `method`: `"mirror-descent"`, or `"badmm"`, that of the papers.
+    - `method`: `"mirror-descent"`, or `"badmm"`, that of Li & Malik.
     - `super_epochs`: how many; with `state`, how many in all.
     - `num_objectives`: objectives of a super epoch; with BADMM, of the whole search.
     - `num_samples`: trajectories of each objective at a time.
@@ -116,9 +117,9 @@ def policy_search(
     - `restarts`, `validation`, `key`, `callbacks`, `state`: as in `meta_train`.
 
     **Returns:** a `MetaSolution`. In its metrics, `mean_loss` and `final_loss` are of the optimizer alone, on
-    the training's objectives; `teacher_loss` is the mean cost of the controllers, sampled with BADMM,
-    expected by their regulators with mirror descent; `meta_loss` is that of the fit, and `disagreement`
-    how far controllers and policy are apart, in nats per step.
+    the training's objectives; `teacher_loss` is of the controllers: with BADMM the mean loss of their
+    samples, with mirror descent the mean cost that they are expected to have. `meta_loss` is that of the fit,
+    and `disagreement` how far the policy is from what it was fitted to, in nats per step.
 
     **Raises:** `ValueError` for sizes below 1, rates that are not positive, an unknown method or structure, a
     `Mixture`, an optimizer with a learned start or without meta-parameters, or a `state` that does not fit.
@@ -126,15 +127,14 @@ def policy_search(
     Reference: Li & Malik 2016, "Learning to optimize" (arXiv:1606.01885); 2017, "Learning to optimize neural
     nets" (arXiv:1703.00441), for the diagonal; Levine et al. 2016 (arXiv:1504.00702), appendix A; Wang &
     Banerjee 2014, "Bregman alternating direction method of multipliers"; Montgomery & Levine 2016, "Guided
-    policy search as approximate mirror descent" (arXiv:1607.04614). There controllers see all that
-    the policy sees, and dynamics are fitted to samples; here they see θ, which is a state, and the dynamics
-    are known.
+    policy search via approximate mirror descent" (arXiv:1607.04614). In Li & Malik, controllers see all
+    that the policy sees, and dynamics are fitted to samples; here they see θ, which is a state, and the
+    dynamics are known.
     """
     meta_optimizer = _default_meta_optimizer() if meta_optimizer is None else meta_optimizer
     settings = SearchSettings(
         num_steps,
         num_objectives,
-        method,
         structure,
         num_samples,
         inner_iterations,
@@ -147,13 +147,14 @@ def policy_search(
         fit_updates,
         fit_batch,
     )
-    _check(optimizer, family, settings, super_epochs)
+    _check(optimizer, family, settings, super_epochs, method)
     runs = Restarts.of("policy_search", optimizer, restarts)
     start = init_meta_state(optimizer, meta_optimizer, restarts=restarts)
     each = jr.fold_in(key, _OBJECTIVES)
     anew = method == "mirror-descent"
     init, search_step = (init_mirror, mirror_step) if anew else (init_badmm, badmm_step)
 
+    @functools.lru_cache(maxsize=1)
     def keys_of(super_epoch):
         # BADMM's controllers belong to objectives that stay.
         own = jr.fold_in(each, super_epoch) if anew else each
@@ -213,6 +214,7 @@ def _check(
     family: AbstractObjectiveFamily,
     settings: SearchSettings,
     super_epochs: int,
+    method: str,
 ) -> None:
     sizes = ("num_steps", "num_objectives", "num_samples", "inner_iterations", "fit_updates", "fit_batch")
     check_sizes("policy_search", super_epochs=super_epochs, **{n: getattr(settings, n) for n in sizes})
@@ -226,8 +228,7 @@ def _check(
         f"`policy_search(dual_rate=...)` cannot be negative. Got dual_rate={rate}.",
         dual_rate=(rate, rate >= 0),
     )
-    for name, choice in (("method", Method), ("structure", Structure)):
-        given = getattr(settings, name)
+    for name, given, choice in (("method", method, Method), ("structure", settings.structure, Structure)):
         if given not in get_args(choice):
             raise ArgumentError(
                 f"`policy_search({name}=...)` must be one of {get_args(choice)}. Got {name}={given!r}.",

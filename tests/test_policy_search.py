@@ -36,11 +36,12 @@ class Bowl(AbstractObjective):
     broken: jax.Array
 
     def init(self, key):
-        return jnp.ones(2)
+        return jnp.ones(2, self.curvatures.dtype)
 
     def loss(self, params, step, key):
         value = jnp.sum(self.curvatures * (params - self.minimum_at) ** 2) / 2
-        return jnp.where(self.broken, jnp.nan, value)
+        # Its derivatives, too.
+        return value * jnp.where(self.broken, jnp.nan, 1.0)
 
 
 class Bowls(AbstractObjectiveFamily):
@@ -75,7 +76,7 @@ def search(optimizer=None, family=None, **settings):
 
 
 METHODS = ("mirror-descent", "badmm")
-SETTINGS = SearchSettings(NUM_STEPS, 3, "badmm", "full", 2, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
+SETTINGS = SearchSettings(NUM_STEPS, 3, "full", 2, 1, 0.2, RATE, 0.1, 0.01, 0.1, Constant(), 1, 1)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -126,7 +127,7 @@ def test_controllers_begin_as_gradient_descent():
 
 
 def test_a_policy_on_its_own_goes_where_an_optimizer_goes():
-    settings = SETTINGS._replace(method="mirror-descent", num_samples=30)
+    settings = SETTINGS._replace(num_samples=30)
     drawn = Drawn.of(Bowls(), jr.split(jr.key(2), 3), Restarts(None))
     problem = drawn.problem(drawn.arrays, settings)
     arrays, static = eqx.partition(policy(), eqx.is_array)
@@ -143,7 +144,7 @@ def test_a_policy_on_its_own_goes_where_an_optimizer_goes():
 
 def test_the_regression_of_gradient_descent_is_its_controller():
     """On a bowl gradient descent is linear in θ: u = −α·c·(θ − m)."""
-    settings = SETTINGS._replace(method="mirror-descent", num_samples=100)
+    settings = SETTINGS._replace(num_samples=100)
     keys = jr.split(jr.key(2), 3)
     drawn = Drawn.of(Bowls(), keys, Restarts(None))
     problem = drawn.problem(drawn.arrays, settings)
@@ -198,6 +199,43 @@ def test_nothing_is_learned_where_all_fail(method):
     assert result.metrics["failed_objectives"].tolist() == [16, 16]
     for x, y in zip(jax.tree.leaves(result.optimizer), jax.tree.leaves(policy()), strict=True):
         np.testing.assert_array_equal(x, y)
+    # Nor is what Adam remembers of a better time.
+    before = search(method=method, super_epochs=1)
+    after = search(method=method, super_epochs=2, family=Bowls(1.0), state=before.state)
+    for x, y in zip(jax.tree.leaves(after.optimizer), jax.tree.leaves(before.optimizer), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+class Steep(AbstractObjectiveFamily):
+    """Bowls, some of which are so steep that nothing can be said of where a step leads."""
+
+    def sample(self, key):
+        bowl = Bowls().sample(key)
+        steep = jr.bernoulli(jr.fold_in(key, 1), 0.2)
+        return eqx.tree_at(lambda b: b.curvatures, bowl, bowl.curvatures * jnp.where(steep, 1e17, 1.0))
+
+
+@pytest.mark.parametrize("structure", ["full", "diagonal"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_few_hopeless_objectives_do_not_end_a_search(method, structure):
+    result = search(method=method, structure=structure, family=Steep(), super_epochs=2)
+    assert all(0 < n < 8 for n in result.metrics["failed_objectives"])
+    assert np.all(np.isfinite(result.metrics["meta_loss"]))
+    for leaf in jax.tree.leaves(eqx.filter(result.optimizer, eqx.is_inexact_array)):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_params_of_half_precision(method, dtype):
+    class Half(AbstractObjectiveFamily):
+        def sample(self, key):
+            where = lambda b: (b.curvatures, b.minimum_at)  # noqa: E731
+            bowl = Bowls().sample(key)
+            return eqx.tree_at(where, bowl, [x.astype(dtype) for x in where(bowl)])
+
+    result = search(method=method, family=Half(), super_epochs=1)
+    assert not result.failed and np.isfinite(result.metrics["meta_loss"][0])
 
 
 @pytest.mark.parametrize(("init", "step"), [(init_mirror, mirror_step), (init_badmm, badmm_step)])
@@ -220,12 +258,7 @@ def test_restarts_are_searched_for_as_if_alone(method):
     settings = dict(method=method, super_epochs=1, inner_iterations=1, fit_updates=5)
     batch = make(jr.split(jr.key(3), 2))
     both = search(batch, restarts=2, **settings)
-    # The other way round, each with the other's draws: nothing of one gets into the other.
-    others = search(jax.tree.map(lambda x: x[::-1], batch), restarts=2, **settings)
     assert both.metrics["final_loss"].shape == (1, 2)
-    if method == "badmm":
-        # Its first controllers do not depend on the policy.
-        np.testing.assert_array_equal(both.metrics["teacher_loss"], others.metrics["teacher_loss"])
     twice = search(jax.tree.map(lambda x: x[jnp.array([0, 0])], batch), restarts=2, **settings)
     first = [l2o_eqx.select_restart(result.optimizer, 0) for result in (both, twice)]
     for x, y in zip(*map(jax.tree.leaves, first), strict=True):

@@ -40,9 +40,13 @@ def init_badmm(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> BadmmS
             return points - rate * grads, (gains, offsets)
 
         _, (gains, offsets) = lax.scan(step, problem.starts, jnp.arange(settings.num_steps))
+        gains, offsets = jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2)
+        # Where gradient descent does not come through, the first controller stays where it is.
+        fine = is_sound(jnp.zeros(num_objectives, dtype), (gains, offsets))
+        gains, offsets = select(fine, (gains, offsets), 0.0)
         eye = settings.initial_std**2 * jnp.eye(size, dtype=dtype)
         covariances = jnp.broadcast_to(eye, (num_objectives, blocks, settings.num_steps, size, size))
-        controllers = LinearGaussian(jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2), covariances)
+        controllers = LinearGaussian(gains, offsets, covariances)
         each = jnp.ones(num_objectives, dtype)
         return BadmmState(
             controllers,
@@ -89,12 +93,13 @@ def badmm_step(
         sound = is_sound(sampled, (paths.grads, cost))
         paths, cost = select(sound, paths, 0.0), select(sound, cost, 0.0)
         before = control.expected(problem, cost, old)
-        carry = (arrays, meta_state, search, fitter.means(arrays, paths))
+        carry = (arrays, meta_state, search, fitter.means(arrays, paths), sound)
 
         def inner(carry, key):
-            arrays, meta_state, search, answers = carry
+            arrays, meta_state, search, answers, sound = carry
             linear = control.linearized(problem, answers, paths, search.covariance, with_rest=True)
-            controllers = control.between(problem, cost, old, linear, search)
+            controllers, kept = control.between(problem, cost, old, linear, search)
+            sound = sound & kept & is_sound(sampled, controllers)
             controllers = select(sound, controllers, old)
             intended = control.actions_of(problem, controllers, paths)
             search = eqx.tree_at(lambda s: s.controllers, search, controllers)
@@ -104,12 +109,13 @@ def badmm_step(
             gaps = answers - intended
             gap = problem.blocks(jnp.mean(gaps, axis=1))
             duals = search.duals + settings.dual_rate * search.penalty[:, None, None, None] * gap
+            duals = select(sound, duals, search.duals)
             covariance = control.shared_covariance(controllers, sound, search.covariance)
             search = eqx.tree_at(lambda s: (s.duals, s.covariance), search, (duals, covariance))
-            return (arrays, meta_state, search, answers), (loss, gaps)
+            return (arrays, meta_state, search, answers, sound), (loss, gaps)
 
         carry, (losses, gaps) = lax.scan(inner, carry, jr.split(fkey, settings.inner_iterations))
-        arrays, meta_state, search, _ = carry
+        arrays, meta_state, search, _, sound = carry
         apart = control.disagreement(problem, search.controllers, gaps[-1])
         gain = before - control.expected(problem, cost, search.controllers)
         search = eqx.tree_at(

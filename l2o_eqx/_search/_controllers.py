@@ -22,6 +22,8 @@ from ._problem import BadmmState, Paths, Problem, SearchSettings, sample
 # Of the regression of the policy's answers on where they are given, relative to the spread of these.
 _RIDGE = 1e-2
 _TINY = 1e-8
+# Of the bound on a step.
+_SLACK = 1.01
 # Of the multiplier of a step, at once.
 _CHANGE = (0.1, 5.0)
 
@@ -146,22 +148,29 @@ def linearized(
 
 def near_policy(
     problem: Problem, cost: QuadraticCost, policy: LinearGaussian, multiplier: Scalar
-) -> LinearGaussian:
-    """The controllers' step of mirror descent: min E[c] at a bounded divergence from the policy."""
+) -> tuple[LinearGaussian, Bool[Array, " objectives"]]:
+    """The controllers' step of mirror descent: min E[c] at a bounded divergence from the policy.
+
+    **Returns:** the controllers, and whether the bound is kept, which for the steepest costs cannot be.
+    """
     settings = problem.settings
     bound = settings.kl_step * settings.num_steps * multiplier
     dynamics = _dynamics(problem)
 
     def one(cost, policy, mean, covariance):
-        return optimize_trajectory(dynamics, cost, policy, mean=mean, covariance=covariance, step=bound)[0]
+        return optimize_trajectory(dynamics, cost, policy, mean=mean, covariance=covariance, step=bound)
 
-    return jax.vmap(one)(cost, policy, *_start_of(problem))
+    controllers, _, found = jax.vmap(one)(cost, policy, *_start_of(problem))
+    return controllers, found <= _SLACK * bound
 
 
 def between(
     problem: Problem, cost: QuadraticCost, old: LinearGaussian, policy: LinearGaussian, search: BadmmState
-) -> LinearGaussian:
-    """The controllers' step of BADMM: min E[c − λᵀu] + ν·KL(ψ ‖ π), not far from the samples."""
+) -> tuple[LinearGaussian, Bool[Array, " objectives"]]:
+    """The controllers' step of BADMM: min E[c − λᵀu] + ν·KL(ψ ‖ π), not far from the samples.
+
+    **Returns:** as `near_policy`.
+    """
     settings = problem.settings
     bounds = settings.kl_step * settings.num_steps * search.multiplier
     dynamics = _dynamics(problem)
@@ -177,9 +186,11 @@ def between(
         )
         return optimize_trajectory(
             dynamics, total, old, mean=mean, covariance=covariance, step=bound, temperature=penalty
-        )[0]
+        )
 
-    return jax.vmap(one)(cost, old, policy, search.duals, search.penalty, bounds, *_start_of(problem))
+    args = (cost, old, policy, search.duals, search.penalty, bounds, *_start_of(problem))
+    controllers, _, found = jax.vmap(one)(*args)
+    return controllers, found <= _SLACK * bounds
 
 
 def actions_of(problem: Problem, controllers: LinearGaussian, paths: Paths):
@@ -193,11 +204,13 @@ def actions_of(problem: Problem, controllers: LinearGaussian, paths: Paths):
 
 def shared_covariance(controllers: LinearGaussian, sound: Bool[Array, " objectives"], otherwise: Array):
     # The noise for which the sum of all KL(π ‖ ψ) is least: Levine et al. 2016 (arXiv:1504.00702), app. A.
-    # Where all objectives failed it stays as it was.
     precisions = inverse(controllers.covariances)
     among = sound.reshape(-1, *(1,) * (precisions.ndim - 1))
     shared = inverse(jnp.mean(precisions, axis=(0, 2), where=among))
-    return jnp.where(jnp.any(sound), shared, otherwise)
+    shared = (shared + jnp.swapaxes(shared, -1, -2)) / 2
+    # What noise cannot be drawn from would end the search for all.
+    fine = jnp.any(sound) & jnp.all(jnp.isfinite(cholesky(shared)))
+    return jnp.where(fine, shared, otherwise)
 
 
 def inverse(matrices):

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._draws import losses_of
+from .._engine._losses import select
 from .._linear_algebra import cholesky
 from .._misc import add_updates, cast_like, ravel
 from .._types import Scalar
@@ -80,9 +81,13 @@ class Fitter(NamedTuple):
         precisions: Float[Array, "objectives steps blocks size size"],
         key: PRNGKeyArray,
     ) -> tuple[PyTree, PyTree, Scalar]:
-        """Regression: min Σ (μ − targets)ᵀ precisions (μ − targets) over the samples."""
+        """Regression: min Σ (μ − targets)ᵀ precisions (μ − targets) over the samples.
+
+        Of objectives without precision nothing is learned; without any nothing changes.
+        """
         problem, settings = self.problem, self.problem.settings
-        # Where all objectives failed there is nothing to learn.
+        anything = jnp.any(precisions != 0)
+        targets = select(jnp.any(precisions != 0, axis=(1, 2, 3, 4)), targets, 0.0)
         tiny = jnp.finfo(precisions.dtype).tiny
         weights = precisions / jnp.maximum(jnp.mean(jnp.trace(precisions, axis1=-2, axis2=-1)), tiny)
         num_objectives, num_samples = paths.losses.shape[:2]
@@ -106,7 +111,9 @@ class Fitter(NamedTuple):
             return (eqx.combine(add_updates(floats, changes), others), meta_state), loss
 
         keys = jr.split(key, settings.fit_updates)
-        (arrays, meta_state), losses = lax.scan(update, (arrays, meta_state), keys)
+        before = (arrays, meta_state)
+        after, losses = lax.scan(update, before, keys)
+        arrays, meta_state = jax.tree.map(lambda x, y: jnp.where(anything, x, y), after, before)
         return arrays, meta_state, jnp.mean(losses[-max(1, settings.fit_updates // 4) :])
 
     def metrics(

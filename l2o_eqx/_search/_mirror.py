@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._devices import Restarts
 from .._engine._losses import is_sound, select
+from ..control import LinearGaussian
 from ..optimizers import AbstractOptimizer
 from . import _controllers as control
 from ._fitter import Fitter
@@ -55,11 +56,21 @@ def mirror_step(
     def one(arrays, meta_state, search, own, key):
         problem = drawn.problem(own, settings)
         fitter = Fitter(static, meta_optimizer, problem)
+
+        def still(covariance):
+            # For an objective of which there is no policy that one could go on from.
+            num_objectives, blocks, size = problem.blocks(problem.starts).shape
+            shape = (num_objectives, blocks, settings.num_steps, size)
+            covariances = jnp.broadcast_to(covariance[:, None], (*shape, size))
+            return LinearGaussian(
+                jnp.zeros_like(covariances), jnp.zeros(shape, covariance.dtype), covariances
+            )
+
         # The same noise in every iteration, so that their costs differ by what was learned.
         skey, key = jr.split(key)
 
         def iteration(carry, key):
-            arrays, meta_state, search, costs, expected_gain, sound = carry
+            arrays, meta_state, search, costs, gains, sound = carry
             hkey, fkey = jr.split(key)
             paths, answers = fitter.sample(arrays, search.covariance, skey)
             weights = control.cost_weights(paths, settings)
@@ -69,12 +80,13 @@ def mirror_step(
             paths, answers = select(here, (paths, answers), 0.0)
             policy = control.linearized(problem, answers, paths, search.covariance, with_rest=False)
             cost = control.expand(problem, policy, weights, hkey)
-            here = here & is_sound(sampled, cost)
-            cost = select(here, cost, 0.0)
+            here = here & is_sound(sampled, (cost, policy))
+            cost, policy = select(here, cost, 0.0), select(here, policy, still(search.covariance))
+            expected, gained = (jnp.mean(x, where=sound & here) for x in (gains, costs - sampled))
+            multiplier = control.adapted(search.multiplier, expected, gained, _MULTIPLIER)
+            controllers, kept = control.near_policy(problem, cost, policy, multiplier)
+            here = here & kept & is_sound(sampled, controllers)
             sound = sound & here
-            gained = jnp.mean(costs - sampled, where=sound)
-            multiplier = control.adapted(search.multiplier, expected_gain, gained, _MULTIPLIER)
-            controllers = control.near_policy(problem, cost, policy, multiplier)
             controllers = select(here, controllers, policy)
             # What the controllers would change, added to what the policy answers: a step of length zero
             # changes nothing, however little of the answers is linear in where they are given.
@@ -91,10 +103,10 @@ def mirror_step(
                 "disagreement": jnp.mean(control.disagreement(problem, controllers, gaps), where=here),
                 "step_multiplier": multiplier,
             }
-            return (arrays, meta_state, search, sampled, jnp.mean(gain, where=here), sound), found
+            return (arrays, meta_state, search, sampled, gain, sound), found
 
         unknown = jnp.full(problem.starts.shape[0], jnp.nan, problem.starts.dtype)
-        carry = (arrays, meta_state, search, unknown, unknown[0], jnp.ones(unknown.shape, bool))
+        carry = (arrays, meta_state, search, unknown, unknown, jnp.ones(unknown.shape, bool))
         carry, found = lax.scan(iteration, carry, jr.split(key, settings.inner_iterations))
         arrays, meta_state, search, *_, sound = carry
         metrics = {

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._devices import Restarts
 from .._draws import Draws, draw
 from .._engine._losses import loss_function, losses_and_grads
-from .._misc import ravel, tree_dtype, unravel_like
+from .._misc import ravel, tree_dtype, unravel_like, wide_dtype_of
 from .._types import Params
 from ..control import LinearGaussian
 from ..objectives import AbstractObjectiveFamily
@@ -31,7 +31,6 @@ class SearchSettings(NamedTuple):
 
     num_steps: int
     num_objectives: int
-    method: Method
     structure: Structure
     num_samples: int
     inner_iterations: int
@@ -160,12 +159,13 @@ class Drawn(eqx.Module):
     def problem(self, arrays: PyTree, settings: SearchSettings) -> Problem:
         """Those of one restart."""
         draws = self.all.with_arrays(arrays)
-        starts = ravel(draws.params, tree_dtype(draws.params), num_leading=1)
+        # Regulators and regressions need more than half precision.
+        starts = ravel(draws.params, wide_dtype_of(tree_dtype(draws.params)), num_leading=1)
         return Problem(draws, starts, jax.tree.map(lambda x: x[0], draws.params), settings)
 
 
 class Paths(eqx.Module):
-    """Samples of the controllers' trajectories, flat: where they were, and what an optimizer sees there."""
+    """Sampled trajectories, flat: where they were, and what an optimizer sees there."""
 
     points: Float[Array, "objectives samples points dim"]
     losses: Float[Array, "objectives samples points"]

@@ -296,26 +296,26 @@ def train(
 
 @app.command()
 def table(out: results.Folder = OUT) -> None:
-    """All that is finished, as the Markdown tables of docs/policies.md."""
+    """All that is finished, as Markdown: f, and the margins over the baselines."""
     paths = {family: out / f"policies-{family}.json" for family in FAMILIES}
     found = {family: results.known(path, None) for family, path in paths.items() if path.exists()}
     print(f"\n| | {' | '.join(f'{family} {at}' for family in found for at in AT)} | CPU-s |")
     print(f"|{'---|' * (2 + len(found) * len(AT))}")
     for name in _names(found, "policies") + _names(found, "peers"):
-        runs = {family: known["policies"].get(name, []) for family, known in found.items()}
+        runs = {family: known.get("policies", {}).get(name, []) for family, known in found.items()}
         cells = [_cell(known, name, runs[family], at) for family, known in found.items() for at in AT]
         seconds = [f"{np.median([r['cpu_seconds'] for r in own]):.0f}" for own in runs.values() if own]
         print(f"| {name} | {' | '.join(cells)} | {', '.join(seconds)} |")
     print(f"\n| | {' | '.join(f'{peer} {at}' for peer in TUNED for at in AT)} |")
     print(f"|{'---|' * (1 + len(TUNED) * len(AT))}")
     for family, known in found.items():
-        for name, runs in known["policies"].items():
+        for name, runs in known.get("policies", {}).items():
             cells = [_ahead(known["peers"], runs, peer, at) for peer in TUNED for at in AT]
             print(f"| {family}, {name} | {' | '.join(cells)} |")
 
 
 def _names(found: dict[str, Any], what: str) -> list[str]:
-    return list(dict.fromkeys(name for known in found.values() for name in known[what]))
+    return list(dict.fromkeys(name for known in found.values() for name in known.get(what, {})))
 
 
 def _cell(known: dict[str, Any], name: str, runs: list[Any], at: int) -> str:
@@ -325,7 +325,7 @@ def _cell(known: dict[str, Any], name: str, runs: list[Any], at: int) -> str:
     means = [float(np.mean(run["losses"][str(at)])) for run in runs]
     if not means:
         return ""
-    spread = f" [{min(means):.3f}, {max(means):.3f}]" if len(means) > 1 else ""
+    spread = f" [{min(means):.4f}, {max(means):.4f}]" if len(means) > 1 else ""
     return f"{np.median(means):.4f}{spread}"
 
 

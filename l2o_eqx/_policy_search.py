@@ -79,13 +79,15 @@ def policy_search(
     expands costs and policy there, and then, `inner_iterations` times,
 
     1. improves each controller: min E_ψ[c − λᵀu] + ν·KL(ψ ‖ π), at a divergence of at most `kl_step` per step
-        from the one sampled, times a factor as above, between 0.01 and 10;
+        from the one sampled, times a factor between 0.01 and 10 of each objective, which follows the gain of
+        the last super epoch;
     2. fits the policy: min λᵀμ + (ν/2)·(μ − û)ᵀ C⁻¹ (μ − û), where û is what a controller means to do and μ
         what the policy does;
     3. moves the duals by what is still between them: λ += α·ν·E[μ − û].
 
-    The penalty ν of an objective doubles where the two are more than `kl_step` nats apart, and halves below
-    a tenth of that. The policy is fitted where controllers lead, and may be elsewhere when it is on its own.
+    The penalty ν of an objective doubles where the two are more than `kl_step` nats per step apart, and
+    halves below a tenth of that. The policy is fitted where controllers lead, and may be elsewhere when it is
+    on its own.
 
     Objectives that are not finite, or so steep that no bound can be kept, are left out and reported. Any
     optimizer can be trained so, one with a learned start excepted; `optimizers.PolicyOptimizer` is the one

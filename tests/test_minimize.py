@@ -14,7 +14,7 @@ from l2o_eqx import Box, Space
 from l2o_eqx.optimizers import BlackBoxRNN
 
 PROGRAM = '''
-import os, pathlib, signal, sys, time
+import functools, os, pathlib, signal, sys, time
 
 def bowl(rate, net):
     print("anything")
@@ -52,6 +52,13 @@ def meeting(rate, net):
         assert time.monotonic() < until, "alone"
         time.sleep(0.01)
     return bowl(rate, net)
+
+def seeded(function):
+    return functools.wraps(function)(lambda **point: function(seed=1, **point))
+
+@seeded
+def decorated(rate, net, seed):
+    return bowl(rate, net) + seed
 
 number = 3
 '''
@@ -115,6 +122,11 @@ def test_it_goes_on_as_if_nothing_had_happened():
     for folder, function in (("whole", "bowl"), ("killed", "killer")):
         l2o_cli(*arguments(function, folder, 7))
     assert len(rows("whole")) == 7 and rows("killed") == rows("whole")
+
+
+def test_a_function_is_called_as_it_is_decorated():
+    l2o_cli(*arguments("decorated", "out", 2))
+    assert [row["error"] for row in rows("out")] == ["", ""]
 
 
 def test_a_search_without_any_value_has_failed():

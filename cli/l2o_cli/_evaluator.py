@@ -100,7 +100,8 @@ class Evaluator:
 
 def _check_keywords(function: Any, reference: str, keywords: Iterable[str]) -> None:
     try:
-        signature = inspect.signature(function)
+        # As it is called: a decorator may hand on more than it is given.
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return  # Not every callable has one.
     try:

@@ -118,18 +118,21 @@ def badmm_step(
         arrays, meta_state, search, _, sound = carry
         apart = control.disagreement(problem, search.controllers, gaps[-1])
         gain = before - control.expected(problem, cost, search.controllers)
+        # Of an objective that was left out nothing was predicted.
+        gain = jnp.where(sound, gain, jnp.nan)
+        penalty = jnp.where(sound, _penalties(search.penalty, apart, settings), search.penalty)
         search = eqx.tree_at(
             lambda s: (s.costs, s.penalty),
             search,
-            (jnp.stack([sampled, gain], axis=1), _penalties(search.penalty, apart, settings)),
+            (jnp.stack([sampled, gain], axis=1), penalty),
         )
         metrics = {
             **fitter.metrics(arrays, meta_state, sound),
             "meta_loss": losses[-1],
             "teacher_loss": jnp.mean(paths.losses[..., 1:], where=sound[:, None, None]),
             "disagreement": jnp.mean(apart, where=sound),
-            "penalty": jnp.mean(search.penalty),
-            "step_multiplier": jnp.mean(search.multiplier),
+            "penalty": jnp.mean(search.penalty, where=sound),
+            "step_multiplier": jnp.mean(search.multiplier, where=sound),
         }
         return arrays, meta_state, search, metrics, ~sound
 

@@ -87,7 +87,8 @@ class Fitter(NamedTuple):
         """
         problem, settings = self.problem, self.problem.settings
         anything = jnp.any(precisions != 0)
-        targets = select(jnp.any(precisions != 0, axis=(1, 2, 3, 4)), targets, 0.0)
+        used = jnp.any(precisions != 0, axis=(1, 2, 3, 4))
+        paths, targets = select(used, (paths, targets), 0.0)
         tiny = jnp.finfo(precisions.dtype).tiny
         weights = precisions / jnp.maximum(jnp.mean(jnp.trace(precisions, axis1=-2, axis2=-1)), tiny)
         num_objectives, num_samples = paths.losses.shape[:2]

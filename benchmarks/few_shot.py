@@ -1,6 +1,6 @@
 """MAML and its kin on few-shot tasks: every number of docs/few-shot.md.
 
-    python benchmarks/few_shot.py sinusoid --restarts 5
+    python benchmarks/few_shot.py sinusoid --restarts 20
     python benchmarks/few_shot.py digits
     python benchmarks/few_shot.py speed
     python benchmarks/few_shot.py table

@@ -433,5 +433,7 @@ def test_a_black_box_is_not_trained_on_nothing(settings, message):
 def test_short_names_are_those_of_the_library(table):
     config = resolve([{"objective": table}])
     assert "gaussian-process" in (config.objective.kind, config.objective.get("family", {}).get("kind"))
-    assert config.optimizer.kind == "black-box-rnn" and config.strategy.estimator.constants == frozenset()
+    assert (
+        config.optimizer.kind == "black-box-rnn" and config.strategy.estimator.inner.constants == frozenset()
+    )
     assert config.evaluation.best_so_far and config.meta.num_steps == 30

@@ -205,21 +205,21 @@ def train(
     given += [f"meta.num_objectives={num_objectives}"]
     parts = parts_of(resolve(read_assignments([*given, f"meta.super_epochs={super_epochs}"])))
     networks: Any = jax.vmap(parts.make_optimizer)(jr.split(jr.key(100), restarts))
-    key, further_key = jr.key(5), jr.key(6)
-    common: dict[str, Any] = {"restarts": restarts}
-    networks = l2o.meta_train(
-        networks, parts.family, parts.strategy, **parts.training, **common, key=key
-    ).optimizer
+    networks = _trained(networks, parts, parts.training, jr.key(5))
     _keep_all(networks, restarts, dim, out, "first")
     if further:
         given += ["objective.outer_loss=loss", f"meta.super_epochs={further}"]
         given += [f"meta.learning_rate={further_rate}"]
         parts = parts_of(resolve(read_assignments(given)))
         settings = {**parts.training, "weighting": ObservedImprovement(0.0)}
-        networks = l2o.meta_train(
-            networks, parts.family, parts.strategy, **settings, **common, key=further_key
-        ).optimizer
+        networks = _trained(networks, parts, settings, jr.key(6))
         _keep_all(networks, restarts, dim, out, "further")
+
+
+def _trained(networks: Any, parts: Any, settings: dict[str, Any], key: Any) -> Any:
+    restarts = len(jax.tree.leaves(networks)[0])
+    given = {**settings, "restarts": restarts, "key": key}
+    return l2o.meta_train(networks, parts.family, parts.strategy, **given).optimizer
 
 
 def _keep_all(networks: Any, restarts: int, dim: int, out: Path, name: str) -> None:

@@ -27,8 +27,7 @@ def init_badmm(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> BadmmS
 
     def one(arrays):
         problem = drawn.problem(arrays, settings)
-        shape = problem.blocks(problem.starts).shape
-        num_objectives, blocks, size = shape
+        num_objectives, blocks, size = problem.blocks(problem.starts).shape
         rate, dtype = settings.initial_rate, problem.starts.dtype
 
         def step(points, t):
@@ -40,21 +39,18 @@ def init_badmm(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> BadmmS
             return points - rate * grads, (gains, offsets)
 
         _, (gains, offsets) = lax.scan(step, problem.starts, jnp.arange(settings.num_steps))
-        gains, offsets = jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2)
+        noise, each = control.first_noise(problem), jnp.ones(num_objectives, dtype)
+        still = control.still(problem, noise)
+        found = LinearGaussian(jnp.moveaxis(gains, 0, 2), jnp.moveaxis(offsets, 0, 2), still.covariances)
         # Where gradient descent does not come through, the first controller stays where it is.
-        fine = is_sound(jnp.zeros(num_objectives, dtype), (gains, offsets))
-        gains, offsets = select(fine, (gains, offsets), 0.0)
-        eye = settings.initial_std**2 * jnp.eye(size, dtype=dtype)
-        covariances = jnp.broadcast_to(eye, (num_objectives, blocks, settings.num_steps, size, size))
-        controllers = LinearGaussian(gains, offsets, covariances)
-        each = jnp.ones(num_objectives, dtype)
+        controllers = select(is_sound(each, found), found, still)
         return BadmmState(
             controllers,
             jnp.zeros((num_objectives, settings.num_steps, blocks, size), dtype),
             settings.penalty * each,
             each,
             jnp.full((num_objectives, 2), jnp.nan, dtype),
-            jnp.broadcast_to(eye, (blocks, size, size)),
+            noise,
         )
 
     return runs.over(one)(drawn.arrays)
@@ -82,8 +78,7 @@ def badmm_step(
         fitter = Fitter(static, meta_optimizer, problem)
         skey, hkey, fkey = jr.split(key, 3)
         paths = control.sample_controllers(problem, search.controllers, skey)
-        weights = control.cost_weights(paths, settings)
-        sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
+        weights, sampled = control.sampled_costs(paths, settings)
         gained = search.costs[:, 0] - sampled
         multiplier = control.adapted(search.multiplier, search.costs[:, 1], gained, _MULTIPLIER)
         search = eqx.tree_at(lambda s: s.multiplier, search, multiplier)

@@ -28,7 +28,30 @@ _SLACK = 1.01
 _CHANGE = (0.1, 5.0)
 
 
-def cost_weights(paths: Paths, settings: SearchSettings) -> Float[Array, "objectives steps"]:
+def first_noise(problem: Problem) -> Float[Array, "blocks size size"]:
+    """The covariance that a search begins with."""
+    _, blocks, size = problem.blocks(problem.starts).shape
+    eye = problem.settings.initial_std**2 * jnp.eye(size, dtype=problem.starts.dtype)
+    return jnp.broadcast_to(eye, (blocks, size, size))
+
+
+def still(problem: Problem, covariance: Float[Array, "blocks size size"]) -> LinearGaussian:
+    """Controllers of noise alone, for objectives of which nothing better is known."""
+    num_objectives, blocks, size = problem.blocks(problem.starts).shape
+    shape = (num_objectives, blocks, problem.settings.num_steps, size)
+    covariances = jnp.broadcast_to(covariance[:, None], (*shape, size))
+    return LinearGaussian(jnp.zeros_like(covariances), jnp.zeros(shape, covariance.dtype), covariances)
+
+
+def sampled_costs(
+    paths: Paths, settings: SearchSettings
+) -> tuple[Float[Array, "objectives steps"], Float[Array, " objectives"]]:
+    """w_t, and the mean of Σ w_t f(θ_{t+1}) over the samples."""
+    weights = _cost_weights(paths, settings)
+    return weights, jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
+
+
+def _cost_weights(paths, settings):
     # Of mean one, so that all else keeps its meaning.
     means = jnp.mean(paths.losses[..., 1:], axis=1)
     num_steps = settings.num_steps

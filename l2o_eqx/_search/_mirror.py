@@ -12,7 +12,6 @@ from jaxtyping import Array, PyTree
 
 from .._devices import Restarts
 from .._engine._losses import is_sound, select
-from ..control import LinearGaussian
 from ..optimizers import AbstractOptimizer
 from . import _controllers as control
 from ._fitter import Fitter
@@ -28,10 +27,7 @@ def init_mirror(drawn: Drawn, settings: SearchSettings, runs: Restarts) -> Mirro
 
     def one(arrays):
         problem = drawn.problem(arrays, settings)
-        _, blocks, size = problem.blocks(problem.starts).shape
-        dtype = problem.starts.dtype
-        eye = settings.initial_std**2 * jnp.eye(size, dtype=dtype)
-        return MirrorState(jnp.broadcast_to(eye, (blocks, size, size)), jnp.ones((), dtype))
+        return MirrorState(control.first_noise(problem), jnp.ones((), problem.starts.dtype))
 
     return runs.over(one)(drawn.arrays)
 
@@ -56,16 +52,6 @@ def mirror_step(
     def one(arrays, meta_state, search, own, key):
         problem = drawn.problem(own, settings)
         fitter = Fitter(static, meta_optimizer, problem)
-
-        def still(covariance):
-            # For an objective of which there is no policy that one could go on from.
-            num_objectives, blocks, size = problem.blocks(problem.starts).shape
-            shape = (num_objectives, blocks, settings.num_steps, size)
-            covariances = jnp.broadcast_to(covariance[:, None], (*shape, size))
-            return LinearGaussian(
-                jnp.zeros_like(covariances), jnp.zeros(shape, covariance.dtype), covariances
-            )
-
         # The same noise in every iteration, so that their costs differ by what was learned.
         skey, key = jr.split(key)
 
@@ -73,15 +59,15 @@ def mirror_step(
             arrays, meta_state, search, costs, gains, sound = carry
             hkey, fkey = jr.split(key)
             paths, answers = fitter.sample(arrays, search.covariance, skey)
-            weights = control.cost_weights(paths, settings)
-            sampled = jnp.mean(jnp.sum(weights[:, None] * paths.losses[..., 1:], axis=-1), axis=1)
+            weights, sampled = control.sampled_costs(paths, settings)
             # An objective that is not finite is left out: it teaches nothing.
             here = is_sound(sampled, (paths.grads, answers))
             paths, answers = select(here, (paths, answers), 0.0)
             policy = control.linearized(problem, answers, paths, search.covariance, with_rest=False)
             cost = control.expand(problem, policy, weights, hkey)
             here = here & is_sound(sampled, (cost, policy))
-            cost, policy = select(here, cost, 0.0), select(here, policy, still(search.covariance))
+            cost = select(here, cost, 0.0)
+            policy = select(here, policy, control.still(problem, search.covariance))
             expected, gained = (jnp.mean(x, where=sound & here) for x in (gains, costs - sampled))
             multiplier = control.adapted(search.multiplier, expected, gained, _MULTIPLIER)
             controllers, kept = control.near_policy(problem, cost, policy, multiplier)

@@ -47,7 +47,8 @@ def plot_curves(
     emphasize: Iterable[str] = ("learned",),
     several: Iterable[str] = (),
 ) -> "Figure":
-    """Draws losses over inner steps: the median as a line, the quartiles as a band, on a log scale.
+    """Draws losses over inner steps: the median as a line, the quartiles as a band, on a log scale; on a
+    linear one where most losses are below zero.
 
     **Arguments:**
 
@@ -68,12 +69,11 @@ def plot_curves(
     arrays = {n + "*" * (n in marked): np.asarray(quartiles, float) for n, quartiles in curves.items()}
     best_first = sorted(arrays, key=lambda name: _final(arrays[name]))
     styles = _styles(list(arrays), set(emphasize))
-    low, high = _limits(arrays.values())
+    bottom, top = _scale_losses(axes, arrays.values())
     for name in best_first:
-        _draw_curve(axes, name, arrays[name], styles[name], top=10 * high)
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    _label_decades(axes)
+        _draw_curve(axes, name, arrays[name], styles[name], bottom, top)
+    if axes.get_yscale() == "log":
+        _label_decades(axes)
     axes.set_xlim(0, max(1, *(q.shape[1] - 1 for q in arrays.values())))
     axes.set_xlabel("inner step")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -87,7 +87,9 @@ def plot_curves(
         frameon=False,
         fontsize=10,
     )
-    leaves = any(np.any(np.nan_to_num(q[1], nan=np.inf, posinf=np.inf) > high) for q in arrays.values())
+    leaves = any(
+        np.any(np.nan_to_num(q[1], nan=np.inf, posinf=np.inf) > axes.get_ylim()[1]) for q in arrays.values()
+    )
     explain(
         figure,
         "Line: median of all runs. Band: their middle half, from 25 % to 75 %.",
@@ -126,12 +128,10 @@ def plot_families(
     panels = np.atleast_1d(axes).ravel()
     for panel, (family, curves) in zip(panels, families.items(), strict=False):
         arrays = {name: np.asarray(quartiles, float) for name, quartiles in curves.items()}
-        low, high = _limits(arrays.values())
+        _, top = _scale_losses(panel, arrays.values())
         for name in sorted(arrays, key=lambda name: _final(arrays[name])):
             style = {**styles[name], "label": None}
-            panel.plot(np.clip(arrays[name][1], None, 10 * high), **style)
-        panel.set_yscale("log")
-        panel.set_ylim(low, high)
+            panel.plot(np.clip(arrays[name][1], None, top), **style)
         panel.set_title(family, fontsize=10, loc="left")
     for panel in panels[: len(families)][-columns:]:
         panel.set_xlabel("inner step")
@@ -282,9 +282,11 @@ def _thick(styles: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Thick: {', '.join(names)}." if names else ""
 
 
-def _draw_curve(axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], top: float) -> None:
-    # What diverged leaves the picture upwards; zero and below leave it downwards.
-    shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), _FLOOR / 10, top)
+def _draw_curve(
+    axes: "Axes", name: str, quartiles: np.ndarray, style: dict[str, Any], bottom: float | None, top: float
+) -> None:
+    # What diverged leaves the picture upwards; on a log scale zero and below leave it downwards.
+    shown = np.clip(np.nan_to_num(quartiles, nan=np.inf, posinf=np.inf), bottom, top)
     steps = np.arange(quartiles.shape[1])
     axes.fill_between(
         steps,
@@ -305,6 +307,27 @@ def _final(quartiles: np.ndarray) -> float:
     return final if np.isfinite(final) else np.inf
 
 
+def _scale_losses(axes: "Axes", curves: Iterable[np.ndarray]) -> tuple[float | None, float]:
+    # Logarithmic, but for losses that are below zero most of the time; between what curves are clipped to.
+    curves = list(curves)
+    medians = np.concatenate([q[1][np.isfinite(q[1])] for q in curves])
+    if medians.size and np.mean(medians < 0) > 0.5:
+        lows, starts = (np.concatenate(x) for x in zip(*((q[0], q[:, 0]) for q in curves), strict=True))
+        low, high = np.min(lows[np.isfinite(lows)]), _highest(starts, medians)
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+        return None, high + 10 * margin
+    low, high = _limits(curves)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    return _FLOOR / 10, 10 * high
+
+
+def _highest(starts: np.ndarray, medians: np.ndarray) -> float:
+    known = starts[np.isfinite(starts)]
+    return float(np.max(known) if known.size else np.nanmax(medians))
+
+
 def _limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     # Up to the highest starting point, so that one that diverges does not squash the rest.
     curves = [np.where(np.isfinite(q) & (q > 0), q, np.nan) for q in curves]
@@ -313,7 +336,7 @@ def _limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     lows = np.concatenate([q[0] for q in curves])
     if np.all(np.isnan(medians)):
         return _FLOOR, 1.0
-    high = np.nanmax(starts) if np.any(np.isfinite(starts)) else np.nanmax(medians)
+    high = _highest(starts, medians)
     # The lower quartile may dive on a few steps; it may take a factor of ten below the medians.
     low = max(np.nanmin(lows), np.nanmin(medians) / 10) if np.any(np.isfinite(lows)) else high / 10
     low, high = max(float(low), _FLOOR), max(float(high), 10 * _FLOOR)

@@ -162,3 +162,14 @@ def test_a_meta_loss_has_a_panel_of_its_own():
 def test_every_label_of_close_numbers_can_be_read():
     figure = plots.plot_training({name: np.array([2.1, 2.4]) for name in _trained((1,))})
     assert {axes.get_yscale() for axes in figure.axes} == {"linear"}
+
+
+def test_losses_below_zero_are_drawn_on_a_linear_scale():
+    falling = np.linspace(0.5, -2.0, 10)
+    curves = {"one": np.stack([falling - 0.1, falling, falling + 0.1])}
+    for figure in (plots.plot_curves(curves), plots.plot_families({"a": curves, "b": curves})):
+        axes = figure.axes[0]
+        assert axes.get_yscale() == "linear"
+        low, high = axes.get_ylim()
+        assert low < falling.min() and high > falling.max()
+    assert plots.plot_curves({"one": curves["one"] + 3}).axes[0].get_yscale() == "log"
